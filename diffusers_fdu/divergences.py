@@ -37,8 +37,8 @@ EXPONENT_CAP = {torch.float32: 60.0, torch.float64: 600.0}
 """Largest exponent of an exponential profile; beyond it the profile continues as its tangent.
 
 exp overflows at 88.7 in float32 and 709.8 in float64. The margin leaves room for the tangent
-to go on to s = 1e12, and for the factors that multiply phi and dphi. Clamping instead would give the farthest
-samples no gradient.
+to go on to s = 1e12, and for the factors that multiply phi and dphi. Clamping instead would
+give the farthest samples no gradient.
 """
 
 USER_S_CAP = 50.0
