@@ -1,5 +1,20 @@
 """Concept unlearning for diffusers pipelines under any f-divergence, as a standard LoRA."""
 
-from diffusers_fdu.divergences import DIVERGENCES, Divergence, divergence
+from .concepts import Concept
+from .divergences import DIVERGENCES, Divergence, divergence
+from .loss import DivergenceLoss
+from .train import StepRecord, TrainConfig
+from .unlearner import FDUnlearner
 
-__all__ = ["DIVERGENCES", "Divergence", "divergence"]
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "DIVERGENCES",
+    "Concept",
+    "Divergence",
+    "DivergenceLoss",
+    "FDUnlearner",
+    "StepRecord",
+    "TrainConfig",
+    "divergence",
+]

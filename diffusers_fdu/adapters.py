@@ -1,0 +1,240 @@
+"""LoRA adapters on a pipe's own denoiser: attach, remove, save."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import cast_training_params
+from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+CROSS_ATTENTION = ("attn2.to_k", "attn2.to_v")
+"""Where the text enters a UNet: the keys and values of cross-attention, as in the paper."""
+
+WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+
+
+@dataclass(frozen=True)
+class AdapterState:
+    """What was on a denoiser before an adapter was attached."""
+
+    active: tuple[str, ...]
+    had_adapters: bool
+    requires_grad: dict[str, bool]
+    training: dict[str, bool]
+
+
+def check_adapter_name(name: str, model: nn.Module) -> None:
+    """Refuse names that PEFT cannot hold or that the denoiser already has.
+
+    Raises:
+        ValueError: with a name that would work.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ValueError(f"adapter_name {name!r}: use letters, digits, '_' and '-'")
+    if name in getattr(model, "peft_config", {}):
+        raise ValueError(f"adapter {name!r} is already on the pipe: pass another adapter_name")
+
+
+def default_adapter_name(target: str, model: nn.Module) -> str:
+    """A free name for the adapter that forgets `target`, such as "forget-dog"."""
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", target).strip("-").lower() or "concept"
+    name, taken, i = f"forget-{slug}", getattr(model, "peft_config", {}), 2
+    while name in taken:
+        name, i = f"forget-{slug}-{i}", i + 1
+    return name
+
+
+def target_modules(model: nn.Module, wanted: Sequence[str] | None) -> list[str]:
+    """Names of the layers to adapt, or the default for this denoiser.
+
+    Args:
+        model: the denoiser.
+        wanted: suffixes of module names, such as "attn2.to_q"; None for `CROSS_ATTENTION`.
+
+    Raises:
+        ValueError: if a suffix matches no linear layer of the model.
+    """
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | BaseTunerLayer)]
+    chosen = list(wanted) if wanted is not None else list(CROSS_ATTENTION)
+    for suffix in chosen or [""]:
+        if not suffix or not any(n == suffix or n.endswith(f".{suffix}") for n in names):
+            raise ValueError(
+                f"no linear layer of {type(model).__name__} is named {suffix!r}: "
+                "set target_modules to suffixes such as 'attn2.to_k'"
+            )
+    return chosen
+
+
+def tuner_layers(model: nn.Module) -> list[BaseTunerLayer]:
+    """The layers of a denoiser that carry adapters."""
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def adapter_parameters(model: nn.Module, adapter_name: str) -> list[nn.Parameter]:
+    """The weights of one adapter."""
+    marked = f".{adapter_name}."
+    return [p for n, p in model.named_parameters() if "lora_" in n and marked in n]
+
+
+def snapshot(model: nn.Module) -> AdapterState:
+    """What `remove` and `finish` give back."""
+    layers = tuner_layers(model)
+    active = dict.fromkeys(a for layer in layers for a in layer.active_adapters)
+    return AdapterState(
+        active=tuple(active),
+        had_adapters=bool(layers),
+        requires_grad={n: p.requires_grad for n, p in model.named_parameters()},
+        training={n: m.training for n, m in model.named_modules()},
+    )
+
+
+def attach(
+    model: nn.Module,
+    adapter_name: str,
+    rank: int,
+    alpha: float,
+    modules: Sequence[str],
+    seed: int,
+) -> list[nn.Parameter]:
+    """Put a new LoRA on a denoiser, active beside what was active; only it is trainable.
+
+    Args:
+        model: the denoiser, a diffusers model with PEFT support.
+        adapter_name: its name.
+        rank: of the update.
+        alpha: the update is scaled by alpha / rank.
+        modules: suffixes of the layers' names.
+        seed: of its initial weights.
+
+    Returns:
+        Its weights in float32.
+    """
+    before = snapshot(model)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT takes any number
+        target_modules=list(modules),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.add_adapter(config, adapter_name)  # type: ignore[operator]
+    activate(model, [*before.active, adapter_name])
+    model.requires_grad_(False)
+    model.eval()
+    parameters = adapter_parameters(model, adapter_name)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    cast_training_params(model, torch.float32)
+    return parameters
+
+
+def activate(model: nn.Module, names: Sequence[str]) -> None:
+    """Make these adapters active, whatever their strengths, which stay as they are."""
+    for layer in tuner_layers(model):
+        layer.set_adapter(list(names))
+
+
+def finish(model: nn.Module, adapter_name: str, before: AdapterState) -> None:
+    """End training: the adapter stays, frozen and in the model's dtype; flags go back."""
+    for parameter in adapter_parameters(model, adapter_name):
+        parameter.requires_grad_(False)
+        if model.dtype.is_floating_point:
+            parameter.data = parameter.data.to(model.dtype)
+    _restore_flags(model, before)
+
+
+def remove(model: nn.Module, adapter_name: str, before: AdapterState) -> None:
+    """Take an adapter away and give everything back as it was; fine if it is not there."""
+    if adapter_name in getattr(model, "peft_config", {}):
+        if before.had_adapters:
+            model.delete_adapters(adapter_name)  # type: ignore[operator]
+            _unwrap_empty(model)
+            activate(model, before.active)
+        else:
+            model.unload_lora()  # type: ignore[operator]
+            model._hf_peft_config_loaded = False  # type: ignore[assignment]
+    _restore_flags(model, before)
+
+
+def _unwrap_empty(model: nn.Module) -> None:
+    """Put the plain layer back where a layer carries no adapter any more."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LoraLayer) and not child.lora_A:
+                setattr(parent, name, child.get_base_layer())
+
+
+def _restore_flags(model: nn.Module, before: AdapterState) -> None:
+    # A layer that carries an adapter for the first time has its weight under `base_layer`.
+    for name, parameter in model.named_parameters():
+        known = before.requires_grad.get(name)
+        if known is None:
+            known = before.requires_grad.get(name.replace(".base_layer.", "."), False)
+        parameter.requires_grad_(known)
+    for name, module in model.named_modules():
+        module.training = before.training.get(name, False)
+
+
+def lora_metadata(model: nn.Module, adapter_name: str) -> dict[str, Any]:
+    """What a file needs beside the weights; without it alpha is read as the rank.
+
+    Not the whole LoraConfig: older PEFT versions refuse fields that they do not know.
+    """
+    config: Any = model.peft_config[adapter_name]  # type: ignore[index]
+    modules = config.target_modules
+    return {
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "target_modules": modules if isinstance(modules, str) else sorted(modules),
+    }
+
+
+def save_adapter(pipe: Any, component: str, adapter_name: str, folder: Path) -> None:
+    """Write `pytorch_lora_weights.safetensors`, as `pipe.load_lora_weights(folder)` reads it.
+
+    Args:
+        pipe: pipeline whose class saves LoRA weights.
+        component: "unet" or "transformer".
+        adapter_name: which adapter.
+        folder: an existing folder.
+
+    Raises:
+        ValueError: if the pipeline class cannot save LoRA weights.
+    """
+    if not hasattr(pipe, "save_lora_weights"):
+        raise ValueError(f"{type(pipe).__name__} has no LoRA loader in diffusers")
+    model = getattr(pipe, component)
+    layers = get_peft_model_state_dict(model, adapter_name=adapter_name)
+    pipe.save_lora_weights(
+        folder,
+        weight_name=WEIGHTS_NAME,
+        **{
+            f"{component}_lora_layers": {k: v.contiguous() for k, v in layers.items()},
+            f"{component}_lora_adapter_metadata": lora_metadata(model, adapter_name),
+        },
+    )
+    _sort_header(folder / WEIGHTS_NAME)
+
+
+def _sort_header(path: Path) -> None:
+    """Rewrite a safetensors header with sorted keys; it is written in a random order.
+
+    The format: 8 bytes of length, a JSON header padded with spaces, the data.
+    """
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":"))
+    encoded = header.encode()
+    encoded += b" " * (-len(encoded) % 8)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(len(encoded).to_bytes(8, "little") + encoded + content[end:])
+    temporary.replace(path)

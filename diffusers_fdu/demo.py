@@ -1,0 +1,130 @@
+"""The main job on the embedded model: unlearn, measure, and show what happened."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from .concepts import Concept, Kind
+from .emoji import (
+    CONCEPTS,
+    STYLES,
+    caption,
+    cells,
+    draw,
+    judge_cells,
+    load_emoji_judge,
+    load_emoji_pipeline,
+    scores,
+)
+from .unlearner import FDUnlearner, writable_folder
+
+GUIDANCE = 4.0
+TARGET_SEEDS = range(100, 110)  # 10 seeds a cell of the target
+OTHER_SEEDS = range(100, 102)
+
+
+def run_demo(
+    target: str, anchor: str, f: str, output_dir: Path, full: bool = True, **config: Any
+) -> dict[str, Any]:
+    """Unlearn a concept or style of the embedded model; write picture, adapter and summary.
+
+    Args:
+        target: one of the embedded model's concepts or styles.
+        anchor: another of the same kind.
+        f: the divergence.
+        output_dir: gets `before_after.png`, `summary.json` and the adapter.
+        full: measure all other concepts too, which takes most of the time.
+        **config: fields of `TrainConfig`.
+
+    Returns:
+        The summary, as written.
+
+    Raises:
+        ValueError: if the embedded model does not know the target, or the folder cannot be
+            written.
+    """
+    known = CONCEPTS if target in CONCEPTS else STYLES
+    for name in (target, anchor):
+        if name not in known:
+            raise ValueError(f"the embedded model has no {name!r}: choose {', '.join(known)}")
+    folder = writable_folder(output_dir)
+    pipe, judge = load_emoji_pipeline(), load_emoji_judge()
+    shown = shown_prompts(target)
+    before_images = draw(pipe, shown, range(len(shown)), progress="draw before")
+    own = [cell for cell in cells() if target in cell]
+    others = [cell for cell in cells() if target not in cell] if full else []
+
+    def measure(when: str) -> dict[str, float]:
+        verdicts = judge_cells(pipe, judge, own, seeds(own), progress=f"judge target {when}")
+        kept = OTHER_SEEDS
+        verdicts += judge_cells(pipe, judge, others, kept, progress=f"judge others {when}")
+        return scores(verdicts, target).as_dict()
+
+    before = measure("before")
+    kind: Kind = "object" if target in CONCEPTS else "style"
+    unlearner = FDUnlearner(pipe, {"guidance_scale": GUIDANCE}, **config)
+    started = time.monotonic()
+    unlearner.unlearn(Concept(target, anchor, kind=kind), f=f)
+    seconds = time.monotonic() - started
+    after = measure("after")
+    after_images = draw(pipe, shown, range(len(shown)), progress="draw after")
+    picture = before_after(before_images, after_images, target, anchor)
+    picture.save(folder / "before_after.png")
+    unlearner.save(folder)
+    summary = {
+        "target": target,
+        "anchor": anchor,
+        "f": f,
+        "before": before,
+        "after": after,
+        "seconds": {"unlearn": round(seconds, 1), **unlearner.recipe["seconds"]},
+        "steps": len(unlearner.history),
+        "sigma": unlearner.recipe["sigma"],
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def seeds(own: Sequence[tuple[str, str]]) -> range:
+    """Seeds for the target's cells: about 40 pictures of a concept, 64 of a style."""
+    return TARGET_SEEDS if len(own) < 10 else OTHER_SEEDS
+
+
+def shown_prompts(target: str) -> list[str]:
+    """Eight prompts with the target, then eight without it."""
+    if target in CONCEPTS:
+        own = [caption(target, style) for style in STYLES] * 2
+        rest = [c for c in CONCEPTS if c != target]
+        return own + [caption(c, STYLES[i % 4]) for i, c in enumerate(rest[::4])]
+    own = [caption(c, target) for c in CONCEPTS[::4]]
+    rest = [s for s in STYLES if s != target]
+    return own + [caption(c, rest[i % 3]) for i, c in enumerate(CONCEPTS[1::4])]
+
+
+def before_after(
+    before: Sequence[Image.Image], after: Sequence[Image.Image], target: str, anchor: str
+) -> Image.Image:
+    """Four rows of eight pictures: the target before and after, the others before and after."""
+    side, gap, margin = 96, 4, 190
+    rows = [
+        (f'"{target}", before', before[:8]),
+        (f'"{target}" -> "{anchor}"', after[:8]),
+        ("others, before", before[8:16]),
+        ("others, after", after[8:16]),
+    ]
+    width, height = margin + 8 * (side + gap), 4 * (side + gap) + gap
+    sheet = Image.new("RGB", (width, height), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
+    for row, (label, images) in enumerate(rows):
+        top = gap + row * (side + gap)
+        pen.text((8, top + side // 2 - 8), label, fill="black", font=font)
+        for column, image in enumerate(images):
+            large = image.resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(large, (margin + column * (side + gap), top))
+    return sheet

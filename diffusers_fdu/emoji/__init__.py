@@ -1,0 +1,29 @@
+"""The embedded model: a small, trained text-to-image pipeline of emoji, and its judge.
+
+It plays the part that UnlearnCanvas plays for large models: concepts x styles, so that one can
+unlearn a concept or a style and measure what happened to everything else, without a download.
+"""
+
+from .canvas import Scores, Verdict, accuracy, cells, draw, judge_cells, scores
+from .judge import EmojiJudge
+from .loading import WEIGHTS, load_emoji_judge, load_emoji_pipeline
+from .vocabulary import BACKGROUNDS, CONCEPTS, STYLES, SYNONYMS, caption
+
+__all__ = [
+    "BACKGROUNDS",
+    "CONCEPTS",
+    "STYLES",
+    "SYNONYMS",
+    "WEIGHTS",
+    "EmojiJudge",
+    "Scores",
+    "Verdict",
+    "accuracy",
+    "caption",
+    "cells",
+    "draw",
+    "judge_cells",
+    "load_emoji_judge",
+    "load_emoji_pipeline",
+    "scores",
+]

@@ -1,0 +1,244 @@
+"""The training loop: rows of a replay buffer in, LoRA weights out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .loss import DivergenceLoss
+from .replay import ReplayBuffer, Role, Row
+
+WARMUP = 0.05  # share of the steps
+SMOOTHING = 0.8  # of the divergence that early stop looks at
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How an adapter is trained.
+
+    Args:
+        rank: rank of the LoRA update.
+        alpha: the update is scaled by alpha / rank; None: alpha = rank.
+        target_modules: suffixes of the adapted layers; None: keys and values of cross-attention.
+        steps: most optimizer steps.
+        batch_size: rows of each role (unlearn, retain) in one micro-batch.
+        gradient_accumulation_steps: micro-batches in one step.
+        learning_rate: peak of AdamW's; linear warm-up, then cosine.
+        max_grad_norm: gradients are clipped to this norm.
+        mixed_precision: "no", "fp16" or "bf16" autocast.
+        sigma: scale of the divergence; "auto" puts the median initial s at `loss.MEDIAN_S`.
+        retain: prompts whose pictures must stay; None: words of the vocabulary.
+        retain_weight: weight of the retain loss against the unlearning one, which is scaled so
+            that every divergence pulls the median row equally at the start.
+        trajectories: anchor images recorded; twice as many are recorded to retain.
+        early_stop: stop once the divergence is below this fraction of its start; 0: never.
+        seed: of prompts, noise, initial weights and batches.
+    """
+
+    rank: int = 8
+    alpha: float | None = None
+    target_modules: Sequence[str] | None = None
+    steps: int = 300
+    batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 1e-3
+    max_grad_norm: float = 1.0
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    sigma: float | Literal["auto"] = "auto"
+    retain: Sequence[str] | None = None
+    retain_weight: float = 1.0
+    trajectories: int = 32
+    early_stop: float = 0.02
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = ("rank", "steps", "batch_size", "gradient_accumulation_steps", "trajectories")
+        for name in counts:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        for name in ("learning_rate", "max_grad_norm"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive, got {value!r}")
+        if not 0 <= self.retain_weight < math.inf:
+            raise ValueError(f"retain_weight must not be negative, got {self.retain_weight!r}")
+        if not 0 <= self.early_stop < 1:
+            raise ValueError(f"early_stop must lie in [0, 1), got {self.early_stop!r}")
+        if self.mixed_precision not in ("no", "fp16", "bf16"):
+            raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}")
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> TrainConfig:
+        """A config from keyword arguments.
+
+        Raises:
+            TypeError: for a name that is no field, with the fields.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise TypeError(f"unknown option {name!r}: choose from {', '.join(known)}")
+        return cls(**options)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step, as `history` keeps it and callbacks get it.
+
+    Args:
+        step: from 0.
+        loss: what was minimised.
+        divergence: mean phi over the rows to unlearn.
+        retain: mean phi over the rows to retain.
+        learning_rate: of this step.
+    """
+
+    step: int
+    loss: float
+    divergence: float
+    retain: float
+    learning_rate: float
+
+
+ROLES: tuple[Role, Role] = ("unlearn", "retain")
+
+Callback = Callable[[StepRecord], None]
+
+
+@torch.no_grad()
+def initial_distance(model: nn.Module, buffer: ReplayBuffer, loss: DivergenceLoss) -> Tensor:
+    """Distances of the frozen model to the anchor on up to 64 rows spread over the buffer."""
+    count = buffer.count("unlearn")
+    spread = torch.linspace(0, count - 1, min(64, count)).round().long().tolist()
+    rows: list[Row] = [("unlearn", i) for i in spread]
+    parts = [_distance(model, buffer, loss, rows[i : i + 16]) for i in range(0, len(rows), 16)]
+    return torch.cat(parts)
+
+
+def _distance(
+    model: nn.Module, buffer: ReplayBuffer, loss: DivergenceLoss, rows: Sequence[Row]
+) -> Tensor:
+    parameter = next(p for p in model.parameters() if p.is_floating_point())
+    kwargs, target = buffer.batch(rows, parameter.device, parameter.dtype)
+    return loss.distance(model(**kwargs)[0], target)
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Linear warm-up over `WARMUP` of the steps, then a cosine to 0."""
+    warmup = max(1, round(WARMUP * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> None:
+    """Scale gradients down to a norm; exponential divergences would overflow its square."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    largest = torch.stack([g.abs().max() for g in gradients]).max()
+    tiny = torch.finfo(largest.dtype).tiny
+    for gradient in gradients:
+        gradient.div_(largest.clamp(min=tiny))
+    norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+    wanted = torch.minimum(largest, max_norm / norm.clamp(min=1.0))
+    for gradient in gradients:
+        gradient.mul_(wanted)
+
+
+def train(
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    buffer: ReplayBuffer,
+    loss: DivergenceLoss,
+    config: TrainConfig,
+    callback: Callback | None = None,
+    progress: bool = True,
+) -> list[StepRecord]:
+    """Train adapter weights until the divergence has fallen, or the steps are used up.
+
+    Args:
+        model: the denoiser, its adapter active.
+        parameters: the adapter's weights, float32.
+        buffer: what to unlearn and what to retain.
+        loss: calibrated: its sigma is a number.
+        config: see `TrainConfig`.
+        callback: called after every step.
+        progress: show a progress bar.
+
+    Returns:
+        A record of every step.
+
+    Raises:
+        FloatingPointError: if the loss is not finite; nothing was updated with it.
+    """
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    optimizer = accelerator.prepare(
+        torch.optim.AdamW(parameters, config.learning_rate, weight_decay=0.0)
+    )
+    generator = torch.Generator().manual_seed(config.seed)
+    sigma = float(loss.sigma)
+    start = initial_distance(model, buffer, loss) / sigma**2
+    slope = loss.divergence.dphi(start.median().reshape(1)).item()
+    first = loss.divergence.phi(start).mean().item()
+    smooth, history = first, []
+    bar = tqdm(range(config.steps), desc="unlearn", disable=not progress, unit="step")
+    for step in bar:
+        factor = learning_rate_factor(step, config.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * factor
+        optimizer.zero_grad()
+        total = divergence = retained = 0.0
+        for _ in range(config.gradient_accumulation_steps):
+            with accelerator.autocast():
+                unlearn, retain = _objective(model, buffer, loss, config, generator)
+                # In units of the slope at the median row, so that f changes the shape of the
+                # pull and not its strength against the retain loss.
+                objective = unlearn / (2 * slope)
+                objective = objective + config.retain_weight * retain
+                objective = objective / config.gradient_accumulation_steps
+            if not math.isfinite(objective.item()):
+                raise FloatingPointError(
+                    f"the loss is {objective.item()} at step {step}: "
+                    "lower learning_rate, or use mixed_precision='no'"
+                )
+            accelerator.backward(objective)
+            total += objective.item()
+            divergence += unlearn.item() / config.gradient_accumulation_steps
+            retained += retain.item() / config.gradient_accumulation_steps
+        accelerator.unscale_gradients()
+        clip_gradients(parameters, config.max_grad_norm)
+        optimizer.step()
+        record = StepRecord(step, total, divergence, retained, config.learning_rate * factor)
+        history.append(record)
+        bar.set_postfix(divergence=f"{divergence:.4f}", retain=f"{retained:.4f}")
+        if callback is not None:
+            callback(record)
+        smooth = SMOOTHING * smooth + (1 - SMOOTHING) * divergence
+        if smooth < config.early_stop * first:
+            break
+    bar.close()
+    return history
+
+
+def _objective(
+    model: nn.Module,
+    buffer: ReplayBuffer,
+    loss: DivergenceLoss,
+    config: TrainConfig,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Mean phi of random rows to unlearn, and of random rows to retain."""
+    rows: list[Row] = []
+    for role in ROLES:
+        picked = torch.randint(buffer.count(role), (config.batch_size,), generator=generator)
+        rows += [(role, i) for i in picked.tolist()]
+    unlearn, retain = _distance(model, buffer, loss, rows).split(config.batch_size)
+    # Rows to retain start at 0, where every profile has the shape of kl.
+    return loss.profile(unlearn).mean(), retain.mean() / (2 * float(loss.sigma) ** 2)

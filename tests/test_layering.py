@@ -1,0 +1,71 @@
+"""Imports point one way, as the map says."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "diffusers_fdu"
+
+ALLOWED = {
+    "divergences": set(),
+    "concepts": set(),
+    "adapters": set(),
+    "replay": set(),
+    "loss": {"divergences"},
+    "trajectories": {"concepts", "replay"},
+    "train": {"loss", "replay", "trajectories", "adapters"},
+    "unlearner": {"adapters", "concepts", "divergences", "loss", "train", "trajectories", ""},
+    "emoji": set(),
+    "demo": {"concepts", "emoji", "unlearner"},
+    "cli": {"concepts", "demo", "divergences", "emoji", "unlearner"},
+    "__main__": {"cli"},
+    "": {"concepts", "divergences", "loss", "train", "unlearner"},
+}
+
+
+def rooms() -> dict[str, list[Path]]:
+    """Files by room; the package's own __init__ is the room ""."""
+    found: dict[str, list[Path]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        room = "" if parts == ("__init__",) else parts[0]
+        found.setdefault(room, []).append(path)
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """Rooms that a file imports, from other rooms than its own."""
+    package = ("diffusers_fdu", *path.relative_to(PACKAGE).parts[:-1])
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {tuple(alias.name.split(".")) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = (*base, *(node.module.split(".") if node.module else ()))
+            names |= {(*module, alias.name) for alias in node.names}
+    own = {name[1:] for name in names if name[0] == "diffusers_fdu"}
+    known = set(rooms())
+    return {name[0] if name and name[0] in known else "" for name in own}
+
+
+@pytest.mark.parametrize("room", sorted(rooms()))
+def test_imports_point_one_way(room: str) -> None:
+    assert room in ALLOWED, f"{room} is not on the map: add it, and what it may import"
+    for path in rooms()[room]:
+        extra = imported(path) - ALLOWED[room] - {room}
+        assert not extra, f"{path.name} imports {extra}"
+
+
+def test_the_map_has_no_circle() -> None:
+    done: set[str] = set()
+    left = {room: needs - {""} for room, needs in ALLOWED.items()}
+    while left:
+        free = [room for room, needs in left.items() if needs <= done]
+        assert free, f"circle among {sorted(left)}"
+        done |= set(free)
+        for room in free:
+            del left[room]

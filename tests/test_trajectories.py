@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import latents
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
+
+from diffusers_fdu.replay import flatten, unflatten
+from diffusers_fdu.trajectories import Recorder, denoiser_name, record
+
+PAIRS = [("a dog", "a cat"), ("red dog", "red cat"), ("dog", "cat")]
+RETAIN = ["a tree", "house"]
+
+
+def recorded(pipe, steps=3, dtype=torch.float32, **kwargs):
+    recorder = Recorder(pipe, {"num_inference_steps": steps, **kwargs}, seed=5)
+    return record(recorder, PAIRS, RETAIN, dtype, progress=False)
+
+
+def rows(buffer, role):
+    return [(role, i) for i in range(buffer.count(role))]
+
+
+@torch.no_grad()
+def replay(pipe, buffer, role):
+    kwargs, target = buffer.batch(rows(buffer, role), torch.device("cpu"), torch.float32)
+    return pipe.unet(**kwargs)[0], target, kwargs
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_retained_rows_replay_the_frozen_model(pipe, guidance_scale) -> None:
+    buffer = recorded(pipe, guidance_scale=guidance_scale)
+    answer, target, _ = replay(pipe, buffer, "retain")
+    torch.testing.assert_close(answer, target, rtol=0, atol=2e-6)
+
+
+def test_replay_is_exact_in_the_recorded_batch(pipe) -> None:
+    buffer = recorded(pipe, guidance_scale=1.0)
+    size = len(PAIRS)
+    kwargs, target = buffer.batch(
+        [("retain", i) for i in range(size)], torch.device("cpu"), torch.float32
+    )
+    with torch.no_grad():
+        assert torch.equal(pipe.unet(**kwargs)[0], target)
+
+
+def test_rows_to_unlearn_ask_for_the_target_and_expect_the_anchor(pipe) -> None:
+    """Against a call built by hand from the text encoder."""
+    buffer = recorded(pipe, guidance_scale=5.0)
+    _, target, kwargs = replay(pipe, buffer, "unlearn")
+
+    def encode(prompt):
+        ids = pipe.tokenizer(prompt, padding="max_length", max_length=48, return_tensors="pt")
+        with torch.no_grad():
+            return pipe.text_encoder(ids.input_ids)[0]
+
+    for i in range(buffer.count("unlearn")):
+        asked, expected = PAIRS[i % len(PAIRS)]
+        text = kwargs["encoder_hidden_states"][i : i + 1]
+        torch.testing.assert_close(text, encode(asked), rtol=1e-5, atol=1e-6)
+        with torch.no_grad():
+            answer = pipe.unet(
+                kwargs["sample"][i : i + 1], kwargs["timestep"][i], encode(expected)
+            )[0]
+        torch.testing.assert_close(answer, target[i : i + 1], rtol=1e-4, atol=1e-5)
+
+
+def test_states_are_those_of_the_guided_run(pipe) -> None:
+    """The first recorded state of a run is the noise of its seed; later ones follow guidance."""
+    unguided, guided = recorded(pipe, guidance_scale=1.0), recorded(pipe, guidance_scale=5.0)
+    x1 = replay(pipe, unguided, "unlearn")[2]["sample"]
+    x5 = replay(pipe, guided, "unlearn")[2]["sample"]
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(x1[:1], noise)
+    torch.testing.assert_close(x5[:1], noise)
+    assert (x1[len(PAIRS)] - x5[len(PAIRS)]).abs().max() > 1e-3
+
+
+def test_guidance_adds_the_empty_prompt_to_what_is_retained(pipe) -> None:
+    without, with_guidance = recorded(pipe, guidance_scale=1.0), recorded(pipe, guidance_scale=5.0)
+    assert with_guidance.count("retain") == 2 * without.count("retain")
+    assert with_guidance.count("unlearn") == without.count("unlearn")
+    assert with_guidance.nbytes < 2 * without.nbytes  # states are shared
+
+
+def test_an_empty_anchor_works_under_guidance(pipe) -> None:
+    recorder = Recorder(pipe, {"num_inference_steps": 2, "guidance_scale": 4.0})
+    buffer = record(recorder, [("a dog", "")], [], progress=False)
+    assert buffer.count("unlearn") > 0
+
+
+def test_timesteps_cover_the_range(pipe) -> None:
+    recorder = Recorder(pipe, {"num_inference_steps": 24})
+    buffer = record(recorder, [("a dog", "a cat")] * 40, [], progress=False)
+    seen = buffer.timesteps.unique()
+    assert len(seen) > 60  # one schedule has 24
+    assert seen.diff().max() <= 50 and seen.min() <= 20 and seen.max() >= 940
+
+
+def test_half_precision_is_the_default_and_is_close(pipe) -> None:
+    recorder = Recorder(pipe, {"num_inference_steps": 3, "guidance_scale": 5.0}, seed=5)
+    half = record(recorder, PAIRS, RETAIN, progress=False)
+    full = recorded(pipe, guidance_scale=5.0)
+    assert half.nbytes < 0.9 * full.nbytes
+    _, a, _ = replay(pipe, half, "unlearn")
+    _, b, _ = replay(pipe, full, "unlearn")
+    assert 0 < (a - b).abs().max() < 5e-3
+
+
+@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_other_schedulers(pipe, scheduler) -> None:
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    buffer = recorded(pipe, guidance_scale=5.0)
+    answer, target, _ = replay(pipe, buffer, "retain")
+    torch.testing.assert_close(answer, target, rtol=0, atol=1e-5)
+
+
+def snapshot(pipe):
+    return (
+        pipe.scheduler,
+        copy.deepcopy(pipe.scheduler.__dict__),
+        dict(pipe._progress_bar_config),
+        len(pipe.unet._forward_hooks) + len(pipe.unet._forward_pre_hooks),
+        torch.get_rng_state(),
+    )
+
+
+def assert_same(a, b) -> None:
+    assert a[0] is b[0] and str(a[1]) == str(b[1]) and a[2:4] == b[2:4]
+    assert torch.equal(a[4], b[4])
+
+
+def test_the_pipe_is_as_before(pipe) -> None:
+    latents(pipe)
+    before, drawn = snapshot(pipe), latents(pipe, seed=3)
+    before = snapshot(pipe)
+    recorded(pipe)
+    assert_same(snapshot(pipe), before)
+    assert torch.equal(latents(pipe, seed=3), drawn)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_the_pipe_is_as_before_when_interrupted(pipe, monkeypatch, error) -> None:
+    before, calls = snapshot(pipe), []
+
+    def forward(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > 3:
+            raise error("stop")
+        return original(*args, **kwargs)
+
+    original = pipe.unet.conv_in.forward
+    monkeypatch.setattr(pipe.unet.conv_in, "forward", forward)
+    with pytest.raises(error):
+        recorded(pipe)
+    assert_same(snapshot(pipe), before)
+
+
+def test_the_same_seed_records_the_same(pipe) -> None:
+    a, b = recorded(pipe), recorded(pipe)
+    assert torch.equal(replay(pipe, a, "unlearn")[1], replay(pipe, b, "unlearn")[1])
+
+
+def test_bad_pipes_and_prompts(pipe) -> None:
+    with pytest.raises(ValueError, match="no denoiser"):
+        denoiser_name(object())
+    recorder = Recorder(pipe, {"num_inference_steps": 2})
+    with pytest.raises(ValueError, match="the tokenizer takes 48"):
+        record(recorder, [("a " * 60 + "dog", "a cat")], [], progress=False)
+    with pytest.raises(ValueError, match="same conditioning"):
+        record(recorder, [("a dog", "A  DOG")], [], progress=False)
+    with pytest.raises(ValueError, match="no prompts"):
+        record(recorder, [], [], progress=False)
+
+
+def test_flatten_and_back() -> None:
+    nested = {"a": 1, "b": {"c": 2, "d": {"e": 3}}}
+    assert flatten(nested) == {"a": 1, "b.c": 2, "b.d.e": 3}
+    assert unflatten(flatten(nested)) == nested

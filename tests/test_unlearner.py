@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from conftest import build_tiny_pipe, latents
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+
+from diffusers_fdu import Concept, FDUnlearner
+
+FAST = {"steps": 12, "batch_size": 4, "trajectories": 4, "early_stop": 0.0, "learning_rate": 1e-2}
+RUNS = {"num_inference_steps": 3}
+
+
+def unlearner(pipe, **config):
+    return FDUnlearner(pipe, RUNS, progress=False, **{**FAST, **config})
+
+
+def state(pipe):
+    model = pipe.unet
+    return {
+        "names": [n for n, _ in model.named_parameters()],
+        "grad": [p.requires_grad for p in model.parameters()],
+        "training": [m.training for m in model.modules()],
+        "adapters": sorted(getattr(model, "peft_config", {})),
+        "scheduler": str(pipe.scheduler.__dict__),
+        "rng": torch.get_rng_state().tolist(),
+        "attributes": sorted(set(model.__dict__) - {"_hf_peft_config_loaded"}),
+    }
+
+
+def add_other_adapter(pipe, strength=0.7):
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["attn2.to_v"]), "other")
+    torch.manual_seed(9)
+    for name, parameter in pipe.unet.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_()
+    pipe.set_adapters(["other"], [strength])
+    pipe.unet.requires_grad_(False)
+
+
+@pytest.mark.parametrize("f", ["kl", "hellinger", "chi2", "js", "tv", "alpha=0.3"])
+def test_the_divergence_falls_for_every_f(pipe, f) -> None:
+    worker = unlearner(pipe, steps=40)
+    assert worker.unlearn("dog", "cat", f=f) is pipe
+    first = sum(r.divergence for r in worker.history[:4])
+    last = sum(r.divergence for r in worker.history[-4:])
+    assert len(worker.history) == 40 and last < 0.7 * first
+
+
+def test_only_the_adapter_is_trained_and_it_is_active(pipe) -> None:
+    before = {n: p.clone() for n, p in pipe.unet.named_parameters()}
+    drawn = latents(pipe)
+    worker = unlearner(pipe)
+    worker.unlearn("dog", "cat", f="kl")
+    assert pipe.get_active_adapters() == ["forget-dog"] == [worker.adapter_name]
+    assert (latents(pipe) - drawn).abs().max() > 1e-3
+    for name, parameter in pipe.unet.named_parameters():
+        assert not (parameter.requires_grad and "lora" in name)
+        if "lora" not in name:
+            assert torch.equal(parameter, before[name.replace(".base_layer", "")])
+    layers = [n for n, m in pipe.unet.named_modules() if isinstance(m, BaseTunerLayer)]
+    assert layers and all(n.endswith(("attn2.to_k", "attn2.to_v")) for n in layers)
+
+
+def test_unloading_restores_the_pipe(pipe) -> None:
+    drawn, before = latents(pipe), state(pipe)
+    unlearner(pipe).unlearn("dog", "cat")
+    pipe.unload_lora_weights()
+    assert torch.equal(latents(pipe), drawn)
+    after = state(pipe)
+    assert after["names"] == before["names"] and after["training"] == before["training"]
+    assert after["grad"] == before["grad"]
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path) -> None:
+    files = []
+    for i in range(2):
+        torch.manual_seed(i)  # the caller's RNG must not matter
+        worker = unlearner(build_tiny_pipe(), seed=3)
+        worker.unlearn("dog", "cat")
+        folder = worker.save(tmp_path / str(i))
+        files.append((folder / "pytorch_lora_weights.safetensors").read_bytes())
+    assert files[0] == files[1]
+    other = unlearner(build_tiny_pipe(), seed=4)
+    other.unlearn("dog", "cat")
+    assert (
+        other.save(tmp_path / "2").joinpath("pytorch_lora_weights.safetensors").read_bytes()
+        != (files[0])
+    )
+
+
+LOAD = """
+import sys
+sys.modules["diffusers_fdu"] = None  # any import of it fails
+import torch
+from diffusers import StableDiffusionPipeline
+
+pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1])
+pipe.set_progress_bar_config(disable=True)
+
+def draw():
+    generator = torch.Generator().manual_seed(0)
+    return pipe("a dog", num_inference_steps=3, generator=generator, output_type="np").images
+
+base = draw()
+pipe.load_lora_weights(sys.argv[2], adapter_name="forget")
+images = {"base": base, "one": draw()}
+for weight in (0.0, 0.5, 1.0):
+    pipe.set_adapters(["forget"], [weight])
+    images[str(weight)] = draw()
+pipe.unload_lora_weights()
+images["unloaded"] = draw()
+torch.save({k: torch.from_numpy(v) for k, v in images.items()}, sys.argv[3])
+"""
+
+
+def test_plain_diffusers_loads_it_in_another_process(pipe, tmp_path) -> None:
+    pipe.save_pretrained(tmp_path / "pipe")
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "pipe")
+    pipe.set_progress_bar_config(disable=True)
+    worker = unlearner(pipe, rank=3, alpha=7.5, steps=40)
+    worker.unlearn("dog", "cat", f="kl")
+    worker.save(tmp_path / "lora")
+
+    def draw():
+        generator = torch.Generator().manual_seed(0)
+        images = pipe("a dog", num_inference_steps=3, generator=generator, output_type="np")
+        return torch.from_numpy(images.images)
+
+    trained = draw()
+    script = tmp_path / "load.py"
+    script.write_text(textwrap.dedent(LOAD))
+    arguments = [str(script), str(tmp_path / "pipe"), str(tmp_path / "lora")]
+    subprocess.run(
+        [sys.executable, *arguments, str(tmp_path / "images.pt")],
+        check=True,
+        cwd=tmp_path,
+        timeout=300,
+    )
+    images = torch.load(tmp_path / "images.pt")
+    assert (images["one"] - trained).abs().max() <= 1 / 255
+    assert (images["1.0"] - trained).abs().max() <= 1 / 255
+    assert torch.equal(images["0.0"], images["base"])
+    assert torch.equal(images["unloaded"], images["base"])
+    changed = (images["one"] - images["base"]).abs().mean()
+    halfway = (images["0.5"] - images["base"]).abs().mean()
+    assert 1e-4 < halfway < changed
+    assert (images["0.5"] - images["one"]).abs().mean() < changed
+
+
+def test_rank_and_alpha_survive(pipe, tmp_path) -> None:
+    worker = unlearner(pipe, rank=3, alpha=7.5)
+    worker.unlearn("dog", "cat")
+    worker.save(tmp_path)
+    fresh = build_tiny_pipe()
+    fresh.load_lora_weights(tmp_path, adapter_name="again")
+    config = fresh.unet.peft_config["again"]
+    assert (config.r, config.lora_alpha) == (3, 7.5)
+    torch.testing.assert_close(latents(fresh), latents(pipe), rtol=0, atol=1e-6)
+    keys = load_file(tmp_path / "pytorch_lora_weights.safetensors")
+    assert keys and all(k.startswith("unet.") and "attn2.to_" in k for k in keys)
+
+
+def test_the_recipe_trains_the_same_adapter_again(pipe, tmp_path) -> None:
+    worker = unlearner(pipe)
+    worker.unlearn(Concept("dog", "cat", templates=["a {}", "a red {}"]), f="js")
+    folder = worker.save(tmp_path / "a")
+    recipe = json.loads((folder / "recipe.json").read_text())
+    config = {**recipe["config"], "sigma": recipe["sigma"]}
+    again = FDUnlearner(build_tiny_pipe(), recipe["pipeline_kwargs"], progress=False, **config)
+    again.unlearn(Concept(**recipe["concept"]), f=recipe["f"])
+    again.save(tmp_path / "b")
+    name = "pytorch_lora_weights.safetensors"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_early_stop(pipe) -> None:
+    worker = unlearner(pipe, steps=60, early_stop=0.9)
+    worker.unlearn("dog", "cat", f="kl")
+    assert len(worker.history) < 60
+
+
+def test_retaining_keeps_more_than_not_retaining() -> None:
+    moved = []
+    for weight in (0.0, 5.0):
+        pipe = build_tiny_pipe()
+        drawn = latents(pipe, "a tree")
+        unlearner(pipe, steps=60, retain_weight=weight, retain=["a tree"]).unlearn("dog", "cat")
+        moved.append((latents(pipe, "a tree") - drawn).abs().mean().item())
+    assert moved[1] < 0.8 * moved[0]
+
+
+def test_gradient_accumulation_and_other_layers(pipe) -> None:
+    worker = unlearner(
+        pipe, gradient_accumulation_steps=2, target_modules=["attn2.to_q", "attn2.to_out.0"]
+    )
+    worker.unlearn("dog", "cat")
+    layers = [n for n, m in pipe.unet.named_modules() if isinstance(m, BaseTunerLayer)]
+    assert all(n.endswith(("attn2.to_q", "attn2.to_out.0")) for n in layers)
+
+
+def test_adapters_already_there_stay_and_count_as_the_model(pipe) -> None:
+    add_other_adapter(pipe)
+    with_other = latents(pipe, "a house")
+    weights = {n: p.clone() for n, p in pipe.unet.named_parameters() if ".other." in n}
+    worker = unlearner(pipe, steps=1, learning_rate=1e-12)
+    worker.unlearn("dog", "cat")
+    assert pipe.get_active_adapters() == ["other", "forget-dog"]
+    # The new adapter does nearly nothing, so the strength of the other one is still 0.7.
+    torch.testing.assert_close(latents(pipe, "a house"), with_other, rtol=0, atol=1e-4)
+    for name, parameter in pipe.unet.named_parameters():
+        if ".other." in name:
+            assert torch.equal(parameter, weights[name]) and not parameter.requires_grad
+
+
+def test_two_in_a_row(pipe) -> None:
+    worker = unlearner(pipe)
+    worker.unlearn("dog", "cat")
+    worker.unlearn("apple", "tree")
+    worker.unlearn("dog", "tree")
+    assert pipe.get_active_adapters() == ["forget-dog", "forget-apple", "forget-dog-2"]
+
+
+@pytest.mark.parametrize("with_other", [False, True])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_failure_leaves_no_trace(pipe, with_other, error) -> None:
+    if with_other:
+        add_other_adapter(pipe)
+    pipe.unet.requires_grad_(True).train()
+    drawn, before = latents(pipe), state(pipe)
+
+    def stop(record) -> None:
+        if record.step == 3:
+            raise error("stop")
+
+    worker = unlearner(pipe)
+    with pytest.raises(error):
+        worker.unlearn("dog", "cat", callback=stop)
+    assert state(pipe) == before
+    assert torch.equal(latents(pipe), drawn)
+    assert worker.adapter_name is None and worker.history == []
+    worker.unlearn("dog", "cat")
+    assert worker.adapter_name == "forget-dog"
+
+
+def test_nan_is_an_error_and_leaves_no_trace(pipe) -> None:
+    before = state(pipe)
+
+    def poison(record) -> None:
+        for name, parameter in pipe.unet.named_parameters():
+            if "lora_B" in name:
+                parameter.data.fill_(float("nan"))
+
+    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+        unlearner(pipe).unlearn("dog", "cat", callback=poison)
+    assert state(pipe) == before
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"target": "dog", "anchor": "cat", "f": "helinger"}, "unknown divergence"),
+        ({"target": "", "anchor": "cat"}, "target must name"),
+        ({"target": "dog", "anchor": "dog"}, "target and anchor are both"),
+        ({"target": "dog " * 60, "anchor": "cat"}, "the tokenizer takes 48"),
+        ({"target": "dog", "anchor": "cat", "adapter_name": "a.b"}, "adapter_name 'a.b'"),
+        ({"target": Concept("dog"), "anchor": "cat"}, "its own anchor"),
+    ],
+)
+def test_bad_calls_leave_no_trace(pipe, call, message) -> None:
+    before = state(pipe)
+    with pytest.raises(ValueError, match=message):
+        unlearner(pipe).unlearn(**call)
+    assert state(pipe) == before
+
+
+def test_bad_set_up(pipe, tmp_path) -> None:
+    with pytest.raises(ValueError, match="no denoiser"):
+        FDUnlearner(object())
+    with pytest.raises(TypeError, match="unknown option"):
+        FDUnlearner(pipe, lr=1.0)
+    with pytest.raises(ValueError, match="'attn9.to_k'"):
+        unlearner(pipe, target_modules=["attn9.to_k"]).unlearn("dog", "cat")
+    with pytest.raises(RuntimeError, match="call unlearn first"):
+        unlearner(pipe).save(tmp_path)
+
+
+def test_a_file_in_the_folders_place(pipe, tmp_path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    worker = unlearner(pipe)
+    worker.unlearn("dog", "cat")
+    with pytest.raises(ValueError, match="cannot write"):
+        worker.save(tmp_path / "taken")
+    assert (tmp_path / "taken").read_text() == "mine"
