@@ -147,9 +147,15 @@ def finish(model: nn.Module, adapter_name: str, before: AdapterState) -> None:
     """End training: the adapter stays, frozen and in the model's dtype; flags go back."""
     for parameter in adapter_parameters(model, adapter_name):
         parameter.requires_grad_(False)
-        if model.dtype.is_floating_point:
-            parameter.data = parameter.data.to(model.dtype)
+        parameter.data = parameter.data.to(_dtype(model))
     _restore_flags(model, before)
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """Of the model's own weights; quantised ones say what they compute in."""
+    dtype = getattr(model, "dtype", None)
+    is_float = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+    return dtype if is_float else torch.float32
 
 
 def remove(model: nn.Module, adapter_name: str, before: AdapterState) -> None:
