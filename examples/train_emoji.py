@@ -100,6 +100,10 @@ def export(
         requires_safety_checker=False,
     )
     pipe.to(torch.float16).save_pretrained(folder)
+    # AutoencoderTiny sets this one itself, and warns when it reads it.
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    config.pop("block_out_channels", None)
+    (folder / "vae" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     tensors = {key: value.cpu().contiguous() for key, value in judge.state_dict().items()}
     save_file(
         {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()},

@@ -5,8 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    AutoencoderTiny,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import load_file
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from .judge import EmojiJudge, JudgeNetwork
 
@@ -25,9 +31,25 @@ def load_emoji_pipeline(
         folder: another folder that `examples/train_emoji.py` wrote.
         torch_dtype: dtype of the weights in memory; they are stored in float16.
     """
-    return StableDiffusionPipeline.from_pretrained(
-        folder, torch_dtype=torch_dtype, local_files_only=True
+    # Part by part: diffusers' own from_pretrained warns that the autoencoder is a tiny one.
+    modules = {
+        name: kind.from_pretrained(Path(folder) / name, local_files_only=True).to(torch_dtype)
+        for name, kind in (
+            ("unet", UNet2DConditionModel),
+            ("vae", AutoencoderTiny),
+            ("text_encoder", CLIPTextModel),
+        )
+    }
+    pipe = StableDiffusionPipeline(
+        **modules,
+        tokenizer=CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer"),
+        scheduler=DDIMScheduler.from_pretrained(Path(folder) / "scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
+    pipe.register_to_config(_name_or_path="diffusers_fdu/emoji")
+    return pipe
 
 
 def load_emoji_judge(folder: Path | str = WEIGHTS) -> EmojiJudge:

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# All work that wants a CUDA device, in one call of under 10 minutes:
+#
+#   OUT=runs/gpu ART=art bash examples/on_gpu.sh
+#
+# GPU tests, more training of the embedded model (at most MINUTES, from the shipped weights, or
+# from the checkpoint in $OUT/emoji if there is one), the figures of unlearning. Results land in
+# $OUT: gpu_tests.txt, weights/ (copy over diffusers_fdu/emoji/weights), figures.json, device.txt.
+# Wheels in wheels/ are installed first, for machines without a network.
+set -eu
+cd "$(dirname "$0")/.."
+OUT=${OUT:-runs/gpu} ART=${ART:-art} MINUTES=${MINUTES:-6} STEPS=${STEPS:-20000}
+mkdir -p "$OUT"
+if [ -d wheels ]; then pip install -q --no-index --find-links wheels --no-deps wheels/*.whl; fi
+pip install -q --no-deps --no-build-isolation -e .
+python3 -c "import torch; print(torch.cuda.get_device_name(), torch.__version__)" > "$OUT/device.txt"
+date -u +%F >> "$OUT/device.txt"
+python3 -m pytest -q -m gpu 2>&1 | tee "$OUT/gpu_tests.txt" || true
+python3 examples/train_emoji.py --art "$ART" --work-dir "$OUT/emoji" --output-dir "$OUT/weights" \
+    --continue-shipped --steps "$STEPS" --minutes "$MINUTES" || echo "training not finished: $?"
+python3 examples/measure_emoji.py --output "$OUT/figures.json" | tee "$OUT/figures.md"
