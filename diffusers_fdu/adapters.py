@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +82,25 @@ def tuner_layers(model: nn.Module) -> list[BaseTunerLayer]:
 
 def adapter_parameters(model: nn.Module, adapter_name: str) -> list[nn.Parameter]:
     """The weights of one adapter."""
-    marked = f".{adapter_name}."
-    return [p for n, p in model.named_parameters() if "lora_" in n and marked in n]
+    marked = re.compile(rf"\.lora_\w+\.{re.escape(adapter_name)}(\.|$)")
+    return [p for n, p in model.named_parameters() if marked.search(n)]
+
+
+def check_denoiser(model: nn.Module) -> None:
+    """Refuse a denoiser on which a new adapter would train against the wrong model.
+
+    Raises:
+        ValueError: if it is compiled, or its adapters are fused or switched off.
+    """
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("the denoiser is compiled: unlearn first, then compile it")
+    for layer in tuner_layers(model):
+        if layer.merged:
+            raise ValueError(
+                "an adapter is fused into the denoiser: call pipe.unfuse_lora() first"
+            )
+        if layer.disable_adapters:
+            raise ValueError("the denoiser's adapters are off: call pipe.enable_lora() first")
 
 
 def snapshot(model: nn.Module) -> AdapterState:
@@ -124,8 +142,9 @@ def attach(
         lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT takes any number
         target_modules=list(modules),
     )
+    # The CPU generator alone: torch.manual_seed would seed every device, and not give it back.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.random.default_generator.manual_seed(seed)
         model.add_adapter(config, adapter_name)  # type: ignore[operator]
     activate(model, [*before.active, adapter_name])
     model.requires_grad_(False)
@@ -147,6 +166,7 @@ def finish(model: nn.Module, adapter_name: str, before: AdapterState) -> None:
     """End training: the adapter stays, frozen and in the model's dtype; flags go back."""
     for parameter in adapter_parameters(model, adapter_name):
         parameter.requires_grad_(False)
+        parameter.grad = None
         parameter.data = parameter.data.to(_dtype(model))
     _restore_flags(model, before)
 
@@ -154,20 +174,22 @@ def finish(model: nn.Module, adapter_name: str, before: AdapterState) -> None:
 def _dtype(model: nn.Module) -> torch.dtype:
     """Of the model's own weights; quantised ones say what they compute in."""
     dtype = getattr(model, "dtype", None)
-    is_float = isinstance(dtype, torch.dtype) and dtype.is_floating_point
-    return dtype if is_float else torch.float32
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return dtype
+    return torch.float32
 
 
 def remove(model: nn.Module, adapter_name: str, before: AdapterState) -> None:
     """Take an adapter away and give everything back as it was; fine if it is not there."""
-    if adapter_name in getattr(model, "peft_config", {}):
-        if before.had_adapters:
-            model.delete_adapters(adapter_name)  # type: ignore[operator]
-            _unwrap_empty(model)
-            activate(model, before.active)
-        else:
-            model.unload_lora()  # type: ignore[operator]
-            model._hf_peft_config_loaded = False  # type: ignore[assignment]
+    # PEFT names an adapter in `peft_config` last: one that failed half-way is in layers only.
+    known = adapter_name in getattr(model, "peft_config", {})
+    if before.had_adapters and (known or adapter_parameters(model, adapter_name)):
+        model.delete_adapters(adapter_name)  # type: ignore[operator]
+        _unwrap_empty(model)
+        activate(model, before.active)
+    elif not before.had_adapters and (known or tuner_layers(model)):
+        model.unload_lora()  # type: ignore[operator]
+        model._hf_peft_config_loaded = False  # type: ignore[assignment]
     _restore_flags(model, before)
 
 
@@ -187,7 +209,8 @@ def _restore_flags(model: nn.Module, before: AdapterState) -> None:
             known = before.requires_grad.get(name.replace(".base_layer.", "."), False)
         parameter.requires_grad_(known)
     for name, module in model.named_modules():
-        module.training = before.training.get(name, False)
+        plain = name.replace(".base_layer", "")
+        module.training = before.training.get(name, before.training.get(plain, False))
 
 
 def lora_metadata(model: nn.Module, adapter_name: str) -> dict[str, Any]:
@@ -220,15 +243,19 @@ def save_adapter(pipe: Any, component: str, adapter_name: str, folder: Path) -> 
         raise ValueError(f"{type(pipe).__name__} has no LoRA loader in diffusers")
     model = getattr(pipe, component)
     layers = get_peft_model_state_dict(model, adapter_name=adapter_name)
-    pipe.save_lora_weights(
-        folder,
-        weight_name=WEIGHTS_NAME,
-        **{
-            f"{component}_lora_layers": {k: v.contiguous() for k, v in layers.items()},
-            f"{component}_lora_adapter_metadata": lora_metadata(model, adapter_name),
-        },
-    )
-    _sort_header(folder / WEIGHTS_NAME)
+    # Written beside it and moved, so that a failure leaves an older file whole.
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        pipe.save_lora_weights(
+            temporary,
+            weight_name=WEIGHTS_NAME,
+            **{
+                f"{component}_lora_layers": {k: v.contiguous() for k, v in layers.items()},
+                f"{component}_lora_adapter_metadata": lora_metadata(model, adapter_name),
+            },
+        )
+        path = Path(temporary) / WEIGHTS_NAME
+        _sort_header(path)
+        path.replace(folder / WEIGHTS_NAME)
 
 
 def _sort_header(path: Path) -> None:
@@ -241,6 +268,4 @@ def _sort_header(path: Path) -> None:
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":"))
     encoded = header.encode()
     encoded += b" " * (-len(encoded) % 8)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(len(encoded).to_bytes(8, "little") + encoded + content[end:])
-    temporary.replace(path)
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + content[end:])

@@ -87,23 +87,25 @@ def unlearn(
     """Unlearn a concept and write a LoRA that `pipe.load_lora_weights` reads."""
     from .concepts import Concept
     from .divergences import divergence
+    from .train import TrainConfig
     from .unlearner import FDUnlearner, writable_folder
 
-    # Whatever can be refused is refused before a model is loaded.
+    # Whatever can be refused is refused before a model is loaded or a folder made.
     concept = Concept(target, anchor, kind=kind)  # type: ignore[arg-type]
     divergence(f)
+    options: dict[str, Any] = {
+        "rank": rank,
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "retain": retain or None,
+        "seed": seed,
+    }
+    TrainConfig.from_options(options)
+    device = _checked_device(device, dtype)
     writable_folder(output_dir)
     kwargs = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
-    unlearner = FDUnlearner(
-        _load_pipeline(model, device, dtype),
-        kwargs,
-        rank=rank,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        retain=retain or None,
-        seed=seed,
-    )
+    unlearner = FDUnlearner(_load_pipeline(model, device, dtype), kwargs, **options)
     unlearner.unlearn(concept, f=f)
     unlearner.save(output_dir)
     first, last = unlearner.history[0], unlearner.history[-1]
@@ -113,17 +115,28 @@ def unlearn(
     )
 
 
-def _load_pipeline(model: str, device: str | None, dtype: str) -> Any:
+def _checked_device(device: str | None, dtype: str) -> str:
+    import torch
+
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"unknown dtype {dtype!r}: choose float32, bfloat16 or float16")
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} cannot be used here: {reason}") from error
+    return device
+
+
+def _load_pipeline(model: str, device: str, dtype: str) -> Any:
     import torch
     from diffusers import DiffusionPipeline
 
     from .emoji import load_emoji_pipeline
 
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"unknown dtype {dtype!r}: choose float32, bfloat16 or float16")
     torch_dtype = getattr(torch, dtype)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     if model == "emoji":
         pipe: Any = load_emoji_pipeline(torch_dtype=torch_dtype)
         return pipe.to(device)
@@ -144,9 +157,6 @@ def main() -> None:
         message = " ".join(str(error).split())
         typer.echo(f"error: {message}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("interrupted: nothing was written", err=True)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

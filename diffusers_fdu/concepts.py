@@ -81,8 +81,8 @@ class Concept:
             words: fillers for `{word}`; templates that need one are skipped if there is none.
             rng: source of the fillers.
         """
-        templates = self.usable_templates(words)
         words = without(words, (self.target, self.anchor or ""))
+        templates = self.usable_templates(words)
         pairs = []
         for i in range(count):
             template = fill_words(templates[i % len(templates)], words, rng)

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from .concepts import Concept, Kind
+from .divergences import divergence
 from .emoji import (
     CONCEPTS,
     STYLES,
@@ -22,6 +23,7 @@ from .emoji import (
     load_emoji_pipeline,
     scores,
 )
+from .train import TrainConfig
 from .unlearner import FDUnlearner, writable_folder
 
 GUIDANCE = 4.0
@@ -29,9 +31,7 @@ TARGET_SEEDS = range(100, 110)  # 10 seeds a cell of the target
 OTHER_SEEDS = range(100, 102)
 
 
-def run_demo(
-    target: str, anchor: str, f: str, output_dir: Path, full: bool = True, **config: Any
-) -> dict[str, Any]:
+def run_demo(target: str, anchor: str, f: str, output_dir: Path, **config: Any) -> dict[str, Any]:
     """Unlearn a concept or style of the embedded model; write picture, adapter and summary.
 
     Args:
@@ -39,7 +39,6 @@ def run_demo(
         anchor: another of the same kind.
         f: the divergence.
         output_dir: gets `before_after.png`, `summary.json` and the adapter.
-        full: measure all other concepts too, which takes most of the time.
         **config: fields of `TrainConfig`.
 
     Returns:
@@ -53,12 +52,15 @@ def run_demo(
     for name in (target, anchor):
         if name not in known:
             raise ValueError(f"the embedded model has no {name!r}: choose {', '.join(known)}")
+    kind: Kind = "object" if target in CONCEPTS else "style"
+    concept, f_divergence = Concept(target, anchor, kind=kind), divergence(f)
+    TrainConfig.from_options(config)
     folder = writable_folder(output_dir)
     pipe, judge = load_emoji_pipeline(), load_emoji_judge()
     shown = shown_prompts(target)
     before_images = draw(pipe, shown, range(len(shown)), progress="draw before")
     own = [cell for cell in cells() if target in cell]
-    others = [cell for cell in cells() if target not in cell] if full else []
+    others = [cell for cell in cells() if target not in cell]
 
     def measure(when: str) -> dict[str, float]:
         verdicts = judge_cells(pipe, judge, own, seeds(own), progress=f"judge target {when}")
@@ -67,10 +69,9 @@ def run_demo(
         return scores(verdicts, target).as_dict()
 
     before = measure("before")
-    kind: Kind = "object" if target in CONCEPTS else "style"
     unlearner = FDUnlearner(pipe, {"guidance_scale": GUIDANCE}, **config)
     started = time.monotonic()
-    unlearner.unlearn(Concept(target, anchor, kind=kind), f=f)
+    unlearner.unlearn(concept, f=f_divergence)
     seconds = time.monotonic() - started
     after = measure("after")
     after_images = draw(pipe, shown, range(len(shown)), progress="draw after")

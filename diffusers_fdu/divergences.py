@@ -131,7 +131,7 @@ def _exponential(name: str, rate: float, scale: float, formula: str) -> Divergen
 
 
 def _alpha(a: float, name: str | None = None) -> Divergence:
-    name = name or f"alpha={a:g}"
+    name = name or f"alpha={a!r}".removesuffix(".0")
     if not math.isfinite(a):
         raise ValueError(f"alpha must be finite, got {a}")
     if a == 1:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -16,7 +17,7 @@ from .loss import DivergenceLoss
 from .replay import ReplayBuffer, Role, Row
 
 WARMUP = 0.05  # share of the steps
-SMOOTHING = 0.8  # of the divergence that early stop looks at
+SMOOTHING = 0.8  # of the difference that early stop looks at
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class TrainConfig:
         retain_weight: weight of the retain loss against the unlearning one, which is scaled so
             that every divergence pulls the median row equally at the start.
         trajectories: anchor images recorded; twice as many are recorded to retain.
-        early_stop: stop once the divergence is below this fraction of its start; 0: never.
+        early_stop: stop once the mean squared difference from the anchor (the same scale for
+            every f) is below this fraction of its start; 0: never.
         seed: of prompts, noise, initial weights and batches.
     """
 
@@ -97,13 +99,15 @@ class StepRecord:
         step: from 0.
         loss: what was minimised.
         divergence: mean phi over the rows to unlearn.
-        retain: mean phi over the rows to retain.
+        distance: mean s over the same rows, on one scale for every f.
+        retain: mean s / 2 over the rows to retain.
         learning_rate: of this step.
     """
 
     step: int
     loss: float
     divergence: float
+    distance: float
     retain: float
     learning_rate: float
 
@@ -124,11 +128,17 @@ def initial_distance(model: nn.Module, buffer: ReplayBuffer, loss: DivergenceLos
 
 
 def _distance(
-    model: nn.Module, buffer: ReplayBuffer, loss: DivergenceLoss, rows: Sequence[Row]
+    model: nn.Module,
+    buffer: ReplayBuffer,
+    loss: DivergenceLoss,
+    rows: Sequence[Row],
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Tensor:
     parameter = next(p for p in model.parameters() if p.is_floating_point())
     kwargs, target = buffer.batch(rows, parameter.device, parameter.dtype)
-    return loss.distance(model(**kwargs)[0], target)
+    with autocast():
+        answer = model(**kwargs)[0]
+    return loss.distance(answer, target.to(answer.device))  # offloading moves the answer
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -139,8 +149,12 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> None:
-    """Scale gradients down to a norm; exponential divergences would overflow its square."""
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+    """Scale gradients down to a norm; exponential divergences would overflow its square.
+
+    Returns:
+        The largest absolute element before; NaN or infinite if any is.
+    """
     gradients = [p.grad for p in parameters if p.grad is not None]
     largest = torch.stack([g.abs().max() for g in gradients]).max()
     tiny = torch.finfo(largest.dtype).tiny
@@ -150,6 +164,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> None:
     wanted = torch.minimum(largest, max_norm / norm.clamp(min=1.0))
     for gradient in gradients:
         gradient.mul_(wanted)
+    return largest.item()
 
 
 def train(
@@ -176,17 +191,21 @@ def train(
         A record of every step.
 
     Raises:
-        FloatingPointError: if the loss is not finite; nothing was updated with it.
+        FloatingPointError: if the loss or its gradient is not finite; nothing was updated
+            with it.
+        ValueError: if the divergence has no slope at this sigma.
     """
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    optimizer = accelerator.prepare(
-        torch.optim.AdamW(parameters, config.learning_rate, weight_decay=0.0)
-    )
+    optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=0.0)
     generator = torch.Generator().manual_seed(config.seed)
-    sigma = float(loss.sigma)
-    start = initial_distance(model, buffer, loss) / sigma**2
+    autocast, scaler = _precision(model, config.mixed_precision)
+    start = initial_distance(model, buffer, loss) / float(loss.sigma) ** 2
     slope = loss.divergence.dphi(start.median().reshape(1)).item()
-    first = loss.divergence.phi(start).mean().item()
+    if not 0 < slope < math.inf:
+        raise ValueError(
+            f"{loss.divergence.name} has slope {slope} at sigma={loss.sigma}, where the median "
+            f"s is {start.median().item():.3g}: use sigma='auto', or another sigma"
+        )
+    first = start.mean().item()
     smooth, history = first, []
     bar = tqdm(range(config.steps), desc="unlearn", disable=not progress, unit="step")
     for step in bar:
@@ -194,37 +213,52 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * factor
         optimizer.zero_grad()
-        total = divergence = retained = 0.0
+        total = divergence = distance = retained = 0.0
         for _ in range(config.gradient_accumulation_steps):
-            with accelerator.autocast():
-                unlearn, retain = _objective(model, buffer, loss, config, generator)
-                # In units of the slope at the median row, so that f changes the shape of the
-                # pull and not its strength against the retain loss.
-                objective = unlearn / (2 * slope)
-                objective = objective + config.retain_weight * retain
-                objective = objective / config.gradient_accumulation_steps
+            s, unlearn, retain = _objective(model, buffer, loss, config, generator, autocast)
+            # In units of the slope at the median row, so that f changes the shape of the pull
+            # and not its strength against the retain loss.
+            objective = unlearn / (2 * slope) + config.retain_weight * retain
+            objective = objective / config.gradient_accumulation_steps
             if not math.isfinite(objective.item()):
                 raise FloatingPointError(
                     f"the loss is {objective.item()} at step {step}: "
                     "lower learning_rate, or use mixed_precision='no'"
                 )
-            accelerator.backward(objective)
+            scaler.scale(objective).backward()
             total += objective.item()
             divergence += unlearn.item() / config.gradient_accumulation_steps
+            distance += s.item() / config.gradient_accumulation_steps
             retained += retain.item() / config.gradient_accumulation_steps
-        accelerator.unscale_gradients()
-        clip_gradients(parameters, config.max_grad_norm)
-        optimizer.step()
-        record = StepRecord(step, total, divergence, retained, config.learning_rate * factor)
+        scaler.unscale_(optimizer)
+        largest = clip_gradients(parameters, config.max_grad_norm)
+        if not scaler.is_enabled() and not math.isfinite(largest):
+            raise FloatingPointError(f"a gradient is {largest} at step {step}: set another sigma")
+        scaler.step(optimizer)  # leaves out steps whose gradients overflowed in float16
+        scaler.update()
+        lr = config.learning_rate * factor
+        record = StepRecord(step, total, divergence, distance, retained, lr)
         history.append(record)
         bar.set_postfix(divergence=f"{divergence:.4f}", retain=f"{retained:.4f}")
         if callback is not None:
             callback(record)
-        smooth = SMOOTHING * smooth + (1 - SMOOTHING) * divergence
+        smooth = SMOOTHING * smooth + (1 - SMOOTHING) * distance
         if smooth < config.early_stop * first:
             break
     bar.close()
     return history
+
+
+def _precision(
+    model: nn.Module, mixed_precision: str
+) -> tuple[Callable[[], AbstractContextManager], torch.amp.GradScaler]:
+    """Autocast for the model's device, and the scaling that float16 gradients need."""
+    parameter = next(p for p in model.parameters() if p.is_floating_point())
+    device = parameter.device.type
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(mixed_precision)
+    is_half = dtype == torch.float16 or (dtype is None and parameter.dtype == torch.float16)
+    autocast = partial(torch.autocast, device, dtype=dtype, enabled=dtype is not None)
+    return autocast, torch.amp.GradScaler(device, enabled=is_half)
 
 
 def _objective(
@@ -233,12 +267,16 @@ def _objective(
     loss: DivergenceLoss,
     config: TrainConfig,
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Mean phi of random rows to unlearn, and of random rows to retain."""
+    autocast: Callable[[], AbstractContextManager],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean s and mean phi of random rows to unlearn, and mean s / 2 of random rows to retain."""
     rows: list[Row] = []
     for role in ROLES:
         picked = torch.randint(buffer.count(role), (config.batch_size,), generator=generator)
         rows += [(role, i) for i in picked.tolist()]
-    unlearn, retain = _distance(model, buffer, loss, rows).split(config.batch_size)
+    distance = _distance(model, buffer, loss, rows, autocast)
+    unlearn, retain = distance.split(config.batch_size)
+    square = float(loss.sigma) ** 2
     # Rows to retain start at 0, where every profile has the shape of kl.
-    return loss.profile(unlearn).mean(), retain.mean() / (2 * float(loss.sigma) ** 2)
+    mean = unlearn.detach().mean() / square
+    return mean, loss.profile(unlearn).mean(), retain.mean() / (2 * square)

@@ -27,6 +27,8 @@ from .replay import Leaves, ReplayBuffer, flatten
 BATCH = 8  # images drawn at once
 STEPS = 25  # of the recorded schedule, where the pipeline's own default is longer
 SPREAD = (2 / 3, 4 / 3)  # schedule lengths, relative: each length visits its own timesteps
+GOLDEN = (5**0.5 - 1) / 2  # multiples of it spread evenly over [0, 1) however many there are
+CLOSE = 0.01  # one text encoded twice differs by rounding, relative; two texts by far more
 
 
 class _Stop(BaseException):
@@ -166,7 +168,7 @@ class Recorder:
             if length > limit:
                 raise ValueError(
                     f"prompt {prompt!r} has {length} tokens, the tokenizer takes {limit}: "
-                    "use a shorter target or anchor"
+                    "shorten it, or the concept it is about"
                 )
 
     def text_names(self, prompt: str, other: str) -> list[str]:
@@ -235,10 +237,15 @@ def record(
         texts = recorder.conditioning(prompts, names)
         with tqdm(total=len(runs), desc="record", disable=not progress, unit="image") as bar:
             for i, part in enumerate(batches):
-                steps = low + (i * 7) % (high - low + 1) if high > low else low
+                steps = low + int(i * GOLDEN % 1 * (high - low + 1))
                 _record_batch(recorder, buffer, part, texts, steps, recorder.seed + BATCH * i)
                 bar.update(len(part))
                 bar.set_postfix(MB=f"{buffer.nbytes / 1e6:.1f}")
+    if not buffer.count("unlearn"):
+        raise ValueError(
+            f"{type(recorder.pipe).__name__} never called its denoiser with the conditioning of "
+            "the prompts alone: this pipeline cannot be recorded"
+        )
     return buffer
 
 
@@ -261,7 +268,7 @@ def _record_batch(
     prompts = [prompt for prompt, _ in runs]
     size = len(prompts)
     names = list(texts[prompts[0]])
-    own = {name: torch.stack([texts[p][name] for p in prompts]) for name in names}
+    own = recorder._first_call(prompts).inputs
     latest: dict[str, Any] = {}
 
     def on_call(call: Call) -> None:
@@ -272,7 +279,7 @@ def _record_batch(
         buffer.constants.update(constants)
         for start in range(0, rows, size):
             block = slice(start, start + size)
-            conditional = all(_same(inputs[name][block], own[name]) for name in names)
+            conditional = all(_close(inputs[name][block], own[name]) for name in names)
             # Both halves of a guided step share x_t: keep it once.
             key = {name: value[block] for name, value in state.items()}
             if not latest or not all(_same(latest["key"][n], v) for n, v in key.items()):
@@ -297,7 +304,7 @@ def _record_batch(
 
 def _add_other(buffer: ReplayBuffer, row: Leaves) -> int:
     """Index of the conditioning of a run's other half: the empty or the negative prompt."""
-    digest = ",".join(f"{value.double().sum().item():.9g}" for value in row.values())
+    digest = ",".join(f"{value.cpu().double().sum().item():.9g}" for value in row.values())
     return buffer.add_text(f"\0{digest}", row)
 
 
@@ -317,6 +324,12 @@ def _split_inputs(
         else:
             constants[name] = value
     return state, constants
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or not a.is_floating_point():
+        return _same(a, b)
+    return bool((a - b).float().norm() <= CLOSE * b.float().norm())
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import numbers
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,7 @@ class FDUnlearner:
         adapters.check_adapter_name(name, self.model)
         modules = adapters.target_modules(self.model, config.target_modules)
         rank, alpha = config.rank, config.rank if config.alpha is None else config.alpha
+        adapters.check_denoiser(self.model)
         before = adapters.snapshot(self.model)
         started = time.monotonic()
         try:
@@ -113,21 +116,24 @@ class FDUnlearner:
             recorded = time.monotonic()
             parameters = adapters.attach(self.model, name, rank, alpha, modules, config.seed)
             history = train(self.model, parameters, buffer, loss, config, callback, self.progress)
+            trained = time.monotonic()
+            recipe = self._recipe(concept, loss, history)
+            recipe["adapter_name"] = name
+            recipe["config"] |= {"alpha": alpha, "target_modules": modules}
+            recipe["buffer"] = {
+                "unlearn": buffer.count("unlearn"),
+                "retain": buffer.count("retain"),
+                "bytes": buffer.nbytes,
+            }
+            recipe["seconds"] = {
+                "record": round(recorded - started, 2),
+                "train": round(trained - recorded, 2),
+            }
+            adapters.finish(self.model, name, before)
         except BaseException:
             adapters.remove(self.model, name, before)
             raise
-        adapters.finish(self.model, name, before)
-        self.adapter_name, self.history = name, history
-        self.recipe = self._recipe(concept, loss, modules, alpha)
-        self.recipe["buffer"] = {
-            "unlearn": buffer.count("unlearn"),
-            "retain": buffer.count("retain"),
-            "bytes": buffer.nbytes,
-        }
-        self.recipe["seconds"] = {
-            "record": round(recorded - started, 2),
-            "train": round(time.monotonic() - recorded, 2),
-        }
+        self.adapter_name, self.history, self.recipe = name, history, recipe
         return self.pipe
 
     def _record(self, concept: Concept) -> Any:
@@ -144,23 +150,18 @@ class FDUnlearner:
         return record(recorder, pairs, retain, dtype, self.progress)
 
     def _recipe(
-        self, concept: Concept, loss: DivergenceLoss, modules: list[str], alpha: float
+        self, concept: Concept, loss: DivergenceLoss, history: list[StepRecord]
     ) -> dict[str, Any]:
         from . import __version__
 
-        config = {**asdict(self.config), "alpha": alpha, "target_modules": modules}
         return {
-            "concept": asdict(concept),
+            "concept": _plain(asdict(concept)),
             "f": loss.divergence.name,
-            "adapter_name": self.adapter_name,
-            "config": config,
-            "pipeline_kwargs": {k: _plain(v) for k, v in self.pipeline_kwargs.items()},
+            "config": _plain(asdict(self.config)),
+            "pipeline_kwargs": _plain(self.pipeline_kwargs),
             "sigma": float(loss.sigma),
-            "steps_done": len(self.history),
-            "divergence": {
-                "first": self.history[0].divergence,
-                "last": self.history[-1].divergence,
-            },
+            "steps_done": len(history),
+            "divergence": {"first": history[0].divergence, "last": history[-1].divergence},
             "base_model": str(getattr(self.pipe, "name_or_path", None) or "") or None,
             "pipeline": type(self.pipe).__name__,
             "versions": {
@@ -184,14 +185,19 @@ class FDUnlearner:
             The directory.
 
         Raises:
-            RuntimeError: if nothing was unlearned yet.
+            RuntimeError: if nothing was unlearned yet, or the adapter was taken off the pipe.
             ValueError: if the directory cannot be written.
         """
         if self.adapter_name is None:
             raise RuntimeError("nothing to save: call unlearn first")
+        if self.adapter_name not in getattr(self.model, "peft_config", {}):
+            raise RuntimeError(f"adapter {self.adapter_name!r} is no longer on the pipe")
+        recipe = json.dumps(self.recipe, indent=2) + "\n"
         folder = writable_folder(directory)
         adapters.save_adapter(self.pipe, self.component, self.adapter_name, folder)
-        (folder / "recipe.json").write_text(json.dumps(self.recipe, indent=2) + "\n")
+        temporary = folder / "recipe.json.tmp"
+        temporary.write_text(recipe)
+        temporary.replace(folder / "recipe.json")
         return folder
 
 
@@ -213,4 +219,13 @@ def writable_folder(directory: str | Path) -> Path:
 
 
 def _plain(value: Any) -> Any:
-    return value if isinstance(value, str | int | float | bool | None) else repr(value)
+    """A value as JSON types; what has none is written as text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    return value if isinstance(value, str | bool | None) else repr(value)

@@ -15,7 +15,11 @@ if [ -d wheels ]; then pip install -q --no-index --find-links wheels --no-deps w
 pip install -q --no-deps --no-build-isolation -e .
 python3 -c "import torch; print(torch.cuda.get_device_name(), torch.__version__)" > "$OUT/device.txt"
 date -u +%F >> "$OUT/device.txt"
-python3 -m pytest -q -m gpu 2>&1 | tee "$OUT/gpu_tests.txt" || true
+tests=0
+python3 -m pytest -q -m gpu > "$OUT/gpu_tests.txt" 2>&1 || tests=$?
+tail -n 30 "$OUT/gpu_tests.txt"
 python3 examples/train_emoji.py --art "$ART" --work-dir "$OUT/emoji" --output-dir "$OUT/weights" \
     --continue-shipped --steps "$STEPS" --minutes "$MINUTES" || echo "training not finished: $?"
-python3 examples/measure_emoji.py --output "$OUT/figures.json" | tee "$OUT/figures.md"
+python3 examples/measure_emoji.py --output "$OUT/figures.json" > "$OUT/figures.md"
+cat "$OUT/figures.md"
+exit "$tests"  # of the GPU tests, after everything else was done

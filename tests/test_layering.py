@@ -19,8 +19,8 @@ ALLOWED = {
     "train": {"loss", "replay", "trajectories", "adapters"},
     "unlearner": {"adapters", "concepts", "divergences", "loss", "train", "trajectories", ""},
     "emoji": set(),
-    "demo": {"concepts", "emoji", "unlearner"},
-    "cli": {"concepts", "demo", "divergences", "emoji", "unlearner"},
+    "demo": {"concepts", "divergences", "emoji", "train", "unlearner"},
+    "cli": {"concepts", "demo", "divergences", "emoji", "train", "unlearner"},
     "__main__": {"cli"},
     "": {"concepts", "divergences", "loss", "train", "unlearner"},
 }

@@ -85,17 +85,41 @@ def test_guidance_adds_the_empty_prompt_to_what_is_retained(pipe) -> None:
     assert with_guidance.nbytes < 2 * without.nbytes  # states are shared
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_every_step_of_every_image_gives_a_row(pipe, guidance_scale) -> None:
+    """More prompts than a batch, some twice, so that batches of texts and images differ."""
+    pairs = [PAIRS[i % 3] for i in range(11)]
+    recorder = Recorder(pipe, {"num_inference_steps": 1, "guidance_scale": guidance_scale})
+    buffer = record(recorder, pairs, RETAIN, progress=False)
+    assert buffer.count("unlearn") == 11
+    halves = 2 if guidance_scale > 1 else 1
+    assert buffer.count("retain") == halves * (11 + len(RETAIN))
+
+
+def test_a_pipeline_that_hides_its_conditioning_is_refused(pipe, monkeypatch) -> None:
+    original = pipe.encode_prompt
+
+    def changed(*args, **kwargs):
+        texts, others = original(*args, **kwargs)
+        return (texts if others is None else texts * 2), others
+
+    monkeypatch.setattr(pipe, "encode_prompt", changed)
+    with pytest.raises(ValueError, match="cannot be recorded"):
+        recorded(pipe, guidance_scale=5.0)
+
+
 def test_an_empty_anchor_works_under_guidance(pipe) -> None:
     recorder = Recorder(pipe, {"num_inference_steps": 2, "guidance_scale": 4.0})
     buffer = record(recorder, [("a dog", "")], [], progress=False)
     assert buffer.count("unlearn") > 0
 
 
-def test_timesteps_cover_the_range(pipe) -> None:
-    recorder = Recorder(pipe, {"num_inference_steps": 24})
+@pytest.mark.parametrize(("steps", "least"), [(24, 60), (21, 50), (25, 60), (30, 60)])
+def test_timesteps_cover_the_range(pipe, steps, least) -> None:
+    recorder = Recorder(pipe, {"num_inference_steps": steps})
     buffer = record(recorder, [("a dog", "a cat")] * 40, [], progress=False)
     seen = buffer.timesteps.unique()
-    assert len(seen) > 60  # one schedule has 24
+    assert len(seen) > least  # one schedule has `steps`
     assert seen.diff().max() <= 50 and seen.min() <= 20 and seen.max() >= 940
 
 

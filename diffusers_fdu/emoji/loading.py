@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -19,6 +20,12 @@ from .judge import EmojiJudge, JudgeNetwork
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the shipped weights: a diffusers pipeline, and `judge.safetensors`."""
 
+PARTS: dict[str, Any] = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderTiny,
+    "text_encoder": CLIPTextModel,
+}
+
 
 def load_emoji_pipeline(
     folder: Path | str = WEIGHTS, torch_dtype: torch.dtype = torch.float32
@@ -32,15 +39,11 @@ def load_emoji_pipeline(
         torch_dtype: dtype of the weights in memory; they are stored in float16.
     """
     # Part by part: diffusers' own from_pretrained warns that the autoencoder is a tiny one.
-    modules = {
+    modules: dict[str, Any] = {
         name: kind.from_pretrained(Path(folder) / name, local_files_only=True).to(torch_dtype)
-        for name, kind in (
-            ("unet", UNet2DConditionModel),
-            ("vae", AutoencoderTiny),
-            ("text_encoder", CLIPTextModel),
-        )
+        for name, kind in PARTS.items()
     }
-    pipe = StableDiffusionPipeline(
+    pipe: Any = StableDiffusionPipeline(
         **modules,
         tokenizer=CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer"),
         scheduler=DDIMScheduler.from_pretrained(Path(folder) / "scheduler"),

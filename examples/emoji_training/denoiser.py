@@ -83,6 +83,19 @@ def encode_bank(sprites: Tensor, autoencoder: AutoencoderTiny, seed: int) -> tup
     return torch.cat(chunks), labels
 
 
+class Average(EMAModel):
+    """The moving average; it stays beside the weights when a checkpoint is read."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__(parameters, decay=0.9995, use_ema_warmup=True, power=0.75)
+        self._device = parameters[0].device
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Read a checkpoint, which lies on the CPU."""
+        super().load_state_dict(state_dict)
+        self.to(self._device)
+
+
 class Denoiser:
     """UNet and text encoder with an exponential moving average of both."""
 
@@ -92,7 +105,7 @@ class Denoiser:
         self.unet = new_unet().to(device, memory_format=torch.channels_last)
         self.text_encoder = new_text_encoder(tokenizer).to(device)
         self.parameters = [*self.unet.parameters(), *self.text_encoder.parameters()]
-        self.ema = EMAModel(self.parameters, decay=0.9995, use_ema_warmup=True, power=0.75)
+        self.ema = Average(self.parameters)
         self._forward = torch.compile(self.unet)
         self._ids: dict[str, list[int]] = {}
 
@@ -100,7 +113,7 @@ class Denoiser:
         """Start from trained weights instead of random ones."""
         self.unet.load_state_dict(unet.state_dict())
         self.text_encoder.load_state_dict(text_encoder.state_dict())
-        self.ema = EMAModel(self.parameters, decay=0.9995, use_ema_warmup=True, power=0.75)
+        self.ema = Average(self.parameters)
 
     def input_ids(self, captions: list[str]) -> Tensor:
         """Token ids (B, MAX_TOKENS)."""
