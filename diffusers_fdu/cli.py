@@ -76,7 +76,7 @@ def unlearn(
     rank: Annotated[int, typer.Option(help="Of the LoRA.")] = 8,
     steps: Annotated[int, typer.Option(help="Most training steps.")] = 300,
     batch_size: Annotated[int, typer.Option(help="Rows of each role in a step.")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
     guidance_scale: Annotated[
         float | None, typer.Option(help="Of the recorded runs; none: the pipeline's own.")
     ] = None,
@@ -142,7 +142,7 @@ def _load_pipeline(model: str, device: str, dtype: str) -> Any:
         return pipe.to(device)
     try:
         return DiffusionPipeline.from_pretrained(model, torch_dtype=torch_dtype).to(device)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"cannot load {model!r}: {reason} (pass a folder, a Hub id, or `emoji`)"

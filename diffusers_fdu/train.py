@@ -38,7 +38,7 @@ class TrainConfig:
         retain: prompts whose pictures must stay; None: words of the vocabulary.
         retain_weight: weight of the retain loss against the unlearning one, which is scaled so
             that every divergence pulls the median row equally at the start.
-        trajectories: anchor images recorded; twice as many are recorded to retain.
+        trajectories: anchor images recorded, and eight shorter runs for each to retain.
         early_stop: stop once the mean squared difference from the anchor (the same scale for
             every f) is below this fraction of its start; 0: never.
         seed: of prompts, noise, initial weights and batches.
@@ -50,12 +50,12 @@ class TrainConfig:
     steps: int = 300
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     max_grad_norm: float = 1.0
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     sigma: float | Literal["auto"] = "auto"
     retain: Sequence[str] | None = None
-    retain_weight: float = 1.0
+    retain_weight: float = 4.0
     trajectories: int = 32
     early_stop: float = 0.02
     seed: int = 0

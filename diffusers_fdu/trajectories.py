@@ -27,6 +27,8 @@ from .replay import Leaves, ReplayBuffer, flatten
 BATCH = 8  # images drawn at once
 STEPS = 25  # of the recorded schedule, where the pipeline's own default is longer
 SPREAD = (2 / 3, 4 / 3)  # schedule lengths, relative: each length visits its own timesteps
+SPREAD_RETAIN = (1 / 6, 1 / 3)  # for what is retained, many prompts matter more than many steps
+OTHER_EVERY = 8  # one call in so many keeps the rows of the empty prompt, which is one prompt
 GOLDEN = (5**0.5 - 1) / 2  # multiples of it spread evenly over [0, 1) however many there are
 CLOSE = 0.01  # one text encoded twice differs by rounding, relative; two texts by far more
 
@@ -230,13 +232,14 @@ def record(
     prompts = [prompt for run in runs for prompt in run if prompt is not None]
     recorder.check_lengths(prompts)
     buffer = ReplayBuffer(dtype)
-    low, high = (max(1, round(recorder.steps * f)) for f in SPREAD)
     batches = [part for group in _grouped(runs) for part in _chunks(group, BATCH)]
     with untouched(recorder.pipe):
         names = recorder.text_names(*pairs[0])
         texts = recorder.conditioning(prompts, names)
         with tqdm(total=len(runs), desc="record", disable=not progress, unit="image") as bar:
             for i, part in enumerate(batches):
+                spread = SPREAD_RETAIN if part[0][1] is None else SPREAD
+                low, high = (max(1, round(recorder.steps * f)) for f in spread)
                 steps = low + int(i * GOLDEN % 1 * (high - low + 1))
                 _record_batch(recorder, buffer, part, texts, steps, recorder.seed + BATCH * i)
                 bar.update(len(part))
@@ -270,8 +273,11 @@ def _record_batch(
     names = list(texts[prompts[0]])
     own = recorder._first_call(prompts).inputs
     latest: dict[str, Any] = {}
+    calls = -1
 
     def on_call(call: Call) -> None:
+        nonlocal calls
+        calls += 1
         inputs, prediction = call.inputs, call.prediction
         assert prediction is not None  # only a stopped call has none
         rows = len(prediction)
@@ -288,12 +294,14 @@ def _record_batch(
                     buffer.add_state({n: v[i] for n, v in key.items()}) for i in range(size)
                 ]
             for i, (prompt, target) in enumerate(runs):
-                answer = buffer.add_prediction(prediction[start + i])
                 row = {name: inputs[name][start + i] for name in names}
                 where = latest["ids"][i]
                 if not conditional:
-                    buffer.add_row("retain", where, _add_other(buffer, row), answer)
+                    if calls % OTHER_EVERY == 0:
+                        answer = buffer.add_prediction(prediction[start + i])
+                        buffer.add_row("retain", where, _add_other(buffer, row), answer)
                     continue
+                answer = buffer.add_prediction(prediction[start + i])
                 buffer.add_row("retain", where, buffer.add_text(prompt, row), answer)
                 if target is not None:
                     text = buffer.add_text(target, texts[target])

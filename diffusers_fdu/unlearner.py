@@ -22,7 +22,7 @@ from .loss import DivergenceLoss
 from .train import Callback, StepRecord, TrainConfig, initial_distance, train
 from .trajectories import Recorder, denoiser_name, record
 
-RETAIN_PER_TRAJECTORY = 2
+RETAIN_PER_TRAJECTORY = 8
 
 
 class FDUnlearner:
