@@ -75,6 +75,15 @@ def target_modules(model: nn.Module, wanted: Sequence[str] | None) -> list[str]:
     return chosen
 
 
+def input_width(model: nn.Module, modules: Sequence[str]) -> int:
+    """The most inputs that any linear layer with one of these suffixes has."""
+    return max(
+        getattr(module, "in_features", 0)
+        for name, module in model.named_modules()
+        if any(name == suffix or name.endswith(f".{suffix}") for suffix in modules)
+    )
+
+
 def tuner_layers(model: nn.Module) -> list[BaseTunerLayer]:
     """The layers of a denoiser that carry adapters."""
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
@@ -115,33 +124,42 @@ def snapshot(model: nn.Module) -> AdapterState:
     )
 
 
+def lora_config(
+    model: nn.Module, rank: int, alpha: float | None, wanted: Sequence[str] | None
+) -> LoraConfig:
+    """PEFT's configuration of a LoRA for this denoiser.
+
+    Args:
+        model: the denoiser.
+        rank: of the update.
+        alpha: the update is scaled by alpha / rank; None: alpha = rank.
+        wanted: see `target_modules`.
+
+    Raises:
+        ValueError: see `target_modules`.
+    """
+    return LoraConfig(
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,  # type: ignore[arg-type]  # any number
+        target_modules=target_modules(model, wanted),
+    )
+
+
 def attach(
-    model: nn.Module,
-    adapter_name: str,
-    rank: int,
-    alpha: float,
-    modules: Sequence[str],
-    seed: int,
+    model: nn.Module, adapter_name: str, config: LoraConfig, seed: int
 ) -> list[nn.Parameter]:
     """Put a new LoRA on a denoiser, active beside what was active; only it is trainable.
 
     Args:
         model: the denoiser, a diffusers model with PEFT support.
         adapter_name: its name.
-        rank: of the update.
-        alpha: the update is scaled by alpha / rank.
-        modules: suffixes of the layers' names.
+        config: see `lora_config`.
         seed: of its initial weights.
 
     Returns:
         Its weights in float32.
     """
     before = snapshot(model)
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT takes any number
-        target_modules=list(modules),
-    )
     # The CPU generator alone: torch.manual_seed would seed every device, and not give it back.
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from transformers.utils import logging as transformers_logging
 
 app = typer.Typer(
     help="Make a text-to-image model forget a concept, as a standard LoRA.",
@@ -76,7 +77,9 @@ def unlearn(
     rank: Annotated[int, typer.Option(help="Of the LoRA.")] = 8,
     steps: Annotated[int, typer.Option(help="Most training steps.")] = 300,
     batch_size: Annotated[int, typer.Option(help="Rows of each role in a step.")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate; none: by the layers' width.")
+    ] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="Of the recorded runs; none: the pipeline's own.")
     ] = None,
@@ -97,7 +100,7 @@ def unlearn(
         "rank": rank,
         "steps": steps,
         "batch_size": batch_size,
-        "learning_rate": learning_rate,
+        "learning_rate": "auto" if learning_rate is None else learning_rate,
         "retain": retain or None,
         "seed": seed,
     }
@@ -151,6 +154,8 @@ def _load_pipeline(model: str, device: str, dtype: str) -> Any:
 
 def main() -> None:
     """Entry point: errors that a user can fix are one line, and the exit code is 1."""
+    # Without torchvision, transformers warns about image processors that nothing here uses.
+    transformers_logging.set_verbosity_error()
     try:
         app()
     except (ValueError, TypeError, RuntimeError, FloatingPointError, OSError) as error:

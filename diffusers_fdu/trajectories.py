@@ -25,10 +25,13 @@ from tqdm.auto import tqdm
 from .replay import Leaves, ReplayBuffer, flatten
 
 BATCH = 8  # images drawn at once
-STEPS = 25  # of the recorded schedule, where the pipeline's own default is longer
-SPREAD = (2 / 3, 4 / 3)  # schedule lengths, relative: each length visits its own timesteps
-SPREAD_RETAIN = (1 / 6, 1 / 3)  # for what is retained, many prompts matter more than many steps
-OTHER_EVERY = 8  # one call in so many keeps the rows of the empty prompt, which is one prompt
+STEPS = 8
+"""Most steps of a recorded run; runs have between half of them and all.
+
+Each length visits its own timesteps. Many prompts of few steps erase more, and spare more, than
+few prompts of many steps at the same cost (docs/benchmarks.md).
+"""
+OTHER_EVERY = 4  # one call in so many keeps the rows of the empty prompt, which is one prompt
 GOLDEN = (5**0.5 - 1) / 2  # multiples of it spread evenly over [0, 1) however many there are
 CLOSE = 0.01  # one text encoded twice differs by rounding, relative; two texts by far more
 
@@ -236,12 +239,11 @@ def record(
     with untouched(recorder.pipe):
         names = recorder.text_names(*pairs[0])
         texts = recorder.conditioning(prompts, names)
+        low, high = (recorder.steps + 1) // 2, recorder.steps
         with tqdm(total=len(runs), desc="record", disable=not progress, unit="image") as bar:
             for i, part in enumerate(batches):
-                spread = SPREAD_RETAIN if part[0][1] is None else SPREAD
-                low, high = (max(1, round(recorder.steps * f)) for f in spread)
                 steps = low + int(i * GOLDEN % 1 * (high - low + 1))
-                _record_batch(recorder, buffer, part, texts, steps, recorder.seed + BATCH * i)
+                _record_batch(recorder, buffer, part, texts, steps, i)
                 bar.update(len(part))
                 bar.set_postfix(MB=f"{buffer.nbytes / 1e6:.1f}")
     if not buffer.count("unlearn"):
@@ -266,18 +268,18 @@ def _record_batch(
     runs: list[tuple[str, str | None]],
     texts: dict[str, Leaves],
     steps: int,
-    seed: int,
+    number: int,
 ) -> None:
     prompts = [prompt for prompt, _ in runs]
     size = len(prompts)
     names = list(texts[prompts[0]])
     own = recorder._first_call(prompts).inputs
     latest: dict[str, Any] = {}
-    calls = -1
+    calls = number  # so that the empty prompt is kept at other steps in each batch
 
     def on_call(call: Call) -> None:
         nonlocal calls
-        calls += 1
+        is_kept, calls = calls % OTHER_EVERY == 0, calls + 1
         inputs, prediction = call.inputs, call.prediction
         assert prediction is not None  # only a stopped call has none
         rows = len(prediction)
@@ -297,7 +299,7 @@ def _record_batch(
                 row = {name: inputs[name][start + i] for name in names}
                 where = latest["ids"][i]
                 if not conditional:
-                    if calls % OTHER_EVERY == 0:
+                    if is_kept:
                         answer = buffer.add_prediction(prediction[start + i])
                         buffer.add_row("retain", where, _add_other(buffer, row), answer)
                     continue
@@ -307,7 +309,7 @@ def _record_batch(
                     text = buffer.add_text(target, texts[target])
                     buffer.add_row("unlearn", where, text, answer)
 
-    recorder._run(prompts, on_call, seed, num_inference_steps=steps)
+    recorder._run(prompts, on_call, recorder.seed + BATCH * number, num_inference_steps=steps)
 
 
 def _add_other(buffer: ReplayBuffer, row: Leaves) -> int:

@@ -7,22 +7,30 @@ import numbers
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import peft
 import torch
+from peft import LoraConfig
 
 from . import adapters
 from .concepts import Concept, retain_prompts, vocabulary
 from .divergences import Divergence, Generator
 from .loss import DivergenceLoss
-from .train import Callback, StepRecord, TrainConfig, initial_distance, train
+from .train import (
+    RATE_TIMES_WIDTH,
+    Callback,
+    StepRecord,
+    TrainConfig,
+    initial_distance,
+    train,
+)
 from .trajectories import Recorder, denoiser_name, record
 
-RETAIN_PER_TRAJECTORY = 8
+RETAIN_PER_TRAJECTORY = 3
 
 
 class FDUnlearner:
@@ -32,8 +40,8 @@ class FDUnlearner:
 
     Args:
         pipe: a diffusers text-to-image pipeline.
-        pipeline_kwargs: arguments of the recorded runs, such as height, width,
-            num_inference_steps, guidance_scale.
+        pipeline_kwargs: arguments of the recorded runs, such as height, width, guidance_scale;
+            num_inference_steps is the most steps of a run (`trajectories.STEPS` if not given).
         progress: show progress bars.
         **config: fields of `TrainConfig`.
 
@@ -99,12 +107,13 @@ class FDUnlearner:
         if isinstance(target, Concept) and anchor is not None:
             raise ValueError("the Concept has its own anchor: do not pass another")
         concept = target if isinstance(target, Concept) else Concept(target, anchor)
-        config = self.config
+        lora = adapters.lora_config(
+            self.model, self.config.rank, self.config.alpha, self.config.target_modules
+        )
+        config = self._settled(lora)
         loss = DivergenceLoss(f, config.sigma)
         name = adapter_name or adapters.default_adapter_name(concept.target, self.model)
         adapters.check_adapter_name(name, self.model)
-        modules = adapters.target_modules(self.model, config.target_modules)
-        rank, alpha = config.rank, config.rank if config.alpha is None else config.alpha
         adapters.check_denoiser(self.model)
         before = adapters.snapshot(self.model)
         started = time.monotonic()
@@ -114,12 +123,11 @@ class FDUnlearner:
             if loss.sigma == "auto":
                 loss.calibrate(initial_distance(self.model, buffer, loss))
             recorded = time.monotonic()
-            parameters = adapters.attach(self.model, name, rank, alpha, modules, config.seed)
+            parameters = adapters.attach(self.model, name, lora, config.seed)
             history = train(self.model, parameters, buffer, loss, config, callback, self.progress)
             trained = time.monotonic()
-            recipe = self._recipe(concept, loss, history)
+            recipe = self._recipe(concept, loss, config, history)
             recipe["adapter_name"] = name
-            recipe["config"] |= {"alpha": alpha, "target_modules": modules}
             recipe["buffer"] = {
                 "unlearn": buffer.count("unlearn"),
                 "retain": buffer.count("retain"),
@@ -136,6 +144,15 @@ class FDUnlearner:
         self.adapter_name, self.history, self.recipe = name, history, recipe
         return self.pipe
 
+    def _settled(self, lora: LoraConfig) -> TrainConfig:
+        """The config with a value for every field that leaves one to the denoiser."""
+        modules, rate = sorted(lora.target_modules or ()), self.config.learning_rate
+        if rate == "auto":
+            rate = RATE_TIMES_WIDTH / adapters.input_width(self.model, modules)
+        return replace(
+            self.config, learning_rate=rate, alpha=lora.lora_alpha, target_modules=modules
+        )
+
     def _record(self, concept: Concept) -> Any:
         rng = random.Random(self.config.seed)
         words = vocabulary(self.pipe)
@@ -150,14 +167,18 @@ class FDUnlearner:
         return record(recorder, pairs, retain, dtype, self.progress)
 
     def _recipe(
-        self, concept: Concept, loss: DivergenceLoss, history: list[StepRecord]
+        self,
+        concept: Concept,
+        loss: DivergenceLoss,
+        config: TrainConfig,
+        history: list[StepRecord],
     ) -> dict[str, Any]:
         from . import __version__
 
         return {
             "concept": _plain(asdict(concept)),
             "f": loss.divergence.name,
-            "config": _plain(asdict(self.config)),
+            "config": _plain(asdict(config)),
             "pipeline_kwargs": _plain(self.pipeline_kwargs),
             "sigma": float(loss.sigma),
             "steps_done": len(history),

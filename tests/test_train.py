@@ -16,6 +16,8 @@ from diffusers_fdu.train import clip_gradients, learning_rate_factor
         ({"steps": 1.5}, "steps"),
         ({"learning_rate": -1.0}, "learning_rate"),
         ({"learning_rate": math.nan}, "learning_rate"),
+        ({"learning_rate": "fast"}, "learning_rate must be positive, got 'fast'"),
+        ({"max_grad_norm": "auto"}, "max_grad_norm"),
         ({"retain_weight": -1.0}, "retain_weight"),
         ({"early_stop": 1.0}, "early_stop"),
         ({"mixed_precision": "int8"}, "mixed_precision 'int8'"),

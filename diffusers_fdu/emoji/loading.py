@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,30 @@ from diffusers import (
 )
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from .judge import EmojiJudge, JudgeNetwork
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the shipped weights: a diffusers pipeline, and `judge.safetensors`."""
 
-PARTS: dict[str, Any] = {
-    "unet": UNet2DConditionModel,
-    "vae": AutoencoderTiny,
-    "text_encoder": CLIPTextModel,
+PARTS: dict[str, tuple[Any, str]] = {
+    "unet": (UNet2DConditionModel, "torch_dtype"),
+    "vae": (AutoencoderTiny, "torch_dtype"),
+    "text_encoder": (CLIPTextModel, "dtype"),
 }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bar that transformers draws while it loads weights."""
+    is_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if is_on:
+            transformers_logging.enable_progress_bar()
 
 
 def load_emoji_pipeline(
@@ -39,10 +54,12 @@ def load_emoji_pipeline(
         torch_dtype: dtype of the weights in memory; they are stored in float16.
     """
     # Part by part: diffusers' own from_pretrained warns that the autoencoder is a tiny one.
-    modules: dict[str, Any] = {
-        name: kind.from_pretrained(Path(folder) / name, local_files_only=True).to(torch_dtype)
-        for name, kind in PARTS.items()
-    }
+    modules: dict[str, Any] = {}
+    with _quiet():
+        for name, (kind, dtype_name) in PARTS.items():
+            modules[name] = kind.from_pretrained(
+                Path(folder) / name, local_files_only=True, **{dtype_name: torch_dtype}
+            )
     pipe: Any = StableDiffusionPipeline(
         **modules,
         tokenizer=CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer"),

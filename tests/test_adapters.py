@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from diffusers_fdu.adapters import (
+    attach,
+    default_adapter_name,
+    finish,
+    input_width,
+    lora_config,
+    snapshot,
+    target_modules,
+)
+
+
+def test_default_targets_are_keys_and_values_of_cross_attention(pipe) -> None:
+    assert target_modules(pipe.unet, None) == ["attn2.to_k", "attn2.to_v"]
+    assert target_modules(pipe.unet, ["attn2.to_q"]) == ["attn2.to_q"]
+
+
+@pytest.mark.parametrize("suffix", ["to_z", "attn2", "o_k", ""])
+def test_a_suffix_that_names_no_linear_layer_is_refused(pipe, suffix) -> None:
+    with pytest.raises(ValueError, match="no linear layer of UNet2DConditionModel"):
+        target_modules(pipe.unet, [suffix])
+
+
+def test_width_is_that_of_the_layers_alone(pipe) -> None:
+    # 16 is the width of the text; the UNet's own widths are 8 and 16, its inner ones up to 64.
+    assert input_width(pipe.unet, ["attn2.to_k", "attn2.to_v"]) == 16
+    layers = nn.ModuleDict({"to_k": nn.Linear(7, 5), "net_to_k": nn.Linear(99, 1)})
+    assert input_width(layers, ["to_k"]) == 7
+
+
+def test_width_is_the_same_once_adapted(pipe) -> None:
+    attach(pipe.unet, "x", lora_config(pipe.unet, 2, None, None), seed=0)
+    assert input_width(pipe.unet, ["attn2.to_k"]) == 16
+
+
+@pytest.mark.parametrize(("alpha", "scaling"), [(None, 1.0), (6, 2.0), (1.5, 0.5)])
+def test_alpha_scales_the_update(pipe, alpha, scaling) -> None:
+    """The layer's output moves by alpha / rank * x A^T B^T."""
+    config = lora_config(pipe.unet, 3, alpha, ["attn2.to_v"])
+    name, layer = next((n, m) for n, m in pipe.unet.named_modules() if n.endswith("attn2.to_v"))
+    x = torch.randn(2, 5, layer.in_features)
+    plain = layer(x)
+    attach(pipe.unet, "x", config, seed=0)
+    layer = pipe.unet.get_submodule(name)
+    a, b = layer.lora_A["x"].weight, layer.lora_B["x"].weight
+    b.data.normal_()
+    torch.testing.assert_close(layer(x) - plain, scaling * x @ a.T @ b.T, rtol=1e-4, atol=1e-5)
+
+
+def test_the_seed_alone_decides_the_initial_weights(pipe) -> None:
+    config = lora_config(pipe.unet, 2, None, None)
+    drawn = []
+    for i, (name, seed) in enumerate([("a", 3), ("b", 3), ("c", 4)]):
+        torch.manual_seed(i)
+        state = torch.get_rng_state()
+        drawn.append([p.detach().clone() for p in attach(pipe.unet, name, config, seed)])
+        assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(drawn[0], drawn[1], strict=True))
+    assert not all(torch.equal(a, c) for a, c in zip(drawn[0], drawn[2], strict=True))
+
+
+def test_finishing_freezes_and_restores_flags(pipe) -> None:
+    pipe.unet.requires_grad_(True).train()
+    before = snapshot(pipe.unet)
+    attach(pipe.unet, "x", lora_config(pipe.unet, 2, None, None), seed=0)
+    assert not pipe.unet.training
+    finish(pipe.unet, "x", before)
+    grads = {n: p.requires_grad for n, p in pipe.unet.named_parameters()}
+    assert not any(on for n, on in grads.items() if "lora_" in n)
+    assert all(on for n, on in grads.items() if "lora_" not in n)
+    assert pipe.unet.training
+
+
+def test_default_names_are_free_and_plain(pipe) -> None:
+    assert default_adapter_name("Van Gogh, 1889", pipe.unet) == "forget-van-gogh-1889"
+    assert default_adapter_name("\u72ac", pipe.unet) == "forget-concept"
+    attach(pipe.unet, "forget-dog", lora_config(pipe.unet, 2, None, None), seed=0)
+    assert default_adapter_name("dog", pipe.unet) == "forget-dog-2"
