@@ -26,11 +26,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Profile = Callable[[Tensor], Tensor]
+Form = tuple[Literal["linear", "exponential", "tv", "table"], float, float]
 Generator = Callable[[Tensor], Tensor]
 
 EXPONENT_CAP = {torch.float32: 60.0, torch.float64: 600.0}
@@ -45,7 +47,8 @@ USER_S_CAP = 50.0
 """Largest s at which a user's generator is integrated; beyond it phi continues as its tangent.
 
 The mass of t^p lies around (p - 1/2) sqrt(s), so the nodes reach 2.5 sqrt(s) + 8 to hold p = 3.
-At s = 50 that is r = exp(182), the largest for which r^3 stays inside float64.
+At s = 50 that is r = exp(182), the largest for which r^3 stays inside float64. In float32 the
+tangent begins earlier if log phi reaches `EXPONENT_CAP`.
 """
 
 _REACH = 8.0
@@ -78,6 +81,9 @@ class Divergence:
         _dphi: its derivative, of the same shapes.
         bound: supremum of phi, infinite when unbounded.
         formula: the generator f(t), for people.
+        form: how a kernel computes the profile: ("linear", slope, 0), ("exponential", rate,
+            scale), ("tv", 0, 0), or ("table", 0, 0) for splines of phi and dphi up to `last`.
+        last: s from which on a table of phi is constant if bounded, else its tangent.
     """
 
     name: str
@@ -85,6 +91,8 @@ class Divergence:
     _dphi: Profile = field(repr=False)
     bound: float = math.inf
     formula: str = ""
+    form: Form = ("table", 0.0, 0.0)
+    last: float = 800.0
 
     def phi(self, s: Tensor) -> Tensor:
         """Divergence at s = ||delta||^2 / sigma^2 (dimensionless), any shape; differentiable.
@@ -112,7 +120,12 @@ def _checked(s: Tensor) -> Tensor:
 
 def _linear(name: str, slope: float, formula: str) -> Divergence:
     return Divergence(
-        name, lambda s: slope * s, lambda s: torch.full_like(s, slope), math.inf, formula
+        name,
+        lambda s: slope * s,
+        lambda s: torch.full_like(s, slope),
+        math.inf,
+        formula,
+        ("linear", slope, 0.0),
     )
 
 
@@ -127,7 +140,8 @@ def _exponential(name: str, rate: float, scale: float, formula: str) -> Divergen
     def dphi(s: Tensor) -> Tensor:
         return scale * rate * torch.exp((rate * s).clamp(max=EXPONENT_CAP[s.dtype]))
 
-    return Divergence(name, phi, dphi, -scale if rate < 0 else math.inf, formula)
+    bound = -scale if rate < 0 else math.inf
+    return Divergence(name, phi, dphi, bound, formula, ("exponential", rate, scale))
 
 
 def _alpha(a: float, name: str | None = None) -> Divergence:
@@ -214,7 +228,7 @@ DIVERGENCES: dict[str, Divergence] = {
         _linear("jeffreys", 1.0, "(t - 1) log t"),
         _exponential("hellinger", -1 / 8, -1.0, "(sqrt t - 1)^2 / 2"),
         _exponential("chi2", 1.0, 1.0, "(t - 1)^2"),
-        Divergence("tv", _tv_phi, _tv_dphi, 1.0, "|t - 1| / 2"),
+        Divergence("tv", _tv_phi, _tv_dphi, 1.0, "|t - 1| / 2", ("tv", 0.0, 0.0)),
         _symmetric("js", _js_h, _js_d, math.log(2), "(t log t - (1 + t) log((1 + t)/2)) / 2"),
         _symmetric("le_cam", _le_cam_h, _le_cam_d, 1.0, "(t - 1)^2 / (2 (t + 1))"),
     )
@@ -278,9 +292,13 @@ def _from_generator(f: Generator) -> Divergence:
 
         return _expectation(integrand, 2.5 * root + _REACH, 769)
 
+    grid = torch.linspace(0, USER_S_CAP, 201, dtype=torch.float64)
+    small = torch.log(phi64(grid).clamp(min=1)) <= EXPONENT_CAP[torch.float32]
+    caps = {torch.float32: grid[small].max().item(), torch.float64: USER_S_CAP}
+
     def tangent(s: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
-            inside = s.detach().double().clamp(1e-30, USER_S_CAP).requires_grad_()
+            inside = s.detach().double().clamp(1e-30, caps[s.dtype]).requires_grad_()
             value = phi64(inside)
             (grad,) = torch.autograd.grad(value.sum(), inside)
         return value.detach() + grad * (s.double() - inside.detach()), grad
@@ -291,6 +309,7 @@ def _from_generator(f: Generator) -> Divergence:
         lambda s: tangent(s)[1].to(s.dtype),
         math.inf,
         "given by the user",
+        last=caps[torch.float32],
     )
 
 

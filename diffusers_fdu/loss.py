@@ -5,18 +5,26 @@ r"""The loss of one batch: the mean profile of the distance between two predicti
 
 See `divergences` for phi. Differences are taken in float32 whatever the inputs' dtype: a
 bfloat16 subtraction has a noise floor near s = 6e-6 per element.
+
+The plain PyTorch code here is the reference. On CUDA devices the fused kernel of `fused` takes
+its place, in float32 throughout.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import warnings
+from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .divergences import Divergence, Generator, divergence
+from .spline import profile_table
 
 Reduction = Literal["mean", "sum"]
+Kernel = Literal["auto", "triton", "compile", "eager"]
+Parts = tuple[Tensor, Tensor]
 
 MEDIAN_S = 4.0
 """Where `sigma="auto"` puts the median initial s.
@@ -35,9 +43,14 @@ class DivergenceLoss(nn.Module):
             where on the profile a difference falls; "auto" takes it from the first batch, or
             from `calibrate`, so that the median s is `MEDIAN_S`.
         reduction: over the elements of one sample, "mean" or "sum".
+        kernel: "eager" is the reference in PyTorch, "compile" the same under `torch.compile`,
+            "triton" the fused kernel, "auto" the fused kernel on CUDA and else "eager". A kernel
+            that cannot run falls back to "eager" with one warning that says why; float64
+            predictions are always computed in "eager".
 
     Raises:
-        ValueError: for an unknown divergence or reduction, or a sigma that is not positive.
+        ValueError: for an unknown divergence, reduction or kernel, or a sigma that is not
+            positive.
     """
 
     def __init__(
@@ -45,15 +58,26 @@ class DivergenceLoss(nn.Module):
         f: str | Divergence | Generator,
         sigma: float | Literal["auto"] = 1.0,
         reduction: Reduction = "mean",
+        kernel: Kernel = "auto",
     ) -> None:
         super().__init__()
         self.divergence = divergence(f)
+        if kernel not in get_args(Kernel):
+            raise ValueError(f"unknown kernel {kernel!r}: choose {', '.join(get_args(Kernel))}")
         if reduction not in ("mean", "sum"):
             raise ValueError(f"unknown reduction {reduction!r}: choose mean or sum")
         if sigma != "auto" and not (isinstance(sigma, int | float) and 0 < sigma < float("inf")):
             raise ValueError(f"sigma must be a positive number or 'auto', got {sigma!r}")
         self.sigma = sigma
         self.reduction = reduction
+        self.kernel = kernel
+        self._compiled: Callable[..., Parts] | None = None
+        self._table: Tensor | None = None
+        self._numbers = (0.0, 1.0, 0.0)
+        if self.divergence.form[0] == "table":
+            d = self.divergence
+            table = profile_table(d.phi, d.dphi, d.last, d.bound < float("inf"))
+            self._table, self._numbers = table.rows, (table.first, table.step, table.decay)
 
     def distance(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Squared distance per sample before sigma: (B,) float32 (float64 for float64 inputs).
@@ -67,22 +91,14 @@ class DivergenceLoss(nn.Module):
         Raises:
             ValueError: if the shapes do not match.
         """
-        if pred.shape != target.shape:
-            raise ValueError(
-                f"pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape"
-            )
+        _check_shapes(pred, target, mask)
         dtype = torch.float64 if pred.dtype == torch.float64 else torch.float32
         square = (pred.to(dtype) - target.to(dtype)).square()
         if mask is None:
             total = square.flatten(1).sum(1)
             count = torch.full_like(total, square[0].numel())
         else:
-            try:
-                weight = mask.to(dtype).expand_as(square)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"mask {tuple(mask.shape)} does not broadcast to {tuple(pred.shape)}"
-                ) from error
+            weight = mask.to(dtype).expand_as(square)
             total = (square * weight).flatten(1).sum(1)
             count = weight.flatten(1).sum(1)
         if self.reduction == "sum":
@@ -104,11 +120,6 @@ class DivergenceLoss(nn.Module):
         self.sigma = sigma
         return sigma
 
-    def profile(self, distance: Tensor) -> Tensor:
-        """Profile of distances (N,) under this sigma; calibrates sigma first if it is "auto"."""
-        sigma = self.calibrate(distance) if self.sigma == "auto" else self.sigma
-        return self.divergence.phi(distance / float(sigma) ** 2)
-
     def forward(
         self,
         pred: Tensor,
@@ -127,11 +138,89 @@ class DivergenceLoss(nn.Module):
         Raises:
             ValueError: if the shapes do not match.
         """
-        phi = self.profile(self.distance(pred, target.detach(), mask))
+        return self.with_distance(pred, target, mask, weights)[0]
+
+    def with_distance(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        mask: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Parts:
+        """The scalar loss, and s of every sample, (B,), without gradient.
+
+        Args and errors are those of `forward`.
+        """
+        _check_shapes(pred, target, mask, weights)
+        target = target.detach()
+        if self.sigma == "auto":
+            self.calibrate(self.distance(pred, target, mask))
+        is_double = torch.float64 in (pred.dtype, target.dtype)
+        kernel = "eager" if is_double else self.kernel
+        if kernel == "auto":
+            kernel = "triton" if pred.is_cuda and "triton" not in _broken else "eager"
+        if kernel == "eager" or kernel in _broken:
+            return self._eager(pred, target, mask, weights)
+        compute = self._fused if kernel == "triton" else self._under_compile
+        if torch.compiler.is_compiling():
+            return compute(pred, target, mask, weights)
+        try:
+            return compute(pred, target, mask, weights)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            _broken.add(kernel)
+            warnings.warn(
+                f"the {kernel!r} loss kernel cannot run here, PyTorch takes its place: "
+                f"{reason[0]}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return self._eager(pred, target, mask, weights)
+
+    def _eager(
+        self, pred: Tensor, target: Tensor, mask: Tensor | None, weights: Tensor | None
+    ) -> Parts:
+        s = self.distance(pred, target, mask) / float(self.sigma) ** 2
+        phi = self.divergence.phi(s)
         if weights is not None:
-            if weights.shape != phi.shape:
-                raise ValueError(
-                    f"weights must have shape {tuple(phi.shape)}, got {tuple(weights.shape)}"
-                )
             phi = phi * weights.to(phi.dtype)
-        return phi.mean()
+        return phi.mean(), s.detach()
+
+    def _under_compile(self, *args: Tensor | None) -> Parts:
+        if self._compiled is None:
+            self._compiled = torch.compile(self._eager)
+        return self._compiled(*args)
+
+    def _fused(
+        self, pred: Tensor, target: Tensor, mask: Tensor | None, weights: Tensor | None
+    ) -> Parts:
+        from . import fused
+
+        if self._table is not None and self._table.device != pred.device:
+            self._table = self._table.to(pred.device)
+        profile = fused.Profile(*self.divergence.form, self._table, *self._numbers)
+        is_mean = self.reduction == "mean"
+        sigma = float(self.sigma)
+        return fused.fused_loss(pred, target, mask, weights, profile, sigma, is_mean)
+
+
+_broken: set[str] = set()
+
+
+def _check_shapes(
+    pred: Tensor, target: Tensor, mask: Tensor | None, weights: Tensor | None = None
+) -> None:
+    if pred.shape != target.shape:
+        raise ValueError(
+            f"pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape"
+        )
+    if mask is not None:
+        sizes = zip(reversed(mask.shape), reversed(pred.shape), strict=False)
+        if mask.dim() > pred.dim() or any(m not in (1, p) for m, p in sizes):
+            raise ValueError(f"mask {tuple(mask.shape)} does not broadcast to {tuple(pred.shape)}")
+    if weights is not None and weights.shape != pred.shape[:1]:
+        raise ValueError(
+            f"weights must have shape {tuple(pred.shape[:1])}, got {tuple(weights.shape)}"
+        )

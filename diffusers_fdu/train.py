@@ -45,7 +45,7 @@ class TrainConfig:
         sigma: scale of the divergence; "auto" puts the median initial s at `loss.MEDIAN_S`.
         retain: prompts whose pictures must stay; None: words of the vocabulary.
         retain_weight: weight of the retain loss against the unlearning one, which is scaled so
-            that every divergence pulls the median row equally at the start.
+            that every divergence pulls equally at half the median initial difference.
         trajectories: anchor images recorded; three times as many are recorded to retain.
         early_stop: stop once the mean squared difference from the anchor (the same scale for
             every f) is below this fraction of its start; 0: never.
@@ -132,22 +132,24 @@ def initial_distance(model: nn.Module, buffer: ReplayBuffer, loss: DivergenceLos
     count = buffer.count("unlearn")
     spread = torch.linspace(0, count - 1, min(64, count)).round().long().tolist()
     rows: list[Row] = [("unlearn", i) for i in spread]
-    parts = [_distance(model, buffer, loss, rows[i : i + 16]) for i in range(0, len(rows), 16)]
+    parts = [
+        loss.distance(*_answers(model, buffer, rows[i : i + 16])) for i in range(0, len(rows), 16)
+    ]
     return torch.cat(parts)
 
 
-def _distance(
+def _answers(
     model: nn.Module,
     buffer: ReplayBuffer,
-    loss: DivergenceLoss,
     rows: Sequence[Row],
     autocast: Callable[[], AbstractContextManager] = nullcontext,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """What the student predicts on these rows, and what the teacher did."""
     parameter = next(p for p in model.parameters() if p.is_floating_point())
     kwargs, target = buffer.batch(rows, parameter.device, parameter.dtype)
     with autocast():
         answer = model(**kwargs)[0]
-    return loss.distance(answer, target.to(answer.device))  # offloading moves the answer
+    return answer, target.to(answer.device)  # offloading moves the answer
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -158,11 +160,11 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
     """Scale gradients down to a norm; exponential divergences would overflow its square.
 
     Returns:
-        The largest absolute element before; NaN or infinite if any is.
+        The largest absolute element before, (); NaN or infinite if any is.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     largest = torch.stack([g.abs().max() for g in gradients]).max()
@@ -173,7 +175,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float
     wanted = torch.minimum(largest, max_norm / norm.clamp(min=1.0))
     for gradient in gradients:
         gradient.mul_(wanted)
-    return largest.item()
+    return largest
 
 
 def train(
@@ -209,53 +211,75 @@ def train(
     generator = torch.Generator().manual_seed(config.seed)
     autocast, scaler = _precision(model, config.mixed_precision)
     start = initial_distance(model, buffer, loss) / float(loss.sigma) ** 2
-    slope = loss.divergence.dphi(start.median().reshape(1)).item()
+    half = start.median().reshape(1) / 4  # s is a square
+    slope = loss.divergence.dphi(half).item()
     if not 0 < slope < math.inf:
         raise ValueError(
             f"{loss.divergence.name} has slope {slope} at sigma={loss.sigma}, where the median "
             f"s is {start.median().item():.3g}: use sigma='auto', or another sigma"
         )
+    keep = DivergenceLoss("kl", loss.sigma, loss.reduction, loss.kernel)
     first = start.mean().item()
     smooth, history = first, []
     bar = tqdm(range(config.steps), desc="unlearn", disable=not progress, unit="step")
     for step in bar:
-        factor = learning_rate_factor(step, config.steps)
+        rate = peak * learning_rate_factor(step, config.steps)
         for group in optimizer.param_groups:
-            group["lr"] = peak * factor
+            group["lr"] = rate
         optimizer.zero_grad()
-        total = divergence = distance = retained = 0.0
+        parts = []
         for _ in range(config.gradient_accumulation_steps):
-            s, unlearn, retain = _objective(model, buffer, loss, config, generator, autocast)
-            # In units of the slope at the median row, so that f changes the shape of the pull
-            # and not its strength against the retain loss.
+            rows = _random_rows(buffer, config.batch_size, generator)
+            answer, target = _answers(model, buffer, rows, autocast)
+            pulled, kept = answer.split(config.batch_size)
+            wanted, own = target.split(config.batch_size)
+            unlearn, s = loss.with_distance(pulled, wanted)
+            # Rows to retain start at 0, where every profile has the shape of kl.
+            retain, _ = keep.with_distance(kept, own)
+            # In units of the slope at half the median difference, so that f changes the shape
+            # of the pull and not its strength against the retain loss.
             objective = unlearn / (2 * slope) + config.retain_weight * retain
-            objective = objective / config.gradient_accumulation_steps
-            if not math.isfinite(objective.item()):
-                raise FloatingPointError(
-                    f"the loss is {objective.item()} at step {step}: "
-                    "lower learning_rate, or use mixed_precision='no'"
-                )
-            scaler.scale(objective).backward()
-            total += objective.item()
-            divergence += unlearn.item() / config.gradient_accumulation_steps
-            distance += s.item() / config.gradient_accumulation_steps
-            retained += retain.item() / config.gradient_accumulation_steps
+            scaler.scale(objective / config.gradient_accumulation_steps).backward()
+            parts.append(torch.stack([objective, unlearn, s.mean(), retain]).detach())
         scaler.unscale_(optimizer)
         largest = clip_gradients(parameters, config.max_grad_norm)
-        if not scaler.is_enabled() and not math.isfinite(largest):
-            raise FloatingPointError(f"a gradient is {largest} at step {step}: set another sigma")
+        # The one place where a step waits for the device.
+        figures = torch.cat([torch.stack(parts).mean(0), largest[None]])
+        total, divergence, distance, retained, peak_gradient = figures.tolist()
+        record = StepRecord(step, total, divergence, distance, retained, rate)
+        _check_finite(record, peak_gradient, scaler.is_enabled())
         scaler.step(optimizer)  # leaves out steps whose gradients overflowed in float16
         scaler.update()
-        record = StepRecord(step, total, divergence, distance, retained, peak * factor)
         history.append(record)
-        bar.set_postfix(divergence=f"{divergence:.4f}", retain=f"{retained:.4f}")
+        bar.set_postfix(divergence=f"{record.divergence:.4f}", retain=f"{record.retain:.4f}")
         if callback is not None:
             callback(record)
-        smooth = SMOOTHING * smooth + (1 - SMOOTHING) * distance
+        smooth = SMOOTHING * smooth + (1 - SMOOTHING) * record.distance
         if smooth < config.early_stop * first:
             break
     bar.close()
     return history
+
+
+def _random_rows(buffer: ReplayBuffer, size: int, generator: torch.Generator) -> list[Row]:
+    """As many rows of each role, those to unlearn first."""
+    rows: list[Row] = []
+    for role in ROLES:
+        picked = torch.randint(buffer.count(role), (size,), generator=generator)
+        rows += [(role, i) for i in picked.tolist()]
+    return rows
+
+
+def _check_finite(record: StepRecord, largest_gradient: float, is_scaled: bool) -> None:
+    if not math.isfinite(record.loss):
+        raise FloatingPointError(
+            f"the loss is {record.loss} at step {record.step}: "
+            "lower learning_rate, or use mixed_precision='no'"
+        )
+    if not is_scaled and not math.isfinite(largest_gradient):
+        raise FloatingPointError(
+            f"a gradient is {largest_gradient} at step {record.step}: set another sigma"
+        )
 
 
 def _precision(
@@ -268,24 +292,3 @@ def _precision(
     is_half = dtype == torch.float16 or (dtype is None and parameter.dtype == torch.float16)
     autocast = partial(torch.autocast, device, dtype=dtype, enabled=dtype is not None)
     return autocast, torch.amp.GradScaler(device, enabled=is_half)
-
-
-def _objective(
-    model: nn.Module,
-    buffer: ReplayBuffer,
-    loss: DivergenceLoss,
-    config: TrainConfig,
-    generator: torch.Generator,
-    autocast: Callable[[], AbstractContextManager],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean s and mean phi of random rows to unlearn, and mean s / 2 of random rows to retain."""
-    rows: list[Row] = []
-    for role in ROLES:
-        picked = torch.randint(buffer.count(role), (config.batch_size,), generator=generator)
-        rows += [(role, i) for i in picked.tolist()]
-    distance = _distance(model, buffer, loss, rows, autocast)
-    unlearn, retain = distance.split(config.batch_size)
-    square = float(loss.sigma) ** 2
-    # Rows to retain start at 0, where every profile has the shape of kl.
-    mean = unlearn.detach().mean() / square
-    return mean, loss.profile(unlearn).mean(), retain.mean() / (2 * square)

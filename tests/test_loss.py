@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -114,6 +115,29 @@ def test_auto_sigma_puts_the_median_at_the_reference() -> None:
     assert loss.sigma == kept
 
 
+def test_the_distance_comes_along_without_gradient() -> None:
+    pred, target = torch.randn(2, 3, 4, 5, 5)
+    pred.requires_grad_()
+    worker = DivergenceLoss("hellinger", 0.6)
+    loss, s = worker.with_distance(pred, target)
+    assert torch.equal(loss, worker(pred, target)) and not s.requires_grad
+    torch.testing.assert_close(s, ((pred - target) ** 2).mean((1, 2, 3)).detach() / 0.36)
+
+
+@pytest.mark.parametrize("name", ["chi2", "js"])
+def test_compiled_code_agrees_with_eager(name) -> None:
+    pred, target, mask = torch.randn(2, 4, 5, 5), torch.randn(2, 4, 5, 5), torch.rand(2, 1, 5, 5)
+    results = []
+    for kernel in ("eager", "compile"):
+        student = pred.clone().requires_grad_()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # of a fallback
+            loss = DivergenceLoss(name, 1.5, kernel=kernel)(student, target, mask)
+        loss.backward()
+        results.append((loss.detach(), student.grad))
+    torch.testing.assert_close(results[1], results[0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -121,6 +145,7 @@ def test_auto_sigma_puts_the_median_at_the_reference() -> None:
         ({"f": "kl", "sigma": 0.0}, "sigma must be"),
         ({"f": "kl", "sigma": "automatic"}, "sigma must be"),
         ({"f": "kl", "reduction": "none"}, "unknown reduction 'none'"),
+        ({"f": "kl", "kernel": "cuda"}, "unknown kernel 'cuda': choose auto, triton"),
     ],
 )
 def test_bad_arguments(arguments, message) -> None:

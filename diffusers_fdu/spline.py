@@ -1,0 +1,83 @@
+r"""Profiles without a closed form, as splines that a kernel evaluates.
+
+phi and phi' of an integral profile are smooth in log s, and so are their logarithms, except that
+a bounded profile's phi' falls like exp(-s/8), which is kept out of the table:
+
+    log phi(s)  ~  c(u)           u = log s
+    log phi'(s) ~  d(u) - s/8     bounded;  d(u) otherwise
+
+c and d are cubic splines. 64 knots a decade hold phi and phi' to 1e-6 for js and le_cam,
+and for generators that grow like t^3 (`tests/test_spline.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+KNOTS_PER_DECADE = 64
+FIRST = 1e-6  # below, profiles are powers of s, which the first tangent continues
+
+
+class Table(NamedTuple):
+    """Cubic coefficients of log phi and of log phi' over intervals of log s.
+
+    Args:
+        rows: (knots + 1, 8) float32: the tangent below the first knot, the intervals, the
+            constant past the last knot; four coefficients of c, four of d.
+        first: log s of the first knot.
+        step: distance of the knots in log s.
+        decay: what d leaves out of log phi': -decay s.
+    """
+
+    rows: Tensor
+    first: float
+    step: float
+    decay: float
+
+
+def profile_table(
+    phi: Callable[[Tensor], Tensor],
+    dphi: Callable[[Tensor], Tensor],
+    last: float,
+    is_bounded: bool,
+) -> Table:
+    """The table of a profile from `FIRST` to `last`.
+
+    Args:
+        phi: profile of a float64 tensor of s.
+        dphi: its derivative.
+        last: largest s; a bounded profile is constant from there on, another one its tangent.
+        is_bounded: whether phi has a bound.
+    """
+    decay = 1 / 8 if is_bounded else 0.0
+    first = math.log(FIRST)
+    count = math.ceil((math.log(last) - first) / math.log(10) * KNOTS_PER_DECADE) + 1
+    u = torch.linspace(first, math.log(last), count, dtype=torch.float64)
+    s = torch.exp(u)
+    step = (u[-1] - u[0]).item() / (count - 1)
+    columns = [torch.log(phi(s)), torch.log(dphi(s)) + decay * s]
+    rows = torch.cat([_cubics(values) for values in columns], dim=1)
+    return Table(rows.float(), first, step, decay)
+
+
+def _cubics(values: Tensor) -> Tensor:
+    """Coefficients of the not-a-knot spline through values at unit steps, (knots + 1, 4)."""
+    n = len(values)
+    system = torch.eye(n, dtype=values.dtype) * 4
+    system[0, :3] = system[-1, -3:] = torch.tensor([1.0, -2.0, 1.0], dtype=values.dtype)
+    inner = torch.arange(1, n - 1)
+    system[inner, inner - 1] = system[inner, inner + 1] = 1
+    right = torch.zeros_like(values)
+    right[1:-1] = 6 * (values[2:] - 2 * values[1:-1] + values[:-2])
+    second = torch.linalg.solve(system, right)
+    slope = values.diff() - (2 * second[:-1] + second[1:]) / 6
+    rows = values.new_zeros(n + 1, 4)
+    rows[1:n] = torch.stack([values[:-1], slope, second[:-1] / 2, second.diff() / 6], dim=1)
+    rows[0, :2] = torch.stack([values[0], slope[0]])
+    rows[n, 0] = values[-1]
+    return rows
