@@ -55,7 +55,7 @@ class TrainConfig:
     rank: int = 8
     alpha: float | None = None
     target_modules: Sequence[str] | None = None
-    steps: int = 300
+    steps: int = 400
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
     learning_rate: float | Literal["auto"] = "auto"
@@ -63,7 +63,7 @@ class TrainConfig:
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     sigma: float | Literal["auto"] = "auto"
     retain: Sequence[str] | None = None
-    retain_weight: float = 4.0
+    retain_weight: float = 2.0
     trajectories: int = 96
     early_stop: float = 0.02
     seed: int = 0

@@ -20,6 +20,7 @@ from . import adapters
 from .concepts import Concept, retain_prompts, vocabulary
 from .divergences import Divergence, Generator
 from .loss import DivergenceLoss
+from .recorder import Recorder, denoiser_name
 from .train import (
     RATE_TIMES_WIDTH,
     Callback,
@@ -28,7 +29,7 @@ from .train import (
     initial_distance,
     train,
 )
-from .trajectories import Recorder, denoiser_name, record
+from .trajectories import record
 
 RETAIN_PER_TRAJECTORY = 3
 
@@ -41,7 +42,7 @@ class FDUnlearner:
     Args:
         pipe: a diffusers text-to-image pipeline.
         pipeline_kwargs: arguments of the recorded runs, such as height, width, guidance_scale;
-            num_inference_steps is the most steps of a run (`trajectories.STEPS` if not given).
+            num_inference_steps is the most steps of a run (`recorder.STEPS` if not given).
         progress: show progress bars.
         **config: fields of `TrainConfig`.
 

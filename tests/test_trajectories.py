@@ -5,10 +5,16 @@ import copy
 import pytest
 import torch
 from conftest import latents
-from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+)
 
+from diffusers_fdu.recorder import Recorder, denoiser_name
 from diffusers_fdu.replay import flatten, unflatten
-from diffusers_fdu.trajectories import OTHER_EVERY, Recorder, denoiser_name, record
+from diffusers_fdu.trajectories import OTHER_EVERY, record
 
 PAIRS = [("a dog", "a cat"), ("red dog", "red cat"), ("dog", "cat")]
 RETAIN = ["a tree", "house"]
@@ -134,13 +140,21 @@ def test_an_empty_anchor_works_under_guidance(pipe) -> None:
     assert buffer.count("unlearn") > 0
 
 
-@pytest.mark.parametrize(("steps", "least"), [(24, 60), (21, 50), (25, 60), (30, 60)])
-def test_timesteps_cover_the_range(pipe, steps, least) -> None:
-    recorder = Recorder(pipe, {"num_inference_steps": steps})
-    buffer = record(recorder, [("a dog", "a cat")] * 40, [], progress=False)
+@pytest.mark.parametrize("steps", [None, 24, 30])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("kind", [DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler])
+def test_timesteps_cover_the_range(pipe, kind, spacing, steps) -> None:
+    """With the default number of anchors; one schedule has 8 timesteps, or `steps`."""
+    extra = {"skip_prk_steps": True} if kind is PNDMScheduler else {}
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, timestep_spacing=spacing, **extra)
+    recorder = Recorder(pipe, {} if steps is None else {"num_inference_steps": steps})
+    buffer = record(recorder, [("a dog", "a cat")] * 96, [], progress=False)
     seen = buffer.timesteps.unique()
-    assert len(seen) > least  # one schedule has `steps`
-    assert seen.diff().max() <= 50 and seen.min() <= 20 and seen.max() >= 940
+    assert len(seen) > 45
+    assert seen.diff().max() <= 70 and seen.min() <= 50 and seen.max() >= 940
+    assert buffer.timesteps.max() < 1000
+    if spacing == "trailing":
+        assert seen.max() == 999  # the pipe's own first step is among them
 
 
 def test_half_precision_is_the_default_and_is_close(pipe) -> None:

@@ -1,0 +1,207 @@
+"""Run a pipeline under hooks: every call of its denoiser as keyword arguments and a prediction.
+
+`output_type="latent"` skips the decoder, and leaving a run at its first call makes any pipeline
+a text encoder.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .replay import Leaves, flatten
+
+BATCH = 8  # images drawn at once
+STEPS = 8
+"""Most steps of a recorded run; runs have between half of them and all.
+
+Many prompts of few steps erase more, and spare more, than few prompts of many steps at the same
+cost (docs/benchmarks.md).
+"""
+OWN = ("prompt", "generator", "output_type", "num_images_per_prompt")
+"""Arguments of a pipeline that recording sets itself."""
+
+
+class _Stop(BaseException):
+    """Leaves a pipeline after its first denoiser call; no `except Exception` catches it."""
+
+
+@dataclass
+class Call:
+    """One denoiser call: keyword arguments with dotted names, and the prediction."""
+
+    inputs: dict[str, Any]
+    prediction: Tensor | None = None
+
+
+def denoiser_name(pipe: Any) -> str:
+    """The pipe's attribute that holds its denoiser: "unet" or "transformer".
+
+    Raises:
+        ValueError: if the pipe has neither.
+    """
+    for name in ("unet", "transformer"):
+        if isinstance(getattr(pipe, name, None), nn.Module):
+            return name
+    raise ValueError(
+        f"{type(pipe).__name__} has no denoiser: expected a diffusers pipeline with a `unet` "
+        "or a `transformer`"
+    )
+
+
+@contextmanager
+def untouched(pipe: Any) -> Iterator[None]:
+    """Give the pipe's scheduler, progress-bar settings and the global RNG back as they were."""
+    scheduler, missing = getattr(pipe, "scheduler", None), object()
+    bar = pipe.__dict__.get("_progress_bar_config", missing)
+    bar = dict(bar) if isinstance(bar, dict) else bar
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            if scheduler is not None:
+                pipe.scheduler = copy.deepcopy(scheduler)
+            pipe.set_progress_bar_config(disable=True)
+            yield
+    finally:
+        if scheduler is not None:
+            pipe.scheduler = scheduler
+        if bar is missing:
+            pipe.__dict__.pop("_progress_bar_config", None)
+        else:
+            pipe._progress_bar_config = bar
+
+
+@contextmanager
+def _hooked(model: nn.Module, on_call: Callable[[Call], None], stop: bool) -> Iterator[None]:
+    signature = inspect.signature(model.forward)
+    pending: list[Call] = []
+
+    def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        bound = signature.bind(*args, **kwargs).arguments
+        bound.update(bound.pop("kwargs", {}))
+        inputs = flatten(bound)
+        kept = {k: v.detach().clone() if torch.is_tensor(v) else v for k, v in inputs.items()}
+        pending[:] = [Call(kept)]
+        if stop:
+            on_call(pending.pop())
+            raise _Stop
+
+    def after(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        call = pending.pop()
+        call.prediction = output[0].detach()
+        on_call(call)
+
+    handles = [
+        model.register_forward_pre_hook(before, with_kwargs=True),
+        model.register_forward_hook(after, with_kwargs=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Recorder:
+    """Runs a pipeline under hooks.
+
+    Args:
+        pipe: a diffusers pipeline with a `unet` or a `transformer`.
+        pipeline_kwargs: arguments of the recorded runs, such as height or guidance_scale.
+        seed: of the initial noise.
+
+    Raises:
+        ValueError: if the pipe has no denoiser, or an argument is one that recording sets.
+    """
+
+    def __init__(
+        self, pipe: Any, pipeline_kwargs: dict[str, Any] | None = None, seed: int = 0
+    ) -> None:
+        self.pipe = pipe
+        self.model: nn.Module = getattr(pipe, denoiser_name(pipe))
+        self.kwargs = dict(pipeline_kwargs or {})
+        self.seed = seed
+        for name in OWN:
+            if name in self.kwargs:
+                raise ValueError(f"pipeline_kwargs may not hold {name!r}: recording sets it")
+        self._parameters = inspect.signature(pipe.__call__).parameters
+        default = getattr(self._parameters.get("num_inference_steps"), "default", STEPS)
+        self.steps = self.kwargs.pop("num_inference_steps", None) or min(default, STEPS)
+
+    @torch.no_grad()
+    def run(self, prompts: Sequence[str], on_call: Callable, seed: int, **extra: Any) -> None:
+        """Draw prompts, as one batch, and hand every denoiser call to `on_call`."""
+        stop = extra.pop("stop", False)
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
+        arguments = {**self.kwargs, "output_type": "latent", "generator": generators, **extra}
+        for name, value in arguments.items():  # pipelines want one for each prompt
+            if name.startswith("negative_prompt") and isinstance(value, str):
+                arguments[name] = [value] * len(prompts)
+        with _hooked(self.model, on_call, stop):
+            try:
+                self.pipe(prompt=list(prompts), **arguments)
+            except _Stop:
+                pass
+
+    def first_call(self, prompts: Sequence[str]) -> Call:
+        """The first denoiser call without guidance: one row a prompt."""
+        off = {k: 1.0 for k in ("guidance_scale", "true_cfg_scale") if k in self._parameters}
+        calls: list[Call] = []
+        self.run(prompts, calls.append, self.seed, stop=True, num_inference_steps=2, **off)
+        return calls[0]
+
+    def check_lengths(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that the pipe's tokenizer would cut.
+
+        Raises:
+            ValueError: with the prompt and the limit.
+        """
+        tokenizer = getattr(self.pipe, "tokenizer", None)
+        limit = getattr(tokenizer, "model_max_length", None)
+        if tokenizer is None or limit is None or limit > 100_000:
+            return
+        for prompt in dict.fromkeys(prompts):
+            length = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+            if length > limit:
+                raise ValueError(
+                    f"prompt {prompt!r} has {length} tokens, the tokenizer takes {limit}: "
+                    "shorten it, or the concept it is about"
+                )
+
+    def text_names(self, prompt: str, other: str) -> list[str]:
+        """Names of the arguments that depend on the text: those in which two prompts differ.
+
+        Raises:
+            ValueError: if nothing differs.
+        """
+        a, b = self.first_call([prompt]).inputs, self.first_call([other]).inputs
+        names = [k for k, v in a.items() if torch.is_tensor(v) and not same(v, b[k])]
+        if not names:
+            raise ValueError(
+                f"the pipeline gives {prompt!r} and {other!r} the same conditioning: "
+                "the tokenizer does not tell them apart"
+            )
+        return names
+
+    def conditioning(self, prompts: Sequence[str], names: Sequence[str]) -> dict[str, Leaves]:
+        """Text-dependent arguments of each prompt, without batch dimension."""
+        texts: dict[str, Leaves] = {}
+        unique = list(dict.fromkeys(prompts))
+        for start in range(0, len(unique), BATCH):
+            part = unique[start : start + BATCH]
+            inputs = self.first_call(part).inputs
+            for i, prompt in enumerate(part):
+                texts[prompt] = {name: inputs[name][i] for name in names}
+        return texts
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two tensors are equal, shapes included."""
+    return a.shape == b.shape and torch.equal(a, b)
