@@ -17,8 +17,9 @@ the operators `diffusers_fdu::divergence_forward` and `divergence_backward`.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import triton
@@ -26,12 +27,13 @@ from torch import Tensor
 
 from .kernels import gradient_kernel, loss_kernel, sums_kernel
 
+T = TypeVar("T")
+
 KINDS = {"linear": 0, "exponential": 1, "tv": 2, "table": 3}
 """How the second launch computes a profile, see `Profile`."""
 
 BLOCK = 1024
 PROGRAMS = 512  # about four for each multiprocessor of a large device
-EXPONENT_CAP = 60.0  # as in `divergences`: past it an exponential profile is its tangent
 
 
 class Profile(NamedTuple):
@@ -45,6 +47,7 @@ class Profile(NamedTuple):
         first: log of the table's smallest s.
         step: distance of its knots in log s.
         decay: what it leaves out of phi': exp(-decay s).
+        cap: exponent past which an exponential profile is its tangent.
     """
 
     kind: str
@@ -54,6 +57,7 @@ class Profile(NamedTuple):
     first: float = 0.0
     step: float = 1.0
     decay: float = 0.0
+    cap: float = 60.0
 
 
 class Layout(NamedTuple):
@@ -111,6 +115,18 @@ def _layout(mask: Tensor | None, pred: Tensor) -> Layout:
     return Layout(mask, period if mask.shape[0] > 1 else 0, every, period)
 
 
+def _on_its_device(launch: Callable[..., T]) -> Callable[..., T]:
+    """Triton launches on the current device, which need not be the tensors'."""
+
+    @wraps(launch)
+    def guarded(pred: Tensor, *args: Any) -> T:
+        with torch.cuda.device_of(pred):
+            return launch(pred, *args)
+
+    return guarded
+
+
+@_on_its_device
 def _forward(
     pred: Tensor,
     target: Tensor,
@@ -164,13 +180,13 @@ def _forward(
         HAS_MASK=has_mask,
         HAS_WEIGHTS=has_weights,
         IS_MEAN=is_mean,
-        CAP=EXPONENT_CAP,
         BLOCK_B=min(64, triton.next_power_of_2(batch)),
         BLOCK_S=triton.next_power_of_2(splits),
     )
     return loss, distance, slope
 
 
+@_on_its_device
 def _backward(
     pred: Tensor, target: Tensor, mask: Tensor | None, slope: Tensor, upstream: Tensor
 ) -> Tensor:

@@ -91,12 +91,12 @@ def loss_kernel(
     first,
     step,
     decay,
+    cap,
     knots,  # one fewer than the table has rows
     KIND: tl.constexpr,
     HAS_MASK: tl.constexpr,
     HAS_WEIGHTS: tl.constexpr,
     IS_MEAN: tl.constexpr,
-    CAP: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
@@ -108,6 +108,7 @@ def loss_kernel(
     first = tl.cast(first, tl.float32)
     step = tl.cast(step, tl.float32)
     decay = tl.cast(decay, tl.float32)
+    cap = tl.cast(cap, tl.float32)
     result = tl.zeros([BLOCK_B], tl.float32)
     for start in range(0, batch, BLOCK_B):
         b = start + tl.arange(0, BLOCK_B)
@@ -130,7 +131,7 @@ def loss_kernel(
             dphi = tl.zeros([BLOCK_B], tl.float32) + rate
         elif KIND == 1:
             exponent = rate * s
-            capped = tl.minimum(exponent, CAP)
+            capped = tl.minimum(exponent, cap)
             phi = scale * (_expm1(capped) + tl.exp(capped) * (exponent - capped))
             dphi = scale * rate * tl.exp(capped)
         elif KIND == 2:
@@ -139,7 +140,7 @@ def loss_kernel(
         else:
             u = (tl.log(tl.maximum(s, 1e-37)) - first) / step
             knot = tl.minimum(tl.maximum(tl.floor(u), -1.0), knots - 1.0)
-            x = u - tl.maximum(knot, 0.0)
+            x = tl.where(knot < knots - 1.0, u - tl.maximum(knot, 0.0), 0.0)
             row = knot.to(tl.int32) + 1
             phi = tl.where(s > 0, tl.exp(_cubic(table, row, 0, x, inside)), 0.0)
             dphi = tl.exp(_cubic(table, row, 4, x, inside) - decay * s)
@@ -147,6 +148,9 @@ def loss_kernel(
                 # A user's generator ends in its tangent in s, as in `divergences`.
                 end = tl.exp(first + step * (knots - 1.0))
                 phi += tl.where(s > end, dphi * (s - end), 0.0)
+        # Comparisons and maxima lose a NaN on the way.
+        phi = tl.where(s == s, phi, s)
+        dphi = tl.where(s == s, dphi, s)
         weight = tl.zeros([BLOCK_B], tl.float32) + 1.0
         if HAS_WEIGHTS:
             weight = tl.load(weights + b, inside, 0.0).to(tl.float32)

@@ -19,8 +19,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .divergences import Divergence, Generator, divergence
-from .spline import profile_table
+from .divergences import EXPONENT_CAP, Divergence, Generator, divergence
+from .spline import Table, profile_table
 
 Reduction = Literal["mean", "sum"]
 Kernel = Literal["auto", "triton", "compile", "eager"]
@@ -72,12 +72,7 @@ class DivergenceLoss(nn.Module):
         self.reduction = reduction
         self.kernel = kernel
         self._compiled: Callable[..., Parts] | None = None
-        self._table: Tensor | None = None
-        self._numbers = (0.0, 1.0, 0.0)
-        if self.divergence.form[0] == "table":
-            d = self.divergence
-            table = profile_table(d.phi, d.dphi, d.last, d.bound < float("inf"))
-            self._table, self._numbers = table.rows, (table.first, table.step, table.decay)
+        self._table: Table | None = None
 
     def distance(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Squared distance per sample before sigma: (B,) float32 (float64 for float64 inputs).
@@ -111,7 +106,7 @@ class DivergenceLoss(nn.Module):
         Raises:
             ValueError: if the median is 0 or not finite: then the two predictions are the same.
         """
-        median = distance.detach().double().median().item()
+        median = distance.detach().cpu().double().median().item()  # MPS has no float64
         if not 0 < median < float("inf"):
             raise ValueError(
                 f"cannot calibrate sigma: the median distance of the predictions is {median}"
@@ -155,11 +150,8 @@ class DivergenceLoss(nn.Module):
         target = target.detach()
         if self.sigma == "auto":
             self.calibrate(self.distance(pred, target, mask))
-        is_double = torch.float64 in (pred.dtype, target.dtype)
-        kernel = "eager" if is_double else self.kernel
-        if kernel == "auto":
-            kernel = "triton" if pred.is_cuda and "triton" not in _broken else "eager"
-        if kernel == "eager" or kernel in _broken:
+        kernel = self._choose(pred, target)
+        if kernel == "eager":
             return self._eager(pred, target, mask, weights)
         compute = self._fused if kernel == "triton" else self._under_compile
         if torch.compiler.is_compiling():
@@ -169,6 +161,8 @@ class DivergenceLoss(nn.Module):
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
+            # If the reference fails too, the arguments are at fault and not the kernel.
+            parts = self._eager(pred, target, mask, weights)
             reason = str(error).strip().splitlines() or [type(error).__name__]
             _broken.add(kernel)
             warnings.warn(
@@ -177,7 +171,29 @@ class DivergenceLoss(nn.Module):
                 RuntimeWarning,
                 stacklevel=3,
             )
-        return self._eager(pred, target, mask, weights)
+        return parts
+
+    def _choose(self, pred: Tensor, target: Tensor) -> str:
+        """The kernel for these tensors, among those that have not failed."""
+        kernel = self.kernel
+        if kernel == "auto":
+            kernel = "triton" if pred.is_cuda else "eager"
+        if kernel in _broken or torch.float64 in (pred.dtype, target.dtype):
+            return "eager"
+        if kernel == "triton" and self.divergence.form[0] == "table":
+            # A generator that is flat around t = 1 has phi = 0 there, and no logarithm.
+            return "triton" if self._settled_table(pred.device) else "eager"
+        return kernel
+
+    def _settled_table(self, device: torch.device) -> bool:
+        """Make the profile's table and put it on the device; whether it is finite."""
+        if self._table is None:
+            d = self.divergence
+            self._table = profile_table(d.phi, d.dphi, d.last, d.bound < float("inf"))
+            self._table_is_finite = bool(torch.isfinite(self._table.rows).all())
+        if self._table.rows.device != device:
+            self._table = self._table._replace(rows=self._table.rows.to(device))
+        return self._table_is_finite
 
     def _eager(
         self, pred: Tensor, target: Tensor, mask: Tensor | None, weights: Tensor | None
@@ -198,9 +214,11 @@ class DivergenceLoss(nn.Module):
     ) -> Parts:
         from . import fused
 
-        if self._table is not None and self._table.device != pred.device:
-            self._table = self._table.to(pred.device)
-        profile = fused.Profile(*self.divergence.form, self._table, *self._numbers)
+        cap = EXPONENT_CAP[torch.float32]
+        profile = fused.Profile(*self.divergence.form, cap=cap)
+        if self._table is not None:
+            rows, first, step, decay = self._table
+            profile = profile._replace(table=rows, first=first, step=step, decay=decay)
         is_mean = self.reduction == "mean"
         sigma = float(self.sigma)
         return fused.fused_loss(pred, target, mask, weights, profile, sigma, is_mean)
@@ -216,6 +234,8 @@ def _check_shapes(
         raise ValueError(
             f"pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape"
         )
+    if pred.numel() == 0:
+        raise ValueError(f"pred {tuple(pred.shape)} is empty")
     if mask is not None:
         sizes = zip(reversed(mask.shape), reversed(pred.shape), strict=False)
         if mask.dim() > pred.dim() or any(m not in (1, p) for m, p in sizes):

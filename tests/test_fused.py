@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -171,6 +172,51 @@ def test_layouts(layout, which) -> None:
     check(fused("js", pred, target, 1.0, "mean"), expected, slack=3)
 
 
+def reference(f, pred, target):
+    """Float32 in PyTorch, which has the tangents of float32."""
+    pred = pred.detach().cpu().requires_grad_()
+    s = ((pred - target.cpu()) ** 2).flatten(1).mean(1)
+    (2.5 * divergence(f).phi(s).mean()).backward()
+    return divergence(f).phi(s).mean().item(), pred.grad
+
+
+def cubed(t):
+    return t**3
+
+
+@pytest.mark.parametrize("scale", [3, 6, 10, 30, 100])
+@pytest.mark.parametrize("f", ["chi2", "alpha=3", "alpha=-1", "hellinger", "js", cubed])
+def test_past_the_cap_a_profile_is_its_tangent(f, scale) -> None:
+    pred, target = pair((4, 3, 8, 8), scale=scale)
+    loss, _, grad = fused(f, pred, target, 1.0, "mean")
+    expected, expected_grad = reference(f, pred, target)
+    assert loss.item() == pytest.approx(expected, rel=2e-4)
+    size = expected_grad.abs().max().item()
+    torch.testing.assert_close(grad, expected_grad, rtol=5e-4, atol=1e-6 * size)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_hidden(name, value) -> None:
+    """Where float32 PyTorch is NaN the kernel is, and where it is finite so is the kernel."""
+    pred, target = pair((3, 2, 4, 4))
+    pred[1, 0, 0, 0] = value
+    expected, _ = reference(name, pred, target)
+    loss = fused(name, pred, target, 1.0, "mean")[0].item()
+    assert loss == pytest.approx(expected, rel=1e-5, nan_ok=True)
+    assert not (math.isnan(value) and math.isfinite(loss))
+
+
+def test_a_bad_call_does_not_condemn_the_kernel() -> None:
+    pred, target = pair((2, 3))
+    worker = DivergenceLoss("kl", kernel="triton")
+    with pytest.raises(ValueError, match="is empty"):
+        worker(pred[:0], target[:0])
+    with pytest.raises(ValueError, match="weights"):
+        worker(pred, target, weights=torch.ones(3))
+    assert not loss_module._broken and torch.isfinite(worker(pred, target))
+
+
 def test_far_samples_are_finite_and_pull() -> None:
     pred, target = pair((4, 3, 8, 8), scale=20.0)
     for name in ("chi2", "alpha=3", "hellinger", "tv", "js"):
@@ -213,7 +259,7 @@ def test_operators_pass_pytorchs_own_checks() -> None:
 
     pred, target = pair((2, 3, 4, 5))
     mask, weights = torch.rand(2, 1, 4, 5, device=DEVICE), torch.rand(2, device=DEVICE)
-    numbers = [-0.125, -1.0, 0.0, 1.0, 0.0]
+    numbers = [-0.125, -1.0, 0.0, 1.0, 0.0, 60.0]
     forward = torch.ops.diffusers_fdu.divergence_forward.default
     arguments = (pred, target, mask, weights, None, 1, numbers, 1.0, True)
     torch.library.opcheck(forward, arguments)
@@ -287,10 +333,10 @@ for number in ("fp32", "fp64"):  # of a call, and of a compiled graph
         ("sums", "counts", "weights", "table", "loss", "distance", "slope"), F
     )
     sizes = dict.fromkeys(("batch", "splits", "size", "knots"), "i32")
-    numbers = dict.fromkeys(("square", "rate", "scale", "first", "step", "decay"), number)
+    numbers = dict.fromkeys(("square", "rate", "scale", "first", "step", "decay", "cap"), number)
     flags = {"HAS_MASK": True, "HAS_WEIGHTS": True, "IS_MEAN": True}
     for kind in range(4):
-        rest = {"KIND": kind, "CAP": 60.0, "BLOCK_B": 16, "BLOCK_S": 32}
+        rest = {"KIND": kind, "BLOCK_B": 16, "BLOCK_S": 32}
         build(kernels.loss_kernel, pointers | sizes | numbers, **flags, **rest)
 """
 

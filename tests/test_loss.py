@@ -153,6 +153,20 @@ def test_bad_arguments(arguments, message) -> None:
         DivergenceLoss(**arguments)
 
 
+def test_a_generator_flat_around_one_is_left_to_pytorch() -> None:
+    """E[(r - 1.5)+] by the Black-Scholes formula; its logarithm has no table near s = 0."""
+    pytest.importorskip("triton", reason="the kernel needs Triton, which is for Linux")
+    torch.manual_seed(0)
+    pred, noise = torch.randn(2, 1, 3, 8, 8)
+    worker = DivergenceLoss(lambda t: (t - 1.5).clamp(min=0), kernel="triton")
+    loss, s = worker.with_distance(pred, pred + 1.5 * noise)
+    root = s.item() ** 0.5
+    high = math.log(1 / 1.5) / root + root / 2
+    cdf = torch.distributions.Normal(0, 1).cdf
+    expected = cdf(torch.tensor(high)) - 1.5 * cdf(torch.tensor(high - root))
+    assert loss.item() == pytest.approx(expected.item(), rel=2e-2)
+
+
 def test_bad_shapes() -> None:
     loss, pred = DivergenceLoss("kl"), torch.randn(2, 3, 4, 4)
     with pytest.raises(ValueError, match="differ in shape"):
