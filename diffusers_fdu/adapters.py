@@ -99,10 +99,16 @@ def check_denoiser(model: nn.Module) -> None:
     """Refuse a denoiser on which a new adapter would train against the wrong model.
 
     Raises:
-        ValueError: if it is compiled, or its adapters are fused or switched off.
+        ValueError: if it is compiled, its weights are on the meta device (sequential offload),
+            or its adapters are fused or switched off.
     """
     if hasattr(model, "_orig_mod"):
         raise ValueError("the denoiser is compiled: unlearn first, then compile it")
+    if any(p.is_meta for p in model.parameters()):
+        raise ValueError(
+            "the denoiser's weights are offloaded one by one: use "
+            "pipe.enable_model_cpu_offload() instead of the sequential one"
+        )
     for layer in tuner_layers(model):
         if layer.merged:
             raise ValueError(
@@ -110,6 +116,17 @@ def check_denoiser(model: nn.Module) -> None:
             )
         if layer.disable_adapters:
             raise ValueError("the denoiser's adapters are off: call pipe.enable_lora() first")
+
+
+def strengths(model: nn.Module, names: Sequence[str]) -> dict[str, float]:
+    """Weight of each adapter, as `pipe.set_adapters` sets it, on the first layer that has it."""
+    found: dict[str, float] = {}
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    for layer in layers:
+        for name in names:
+            if name in layer.scaling and name not in found:
+                found[name] = layer.scaling[name] * layer.r[name] / layer.lora_alpha[name]
+    return found
 
 
 def snapshot(model: nn.Module) -> AdapterState:

@@ -84,7 +84,7 @@ def unlearn(
         float | None, typer.Option(help="Of the recorded runs; none: the pipeline's own.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of prompts, noise and weights.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; none: the best.")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; none: cuda if there.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
     """Unlearn a concept and write a LoRA that `pipe.load_lora_weights` reads."""
@@ -93,7 +93,7 @@ def unlearn(
     from .train import TrainConfig
     from .unlearner import FDUnlearner, writable_folder
 
-    # Whatever can be refused is refused before a model is loaded or a folder made.
+    # What can be refused at once is refused before a model is loaded, the rest before training.
     concept = Concept(target, anchor, kind=kind)  # type: ignore[arg-type]
     divergence(f)
     options: dict[str, Any] = {
@@ -106,9 +106,12 @@ def unlearn(
     }
     TrainConfig.from_options(options)
     device = _checked_device(device, dtype)
-    writable_folder(output_dir)
     kwargs = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
-    unlearner = FDUnlearner(_load_pipeline(model, device, dtype), kwargs, **options)
+    pipe = _load_pipeline(model, device, dtype)
+    if not hasattr(pipe, "save_lora_weights"):
+        raise ValueError(f"{type(pipe).__name__} has no LoRA loader in diffusers")
+    unlearner = FDUnlearner(pipe, kwargs, **options)
+    writable_folder(output_dir)
     unlearner.unlearn(concept, f=f)
     unlearner.save(output_dir)
     first, last = unlearner.history[0], unlearner.history[-1]

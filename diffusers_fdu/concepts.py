@@ -60,6 +60,8 @@ class Concept:
     def __post_init__(self) -> None:
         if not isinstance(self.target, str) or not self.target.strip():
             raise ValueError(f"target must name a concept, got {self.target!r}")
+        if not isinstance(self.anchor, str | None):
+            raise ValueError(f"anchor must be a string or None, got {self.anchor!r}")
         if self.anchor is not None and _plain(self.target) == _plain(self.anchor):
             raise ValueError(
                 f"target and anchor are both {self.target!r}: choose another anchor, "
@@ -67,6 +69,8 @@ class Concept:
             )
         if self.kind not in TEMPLATES:
             raise ValueError(f"unknown kind {self.kind!r}: choose {', '.join(TEMPLATES)}")
+        if self.templates is not None:
+            object.__setattr__(self, "templates", tuple(self.templates))
         for template in self.templates or ():
             if "{}" not in template:
                 raise ValueError(f"template {template!r} has no {{}} for the concept")
@@ -155,22 +159,22 @@ def retain_prompts(
 
     Args:
         concept: what is unlearned; its words are never retained.
-        retain: what matters to the user: names or prompts, each used as it is and in the
-            concept's templates. None: words of the vocabulary in those templates, which needs
-            neither data nor knowledge of the other concepts.
+        retain: what matters to the user, each used as it is, and single words in the concept's
+            templates too. None: words of the vocabulary in those templates, which needs neither
+            data nor knowledge of the other concepts.
         count: number of prompts.
         words: the tokenizer's vocabulary.
         rng: source of the choices.
 
     Raises:
-        ValueError: if `retain` names the target or is a lone string.
+        ValueError: if a prompt of `retain` has all words of the target, or it is a lone string.
     """
     if isinstance(retain, str):
         raise ValueError(f"retain must be a list of prompts, got the string {retain!r}")
     named = list(retain or ())
     for name in named:
-        if _plain(name) == _plain(concept.target):
-            raise ValueError(f"cannot retain {name!r}: it is the target")
+        if set(_plain(concept.target).split()) <= set(_plain(name).split()):
+            raise ValueError(f"cannot retain {name!r}: it asks for the target")
     free = without(words, (concept.target,))
     subjects = named or without(free, (concept.anchor or "",))
     if not subjects:
@@ -179,10 +183,10 @@ def retain_prompts(
     prompts = []
     for i in range(count):
         subject = rng.choice(subjects)
-        if named and i % 2 == 0:
+        noun = re.sub(r"^(a|an|the) ", "", subject)
+        if named and (i % 2 == 0 or " " in noun):
             prompts.append(subject)
         else:
-            noun = re.sub(r"^(a|an|the) ", "", subject)
             prompts.append(fill(fill_words(rng.choice(templates), free, rng), noun))
     return prompts
 

@@ -304,7 +304,7 @@ def _from_generator(f: Generator) -> Divergence:
         return value.detach() + grad * (s.double() - inside.detach()), grad
 
     return Divergence(
-        name,
+        f"generator:{name}",  # which no name can be mistaken for
         lambda s: torch.where(s > 0, tangent(s)[0], 0.0).to(s.dtype),
         lambda s: tangent(s)[1].to(s.dtype),
         math.inf,

@@ -74,14 +74,14 @@ class TrainConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-        for name in ("learning_rate", "max_grad_norm"):
+        free = {"learning_rate": "auto", "alpha": None, "max_grad_norm": 1.0}
+        for name, default in free.items():
             value = getattr(self, name)
-            is_auto = name == "learning_rate" and value == "auto"
-            if not is_auto and not (isinstance(value, int | float) and 0 < value < math.inf):
+            if value != default and not (_is_number(value) and 0 < value < math.inf):
                 raise ValueError(f"{name} must be positive, got {value!r}")
-        if not 0 <= self.retain_weight < math.inf:
+        if not _is_number(self.retain_weight) or not 0 <= self.retain_weight < math.inf:
             raise ValueError(f"retain_weight must not be negative, got {self.retain_weight!r}")
-        if not 0 <= self.early_stop < 1:
+        if not _is_number(self.early_stop) or not 0 <= self.early_stop < 1:
             raise ValueError(f"early_stop must lie in [0, 1), got {self.early_stop!r}")
         if self.mixed_precision not in ("no", "fp16", "bf16"):
             raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}")
@@ -98,6 +98,10 @@ class TrainConfig:
             if name not in known:
                 raise TypeError(f"unknown option {name!r}: choose from {', '.join(known)}")
         return cls(**options)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -121,21 +125,30 @@ class StepRecord:
     learning_rate: float
 
 
+SHOWN = ("loss", "divergence", "retain")  # beside the progress bar
+
 ROLES: tuple[Role, Role] = ("unlearn", "retain")
 
 Callback = Callable[[StepRecord], None]
 
 
 @torch.no_grad()
-def initial_distance(model: nn.Module, buffer: ReplayBuffer, loss: DivergenceLoss) -> Tensor:
-    """Distances of the frozen model to the anchor on up to 64 rows spread over the buffer."""
+def initial_distance(
+    model: nn.Module, buffer: ReplayBuffer, loss: DivergenceLoss, size: int = 16
+) -> Tensor:
+    """Distances of the frozen model to the anchor on up to 64 rows spread over the buffer.
+
+    Args:
+        model: the denoiser, no new adapter on it.
+        buffer: what was recorded.
+        loss: measures the distance, before sigma.
+        size: rows in one call of the denoiser.
+    """
     count = buffer.count("unlearn")
     spread = torch.linspace(0, count - 1, min(64, count)).round().long().tolist()
     rows: list[Row] = [("unlearn", i) for i in spread]
-    parts = [
-        loss.distance(*_answers(model, buffer, rows[i : i + 16])) for i in range(0, len(rows), 16)
-    ]
-    return torch.cat(parts)
+    chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+    return torch.cat([loss.distance(*_answers(model, buffer, chunk)) for chunk in chunks])
 
 
 def _answers(
@@ -183,6 +196,7 @@ def train(
     parameters: Sequence[nn.Parameter],
     buffer: ReplayBuffer,
     loss: DivergenceLoss,
+    distance: Tensor,
     config: TrainConfig,
     callback: Callback | None = None,
     progress: bool = True,
@@ -194,6 +208,7 @@ def train(
         parameters: the adapter's weights, float32.
         buffer: what to unlearn and what to retain.
         loss: calibrated: its sigma is a number.
+        distance: see `initial_distance`.
         config: see `TrainConfig`; its learning rate is a number.
         callback: called after every step.
         progress: show a progress bar.
@@ -210,7 +225,7 @@ def train(
     optimizer = torch.optim.AdamW(parameters, peak, weight_decay=0.0)
     generator = torch.Generator().manual_seed(config.seed)
     autocast, scaler = _precision(model, config.mixed_precision)
-    start = initial_distance(model, buffer, loss) / float(loss.sigma) ** 2
+    start = distance / float(loss.sigma) ** 2
     half = start.median().reshape(1) / 4  # s is a square
     slope = loss.divergence.dphi(half).item()
     if not 0 < slope < math.inf:
@@ -243,15 +258,16 @@ def train(
             parts.append(torch.stack([objective, unlearn, s.mean(), retain]).detach())
         scaler.unscale_(optimizer)
         largest = clip_gradients(parameters, config.max_grad_norm)
-        # The one place where a step waits for the device.
+        # Read together, since every read waits for the device.
         figures = torch.cat([torch.stack(parts).mean(0), largest[None]])
-        total, divergence, distance, retained, peak_gradient = figures.tolist()
-        record = StepRecord(step, total, divergence, distance, retained, rate)
+        total, divergence, mean_s, retained, peak_gradient = figures.tolist()
+        record = StepRecord(step, total, divergence, mean_s, retained, rate)
         _check_finite(record, peak_gradient, scaler.is_enabled())
         scaler.step(optimizer)  # leaves out steps whose gradients overflowed in float16
         scaler.update()
         history.append(record)
-        bar.set_postfix(divergence=f"{record.divergence:.4f}", retain=f"{record.retain:.4f}")
+        shown = {name: f"{getattr(record, name):.4f}" for name in SHOWN}
+        bar.set_postfix(shown)
         if callback is not None:
             callback(record)
         smooth = SMOOTHING * smooth + (1 - SMOOTHING) * record.distance

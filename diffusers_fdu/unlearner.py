@@ -120,15 +120,21 @@ class FDUnlearner:
         started = time.monotonic()
         try:
             self.model.eval()
-            buffer = self._record(concept)
-            if loss.sigma == "auto":
-                loss.calibrate(initial_distance(self.model, buffer, loss))
-            recorded = time.monotonic()
-            parameters = adapters.attach(self.model, name, lora, config.seed)
-            history = train(self.model, parameters, buffer, loss, config, callback, self.progress)
+            with torch.inference_mode(False), torch.enable_grad():
+                buffer = self._record(concept)
+                size = 2 * config.batch_size  # as many rows as training calls with
+                distance = initial_distance(self.model, buffer, loss, size)
+                if loss.sigma == "auto":
+                    loss.calibrate(distance)
+                recorded = time.monotonic()
+                parameters = adapters.attach(self.model, name, lora, config.seed)
+                history = train(
+                    self.model, parameters, buffer, loss, distance, config, callback, self.progress
+                )
             trained = time.monotonic()
             recipe = self._recipe(concept, loss, config, history)
             recipe["adapter_name"] = name
+            recipe["active_adapters"] = adapters.strengths(self.model, before.active)
             recipe["buffer"] = {
                 "unlearn": buffer.count("unlearn"),
                 "retain": buffer.count("retain"),

@@ -45,6 +45,7 @@ def test_errors_are_one_line(tmp_path, extra, message) -> None:
     lines = result.stderr.strip().splitlines()
     assert lines[-1].startswith("error: ") and message in lines[-1]
     assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_in_the_folders_place(tmp_path) -> None:

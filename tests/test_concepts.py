@@ -58,6 +58,7 @@ def test_without_a_vocabulary_templates_with_words_are_skipped() -> None:
         ({"target": "  "}, "target must name"),
         ({"target": None}, "target must name"),
         ({"target": "dog", "anchor": "Dog "}, "target and anchor are both"),
+        ({"target": "dog", "anchor": 5}, "anchor must be a string or None, got 5"),
         ({"target": "dog", "anchor": "cat", "kind": "person"}, "unknown kind 'person'"),
         ({"target": "dog", "templates": ["a dog"]}, "has no {}"),
     ],
@@ -80,9 +81,20 @@ def test_named_retain_prompts_are_used_as_they_are_and_in_templates() -> None:
     assert all("tree" in p or "house" in p for p in prompts)
 
 
+def test_longer_prompts_are_retained_as_they_are() -> None:
+    named = ["in noto style", "a fox in the snow"]
+    assert set(retain_prompts(Concept("dog", "cat"), named, 60, WORDS, rng())) == set(named)
+
+
+def test_templates_may_be_any_iterable() -> None:
+    concept = Concept("dog", "cat", templates=(t for t in ["a {}", "the {}"]))
+    assert concept.templates == ("a {}", "the {}")
+
+
 def test_bad_retain() -> None:
-    with pytest.raises(ValueError, match="it is the target"):
-        retain_prompts(Concept("dog", "cat"), ["Dog"], 4, WORDS, rng())
+    for name in ("Dog", "a dog", "a red dog on grass"):
+        with pytest.raises(ValueError, match="it asks for the target"):
+            retain_prompts(Concept("dog", "cat"), ["tree", name], 4, WORDS, rng())
     with pytest.raises(ValueError, match="list of prompts"):
         retain_prompts(Concept("dog", "cat"), "tree", 4, WORDS, rng())
 

@@ -10,6 +10,7 @@ from diffusers_fdu.emoji import STYLES, judge_cells, load_emoji_judge, load_emoj
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.filterwarnings("error:.*loss kernel cannot run:RuntimeWarning"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 

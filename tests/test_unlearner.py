@@ -255,6 +255,33 @@ def test_adapters_already_there_stay_and_count_as_the_model(pipe) -> None:
             assert torch.equal(parameter, weights[name]) and not parameter.requires_grad
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_gradient_mode_does_not_matter(pipe, mode) -> None:
+    with mode():
+        worker = unlearner(pipe, steps=20)
+        worker.unlearn("dog", "cat", f="kl")
+    assert worker.history[-1].divergence < worker.history[0].divergence
+
+
+def test_a_negative_prompt_is_recorded_with_every_batch(pipe) -> None:
+    kwargs = {**RUNS, "negative_prompt": "red house"}
+    worker = FDUnlearner(pipe, kwargs, progress=False, **{**FAST, "trajectories": 9})
+    worker.unlearn("dog", "cat")
+    assert worker.history[0].retain < 1e-3
+
+
+def test_the_recipe_names_what_a_file_cannot_hold(pipe) -> None:
+    add_other_adapter(pipe)
+
+    def kl(t):
+        return (t - 1) ** 2
+
+    worker = unlearner(pipe, steps=2)
+    worker.unlearn("dog", "cat", f=kl)
+    assert worker.recipe["f"] == "generator:kl"  # not the built-in kl
+    assert worker.recipe["active_adapters"] == {"other": pytest.approx(0.7)}
+
+
 def test_two_in_a_row(pipe) -> None:
     worker = unlearner(pipe)
     worker.unlearn("dog", "cat")
