@@ -55,6 +55,7 @@ def main(
     only: Annotated[str, typer.Option(help="Only this target.")] = "",
     f: Annotated[str, typer.Option("--f", help="Only this divergence.")] = "",
     seed: Annotated[int, typer.Option(help="Of the unlearning.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A field of TrainConfig, as name=value.")
     ] = None,
@@ -74,9 +75,9 @@ def main(
         if (only and only != target) or (f and f != name):
             continue
         if target not in base:
-            base[target] = measure(load_emoji_pipeline(), target)
+            base[target] = measure(load_emoji_pipeline().to(device), target)
             show(target, "", "before", base[target])
-        pipe = load_emoji_pipeline()
+        pipe = load_emoji_pipeline().to(device)
         kind: Kind = "object" if target in CONCEPTS else "style"
         worker = FDUnlearner(pipe, runs, progress=False, seed=seed, **values)
         worker.unlearn(Concept(target, anchor, kind=kind), f=name)
