@@ -288,19 +288,19 @@ def save_adapter(pipe: Any, component: str, adapter_name: str, folder: Path) -> 
                 f"{component}_lora_adapter_metadata": lora_metadata(model, adapter_name),
             },
         )
-        path = Path(temporary) / WEIGHTS_NAME
-        _sort_header(path)
+        # A new file, since safetensors lets nobody but the owner read its own.
+        path = Path(temporary) / "sorted"
+        path.write_bytes(_with_sorted_header((Path(temporary) / WEIGHTS_NAME).read_bytes()))
         path.replace(folder / WEIGHTS_NAME)
 
 
-def _sort_header(path: Path) -> None:
-    """Rewrite a safetensors header with sorted keys; it is written in a random order.
+def _with_sorted_header(content: bytes) -> bytes:
+    """A safetensors file with its header's keys sorted; they are written in a random order.
 
     The format: 8 bytes of length, a JSON header padded with spaces, the data.
     """
-    content = path.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":"))
     encoded = header.encode()
     encoded += b" " * (-len(encoded) % 8)
-    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + content[end:])
+    return len(encoded).to_bytes(8, "little") + encoded + content[end:]

@@ -22,8 +22,8 @@ BATCH = 8  # images drawn at once
 STEPS = 8
 """Most steps of a recorded run; runs have between half of them and all.
 
-Many prompts of few steps erase more, and spare more, than few prompts of many steps at the same
-cost (docs/benchmarks.md).
+At the same cost, many prompts of few steps show the denoiser more of the concept than few prompts
+of many steps.
 """
 OWN = ("prompt", "generator", "output_type", "num_images_per_prompt")
 """Arguments of a pipeline that recording sets itself."""

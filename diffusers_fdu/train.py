@@ -22,8 +22,8 @@ RATE_TIMES_WIDTH = 0.64
 """Learning rate times the width of the adapted layers' input.
 
 A step of Adam moves every weight by the learning rate, so it moves an answer by that times the
-number of inputs. 0.64 is the best rate measured on the embedded model (5e-3 at width 128,
-docs/benchmarks.md) and gives 8e-4 at width 768, Stable Diffusion 1.
+number of inputs. 0.64 is what the embedded model is measured with (5e-3 at width 128) and gives
+8e-4 at width 768, Stable Diffusion 1, where it is not measured.
 """
 
 

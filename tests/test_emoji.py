@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_fdu import FDUnlearner
+from diffusers_fdu import Concept, FDUnlearner
 from diffusers_fdu.emoji import (
     BACKGROUNDS,
     CONCEPTS,
@@ -108,6 +108,15 @@ def test_scores_by_hand() -> None:
     assert accuracy(verdicts) == pytest.approx((3 / 5, 4 / 5))
     with pytest.raises(ValueError, match="'unicorn'"):
         scores(verdicts, "unicorn")
+
+
+def test_unlearning_a_style_with_the_defaults(base, judge) -> None:
+    pipe = load_emoji_pipeline()
+    worker = FDUnlearner(pipe, {"guidance_scale": 4.0}, progress=False)
+    worker.unlearn(Concept("blob", "noto", kind="style"))
+    after, before = scores(judge_cells(pipe, judge, cells(), [7]), "blob"), scores(base, "blob")
+    assert before.ua < 0.25 and after.ua > 0.8
+    assert after.ira >= 0.88 * before.ira and after.cra >= 0.9 * before.cra
 
 
 def test_unlearning_a_concept_with_the_defaults(base, judge) -> None:

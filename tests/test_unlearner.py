@@ -318,6 +318,8 @@ def test_the_recipe_is_json_whatever_the_arguments(pipe, tmp_path) -> None:
     assert recipe["pipeline_kwargs"]["guidance_scale"] == 2.0
     assert recipe["pipeline_kwargs"]["cross_attention_kwargs"] == {"scale": 1.0}
     assert recipe["f"] == "alpha=0.3141592653589793"
+    modes = {p.stat().st_mode for p in tmp_path.iterdir()}
+    assert len(modes) == 1  # the LoRA is as readable as the recipe
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "pytorch_lora_weights.safetensors",
         "recipe.json",
