@@ -73,6 +73,7 @@ class DivergenceLoss(nn.Module):
         self.kernel = kernel
         self._compiled: Callable[..., Parts] | None = None
         self._table: Table | None = None
+        self._table_is_finite = False
 
     def distance(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Squared distance per sample before sigma: (B,) float32 (float64 for float64 inputs).
