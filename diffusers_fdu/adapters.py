@@ -259,6 +259,9 @@ def lora_metadata(model: nn.Module, adapter_name: str) -> dict[str, Any]:
         "r": config.r,
         "lora_alpha": config.lora_alpha,
         "target_modules": modules if isinstance(modules, str) else sorted(modules),
+        # diffusers 0.37 reads the first of these without asking whether it is there.
+        "rank_pattern": dict(config.rank_pattern),
+        "alpha_pattern": dict(config.alpha_pattern),
     }
 
 

@@ -10,6 +10,7 @@ from diffusers_fdu.adapters import (
     finish,
     input_width,
     lora_config,
+    lora_metadata,
     snapshot,
     target_modules,
 )
@@ -74,6 +75,18 @@ def test_finishing_freezes_and_restores_flags(pipe) -> None:
     assert not any(on for n, on in grads.items() if "lora_" in n)
     assert all(on for n, on in grads.items() if "lora_" not in n)
     assert pipe.unet.training
+
+
+def test_metadata_has_what_older_loaders_read(pipe) -> None:
+    """diffusers 0.37 asks for rank_pattern; older PEFT refuses fields that it does not know."""
+    attach(pipe.unet, "x", lora_config(pipe.unet, 3, 7.5, None), seed=0)
+    assert lora_metadata(pipe.unet, "x") == {
+        "r": 3,
+        "lora_alpha": 7.5,
+        "target_modules": ["attn2.to_k", "attn2.to_v"],
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
 
 
 def test_default_names_are_free_and_plain(pipe) -> None:
