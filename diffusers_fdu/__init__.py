@@ -3,6 +3,7 @@
 from .concepts import Concept
 from .divergences import DIVERGENCES, Divergence, divergence
 from .loss import DivergenceLoss
+from .performance import Performance
 from .train import StepRecord, TrainConfig
 from .unlearner import FDUnlearner
 
@@ -14,6 +15,7 @@ __all__ = [
     "Divergence",
     "DivergenceLoss",
     "FDUnlearner",
+    "Performance",
     "StepRecord",
     "TrainConfig",
     "divergence",

@@ -83,6 +83,11 @@ def unlearn(
     guidance_scale: Annotated[
         float | None, typer.Option(help="Of the recorded runs; none: the pipeline's own.")
     ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the denoiser.")] = False,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
+    ] = False,
+    optimizer: Annotated[str, typer.Option(help="adamw or adamw_8bit.")] = "adamw",
     seed: Annotated[int, typer.Option(help="Of prompts, noise and weights.")] = 0,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; none: cuda if there.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
@@ -90,7 +95,7 @@ def unlearn(
     """Unlearn a concept and write a LoRA that `pipe.load_lora_weights` reads."""
     from .concepts import Concept
     from .divergences import divergence
-    from .train import TrainConfig
+    from .train import settings
     from .unlearner import FDUnlearner, writable_folder
 
     # What can be refused at once is refused before a model is loaded, the rest before training.
@@ -103,8 +108,11 @@ def unlearn(
         "learning_rate": "auto" if learning_rate is None else learning_rate,
         "retain": retain or None,
         "seed": seed,
+        "compile": compile,
+        "gradient_checkpointing": gradient_checkpointing,
+        "optimizer": optimizer,
     }
-    TrainConfig.from_options(options)
+    settings(options)
     device = _checked_device(device, dtype)
     kwargs = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     pipe = _load_pipeline(model, device, dtype)
@@ -161,7 +169,7 @@ def main() -> None:
     transformers_logging.set_verbosity_error()
     try:
         app()
-    except (ValueError, TypeError, RuntimeError, FloatingPointError, OSError) as error:
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, OSError, ImportError) as error:
         message = " ".join(str(error).split())
         typer.echo(f"error: {message}", err=True)
         sys.exit(1)

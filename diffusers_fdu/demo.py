@@ -23,7 +23,7 @@ from .emoji import (
     load_emoji_pipeline,
     scores,
 )
-from .train import TrainConfig
+from .train import settings
 from .unlearner import FDUnlearner, writable_folder
 
 GUIDANCE = 4.0
@@ -39,7 +39,7 @@ def run_demo(target: str, anchor: str, f: str, output_dir: Path, **config: Any) 
         anchor: another of the same kind.
         f: the divergence.
         output_dir: gets `before_after.png`, `summary.json` and the adapter.
-        **config: fields of `TrainConfig`.
+        **config: fields of `TrainConfig` and `Performance`.
 
     Returns:
         The summary, as written.
@@ -54,7 +54,7 @@ def run_demo(target: str, anchor: str, f: str, output_dir: Path, **config: Any) 
             raise ValueError(f"the embedded model has no {name!r}: choose {', '.join(known)}")
     kind: Kind = "object" if target in CONCEPTS else "style"
     concept, f_divergence = Concept(target, anchor, kind=kind), divergence(f)
-    TrainConfig.from_options(config)
+    settings(config)
     folder = writable_folder(output_dir)
     pipe, judge = load_emoji_pipeline(), load_emoji_judge()
     shown = shown_prompts(target)

@@ -123,14 +123,22 @@ class ReplayBuffer:
         states, texts, predictions = zip(*picked, strict=True)
 
         def given(value: Tensor, floating: torch.dtype) -> Tensor:
-            return value.to(device, floating if value.is_floating_point() else value.dtype)
+            sent = _sent(value, device)
+            return sent.to(floating) if value.is_floating_point() else sent
 
         flat: dict[str, Any] = dict(self.constants)
         for key, values in self._states.items():
             stacked = torch.stack([values[i] for i in states])
             # Timesteps keep their precision: bfloat16 cannot tell 999 from 996.
-            flat[key] = stacked.to(device) if stacked.dim() == 1 else given(stacked, dtype)
+            flat[key] = _sent(stacked, device) if stacked.dim() == 1 else given(stacked, dtype)
         for key, values in self._texts.items():
             flat[key] = given(torch.stack([values[i] for i in texts]), dtype)
         target = torch.stack([self._predictions[i] for i in predictions])
         return unflatten(flat), given(target, torch.float32)
+
+
+def _sent(value: Tensor, device: torch.device) -> Tensor:
+    """On a device; through pinned memory, so that the copy does not wait for running kernels."""
+    if device.type != "cuda":
+        return value.to(device)
+    return value.pin_memory().to(device, non_blocking=True)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,6 +13,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .loss import DivergenceLoss
+from .objective import Objective
+from .performance import (
+    Performance,
+    checkpointed,
+    compiled,
+    float_parameter,
+    make_optimizer,
+    precision,
+)
 from .replay import ReplayBuffer, Role, Row
 
 WARMUP = 0.05  # share of the steps
@@ -41,11 +49,11 @@ class TrainConfig:
         learning_rate: peak of AdamW's; linear warm-up, then cosine. "auto": `RATE_TIMES_WIDTH`
             divided by the width of the adapted layers' input.
         max_grad_norm: gradients are clipped to this norm.
-        mixed_precision: "no", "fp16" or "bf16" autocast.
         sigma: scale of the divergence; "auto" puts the median initial s at `loss.MEDIAN_S`.
         retain: prompts whose pictures must stay; None: words of the vocabulary.
         retain_weight: weight of the retain loss against the unlearning one, which is scaled so
-            that every divergence pulls equally at half the median initial difference.
+            that every divergence pulls equally at half the median initial difference; 0: nothing
+            is recorded and computed to retain.
         trajectories: anchor images recorded; three times as many are recorded to retain.
         early_stop: stop once the mean squared difference from the anchor (the same scale for
             every f) is below this fraction of its start; 0: never.
@@ -60,7 +68,6 @@ class TrainConfig:
     gradient_accumulation_steps: int = 1
     learning_rate: float | Literal["auto"] = "auto"
     max_grad_norm: float = 1.0
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     sigma: float | Literal["auto"] = "auto"
     retain: Sequence[str] | None = None
     retain_weight: float = 2.0
@@ -83,21 +90,21 @@ class TrainConfig:
             raise ValueError(f"retain_weight must not be negative, got {self.retain_weight!r}")
         if not _is_number(self.early_stop) or not 0 <= self.early_stop < 1:
             raise ValueError(f"early_stop must lie in [0, 1), got {self.early_stop!r}")
-        if self.mixed_precision not in ("no", "fp16", "bf16"):
-            raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}")
 
-    @classmethod
-    def from_options(cls, options: dict[str, Any]) -> TrainConfig:
-        """A config from keyword arguments.
 
-        Raises:
-            TypeError: for a name that is no field, with the fields.
-        """
-        known = [f.name for f in fields(cls)]
-        for name in options:
-            if name not in known:
-                raise TypeError(f"unknown option {name!r}: choose from {', '.join(known)}")
-        return cls(**options)
+def settings(options: dict[str, Any]) -> tuple[TrainConfig, Performance]:
+    """What keyword arguments say of the training and of the machine.
+
+    Raises:
+        TypeError: for a name that is a field of neither, with the fields.
+    """
+    own, machine = ([f.name for f in fields(kind)] for kind in (TrainConfig, Performance))
+    for name in options:
+        if name not in (*own, *machine):
+            known = ", ".join((*own, *machine))
+            raise TypeError(f"unknown option {name!r}: choose from {known}")
+    config = TrainConfig(**{k: v for k, v in options.items() if k in own})
+    return config, Performance(**{k: v for k, v in options.items() if k in machine})
 
 
 def _is_number(value: Any) -> bool:
@@ -129,6 +136,9 @@ SHOWN = ("loss", "divergence", "retain")  # beside the progress bar
 
 ROLES: tuple[Role, Role] = ("unlearn", "retain")
 
+Batch = tuple[dict[str, Any], Tensor]
+"""A denoiser call's keyword arguments, and the predictions to reach."""
+
 Callback = Callable[[StepRecord], None]
 
 
@@ -148,18 +158,21 @@ def initial_distance(
     spread = torch.linspace(0, count - 1, min(64, count)).round().long().tolist()
     rows: list[Row] = [("unlearn", i) for i in spread]
     chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
-    return torch.cat([loss.distance(*_answers(model, buffer, chunk)) for chunk in chunks])
+    return torch.cat([loss.distance(*_answers(model, _batch(model, buffer, c))) for c in chunks])
+
+
+def _batch(model: nn.Module, buffer: ReplayBuffer, rows: Sequence[Row]) -> Batch:
+    parameter = float_parameter(model)
+    return buffer.batch(rows, parameter.device, parameter.dtype)
 
 
 def _answers(
     model: nn.Module,
-    buffer: ReplayBuffer,
-    rows: Sequence[Row],
+    batch: Batch,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> tuple[Tensor, Tensor]:
-    """What the student predicts on these rows, and what the teacher did."""
-    parameter = next(p for p in model.parameters() if p.is_floating_point())
-    kwargs, target = buffer.batch(rows, parameter.device, parameter.dtype)
+    """What the student predicts on a batch, and what the teacher did."""
+    kwargs, target = batch
     with autocast():
         answer = model(**kwargs)[0]
     return answer, target.to(answer.device)  # offloading moves the answer
@@ -180,14 +193,11 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tenso
         The largest absolute element before, (); NaN or infinite if any is.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    largest = torch.stack([g.abs().max() for g in gradients]).max()
-    tiny = torch.finfo(largest.dtype).tiny
-    for gradient in gradients:
-        gradient.div_(largest.clamp(min=tiny))
-    norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
-    wanted = torch.minimum(largest, max_norm / norm.clamp(min=1.0))
-    for gradient in gradients:
-        gradient.mul_(wanted)
+    # All tensors in one launch each: a UNet's adapter has hundreds.
+    largest = torch.stack(torch._foreach_norm(gradients, math.inf)).max()
+    torch._foreach_div_(gradients, largest.clamp(min=torch.finfo(largest.dtype).tiny))
+    norm = torch.stack(torch._foreach_norm(gradients)).norm()
+    torch._foreach_mul_(gradients, torch.minimum(largest, max_norm / norm.clamp(min=1.0)))
     return largest
 
 
@@ -200,6 +210,7 @@ def train(
     config: TrainConfig,
     callback: Callback | None = None,
     progress: bool = True,
+    performance: Performance | None = None,
 ) -> list[StepRecord]:
     """Train adapter weights until the divergence has fallen, or the steps are used up.
 
@@ -212,6 +223,7 @@ def train(
         config: see `TrainConfig`; its learning rate is a number.
         callback: called after every step.
         progress: show a progress bar.
+        performance: see `Performance`.
 
     Returns:
         A record of every step.
@@ -221,66 +233,101 @@ def train(
             with it.
         ValueError: if the divergence has no slope at this sigma.
     """
-    peak = float(config.learning_rate)
-    optimizer = torch.optim.AdamW(parameters, peak, weight_decay=0.0)
+    performance = performance or Performance()
+    objective = Objective(loss, distance, config.retain_weight)
     generator = torch.Generator().manual_seed(config.seed)
-    autocast, scaler = _precision(model, config.mixed_precision)
-    start = distance / float(loss.sigma) ** 2
-    half = start.median().reshape(1) / 4  # s is a square
-    slope = loss.divergence.dphi(half).item()
-    if not 0 < slope < math.inf:
-        raise ValueError(
-            f"{loss.divergence.name} has slope {slope} at sigma={loss.sigma}, where the median "
-            f"s is {start.median().item():.3g}: use sigma='auto', or another sigma"
-        )
-    keep = DivergenceLoss("kl", loss.sigma, loss.reduction, loss.kernel)
-    first = start.mean().item()
-    smooth, history = first, []
-    bar = tqdm(range(config.steps), desc="unlearn", disable=not progress, unit="step")
-    for step in bar:
-        rate = peak * learning_rate_factor(step, config.steps)
-        for group in optimizer.param_groups:
+    roles = ROLES if config.retain_weight else ROLES[:1]
+
+    def draw() -> Batch:
+        return _batch(model, buffer, _random_rows(buffer, roles, config.batch_size, generator))
+
+    first = draw()
+
+    def trial() -> None:
+        answer, target = _answers(model, first, precision(model, performance.mixed_precision)[0])
+        objective(answer, target, config.batch_size)[0].backward()
+
+    with (
+        checkpointed(model, performance.gradient_checkpointing),
+        compiled(model, performance.compile, trial),
+    ):
+        loop = _Loop(model, parameters, objective, config, performance)
+        return loop.run(first, draw, callback, progress)
+
+
+class _Loop:
+    """The optimizer's steps."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Sequence[nn.Parameter],
+        objective: Objective,
+        config: TrainConfig,
+        performance: Performance,
+    ) -> None:
+        self.model, self.parameters = model, parameters
+        self.objective, self.config = objective, config
+        self.peak = float(config.learning_rate)
+        self.optimizer = make_optimizer(parameters, self.peak, performance.optimizer)
+        self.autocast, self.scaler = precision(model, performance.mixed_precision)
+
+    def run(
+        self,
+        batch: Batch,
+        draw: Callable[[], Batch],
+        callback: Callback | None,
+        progress: bool,
+    ) -> list[StepRecord]:
+        """Steps from this batch on, until early stop."""
+        first = smooth = self.objective.first
+        history: list[StepRecord] = []
+        bar = tqdm(range(self.config.steps), "unlearn", disable=not progress, unit="step")
+        for step in bar:
+            record, batch = self._step(step, batch, draw)
+            history.append(record)
+            bar.set_postfix({name: f"{getattr(record, name):.4f}" for name in SHOWN})
+            if callback is not None:
+                callback(record)
+            smooth = SMOOTHING * smooth + (1 - SMOOTHING) * record.distance
+            if smooth < self.config.early_stop * first:
+                break
+        bar.close()
+        return history
+
+    def _step(
+        self, step: int, batch: Batch, draw: Callable[[], Batch]
+    ) -> tuple[StepRecord, Batch]:
+        config, scaler = self.config, self.scaler
+        rate = self.peak * learning_rate_factor(step, config.steps)
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
-        optimizer.zero_grad()
+        self.optimizer.zero_grad()
         parts = []
         for _ in range(config.gradient_accumulation_steps):
-            rows = _random_rows(buffer, config.batch_size, generator)
-            answer, target = _answers(model, buffer, rows, autocast)
-            pulled, kept = answer.split(config.batch_size)
-            wanted, own = target.split(config.batch_size)
-            unlearn, s = loss.with_distance(pulled, wanted)
-            # Rows to retain start at 0, where every profile has the shape of kl.
-            retain, _ = keep.with_distance(kept, own)
-            # In units of the slope at half the median difference, so that f changes the shape
-            # of the pull and not its strength against the retain loss.
-            objective = unlearn / (2 * slope) + config.retain_weight * retain
-            scaler.scale(objective / config.gradient_accumulation_steps).backward()
-            parts.append(torch.stack([objective, unlearn, s.mean(), retain]).detach())
-        scaler.unscale_(optimizer)
-        largest = clip_gradients(parameters, config.max_grad_norm)
+            answer, target = _answers(self.model, batch, self.autocast)
+            value, figures = self.objective(answer, target, config.batch_size)
+            scaler.scale(value / config.gradient_accumulation_steps).backward()
+            parts.append(figures)
+            batch = draw()  # the next one is gathered and sent while the device works
+        scaler.unscale_(self.optimizer)
+        largest = clip_gradients(self.parameters, config.max_grad_norm)
         # Read together, since every read waits for the device.
-        figures = torch.cat([torch.stack(parts).mean(0), largest[None]])
-        total, divergence, mean_s, retained, peak_gradient = figures.tolist()
+        read = torch.cat([torch.stack(parts).mean(0), largest[None]]).tolist()
+        total, divergence, mean_s, retained, peak_gradient = read
         record = StepRecord(step, total, divergence, mean_s, retained, rate)
         _check_finite(record, peak_gradient, scaler.is_enabled())
-        scaler.step(optimizer)  # leaves out steps whose gradients overflowed in float16
+        scaler.step(self.optimizer)  # leaves out steps whose gradients overflowed in float16
         scaler.update()
-        history.append(record)
-        shown = {name: f"{getattr(record, name):.4f}" for name in SHOWN}
-        bar.set_postfix(shown)
-        if callback is not None:
-            callback(record)
-        smooth = SMOOTHING * smooth + (1 - SMOOTHING) * record.distance
-        if smooth < config.early_stop * first:
-            break
-    bar.close()
-    return history
+        return record, batch
 
 
-def _random_rows(buffer: ReplayBuffer, size: int, generator: torch.Generator) -> list[Row]:
-    """As many rows of each role, those to unlearn first."""
+def _random_rows(
+    buffer: ReplayBuffer, roles: Sequence[Role], size: int, generator: torch.Generator
+) -> list[Row]:
+    """As many rows of each role."""
     rows: list[Row] = []
-    for role in ROLES:
+    for role in roles:
         picked = torch.randint(buffer.count(role), (size,), generator=generator)
         rows += [(role, i) for i in picked.tolist()]
     return rows
@@ -296,15 +343,3 @@ def _check_finite(record: StepRecord, largest_gradient: float, is_scaled: bool) 
         raise FloatingPointError(
             f"a gradient is {largest_gradient} at step {record.step}: set another sigma"
         )
-
-
-def _precision(
-    model: nn.Module, mixed_precision: str
-) -> tuple[Callable[[], AbstractContextManager], torch.amp.GradScaler]:
-    """Autocast for the model's device, and the scaling that float16 gradients need."""
-    parameter = next(p for p in model.parameters() if p.is_floating_point())
-    device = parameter.device.type
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(mixed_precision)
-    is_half = dtype == torch.float16 or (dtype is None and parameter.dtype == torch.float16)
-    autocast = partial(torch.autocast, device, dtype=dtype, enabled=dtype is not None)
-    return autocast, torch.amp.GradScaler(device, enabled=is_half)

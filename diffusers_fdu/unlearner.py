@@ -20,6 +20,7 @@ from . import adapters
 from .concepts import Concept, retain_prompts, vocabulary
 from .divergences import Divergence, Generator
 from .loss import DivergenceLoss
+from .performance import set_aside
 from .recorder import Recorder, denoiser_name
 from .train import (
     RATE_TIMES_WIDTH,
@@ -27,6 +28,7 @@ from .train import (
     StepRecord,
     TrainConfig,
     initial_distance,
+    settings,
     train,
 )
 from .trajectories import record
@@ -44,7 +46,7 @@ class FDUnlearner:
         pipeline_kwargs: arguments of the recorded runs, such as height, width, guidance_scale;
             num_inference_steps is the most steps of a run (`recorder.STEPS` if not given).
         progress: show progress bars.
-        **config: fields of `TrainConfig`.
+        **options: fields of `TrainConfig` and `Performance`.
 
     Attributes:
         adapter_name: of the adapter trained last, None before.
@@ -61,13 +63,13 @@ class FDUnlearner:
         pipe: Any,
         pipeline_kwargs: dict[str, Any] | None = None,
         progress: bool = True,
-        **config: Any,
+        **options: Any,
     ) -> None:
         self.pipe = pipe
         self.component = denoiser_name(pipe)
         self.pipeline_kwargs = dict(pipeline_kwargs or {})
         self.progress = progress
-        self.config = TrainConfig.from_options(config)
+        self.config, self.performance = settings(options)
         self.adapter_name: str | None = None
         self.history: list[StepRecord] = []
         self.recipe: dict[str, Any] = {}
@@ -116,6 +118,7 @@ class FDUnlearner:
         name = adapter_name or adapters.default_adapter_name(concept.target, self.model)
         adapters.check_adapter_name(name, self.model)
         adapters.check_denoiser(self.model)
+        self.performance.check(self.model)
         before = adapters.snapshot(self.model)
         started = time.monotonic()
         try:
@@ -123,14 +126,23 @@ class FDUnlearner:
             with torch.inference_mode(False), torch.enable_grad():
                 buffer = self._record(concept)
                 size = 2 * config.batch_size  # as many rows as training calls with
-                distance = initial_distance(self.model, buffer, loss, size)
-                if loss.sigma == "auto":
-                    loss.calibrate(distance)
                 recorded = time.monotonic()
-                parameters = adapters.attach(self.model, name, lora, config.seed)
-                history = train(
-                    self.model, parameters, buffer, loss, distance, config, callback, self.progress
-                )
+                with set_aside(self.pipe, self.model, self.performance.offload):
+                    distance = initial_distance(self.model, buffer, loss, size)
+                    if loss.sigma == "auto":
+                        loss.calibrate(distance)
+                    parameters = adapters.attach(self.model, name, lora, config.seed)
+                    history = train(
+                        self.model,
+                        parameters,
+                        buffer,
+                        loss,
+                        distance,
+                        config,
+                        callback,
+                        self.progress,
+                        self.performance,
+                    )
             trained = time.monotonic()
             recipe = self._recipe(concept, loss, config, history)
             recipe["adapter_name"] = name
@@ -165,9 +177,11 @@ class FDUnlearner:
         words = vocabulary(self.pipe)
         count = self.config.trajectories
         pairs = concept.prompt_pairs(count, words, rng)
-        retain = retain_prompts(
-            concept, self.config.retain, RETAIN_PER_TRAJECTORY * count, words, rng
-        )
+        retain: list[str] = []
+        if self.config.retain_weight:
+            retain = retain_prompts(
+                concept, self.config.retain, RETAIN_PER_TRAJECTORY * count, words, rng
+            )
         recorder = Recorder(self.pipe, self.pipeline_kwargs, self.config.seed)
         is_bf16 = getattr(self.model, "dtype", None) == torch.bfloat16
         dtype = torch.bfloat16 if is_bf16 else torch.float16
@@ -186,6 +200,7 @@ class FDUnlearner:
             "concept": _plain(asdict(concept)),
             "f": loss.divergence.name,
             "config": _plain(asdict(config)),
+            "performance": _plain(asdict(self.performance)),
             "pipeline_kwargs": _plain(self.pipeline_kwargs),
             "sigma": float(loss.sigma),
             "steps_done": len(history),

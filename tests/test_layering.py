@@ -20,12 +20,15 @@ ALLOWED = {
     "loss": {"divergences", "fused", "spline"},
     "recorder": {"replay"},
     "trajectories": {"recorder", "replay"},
-    "train": {"loss", "replay"},
+    "objective": {"loss"},
+    "performance": set(),
+    "train": {"loss", "objective", "performance", "replay"},
     "unlearner": {
         "adapters",
         "concepts",
         "divergences",
         "loss",
+        "performance",
         "recorder",
         "train",
         "trajectories",
@@ -35,7 +38,7 @@ ALLOWED = {
     "demo": {"concepts", "divergences", "emoji", "train", "unlearner"},
     "cli": {"concepts", "demo", "divergences", "emoji", "train", "unlearner"},
     "__main__": {"cli"},
-    "": {"concepts", "divergences", "loss", "train", "unlearner"},
+    "": {"concepts", "divergences", "loss", "performance", "train", "unlearner"},
 }
 
 

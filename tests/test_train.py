@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from diffusers_fdu import TrainConfig
-from diffusers_fdu.train import clip_gradients, learning_rate_factor
+from diffusers_fdu.train import clip_gradients, learning_rate_factor, settings
 
 
 @pytest.mark.parametrize(
@@ -24,16 +23,18 @@ from diffusers_fdu.train import clip_gradients, learning_rate_factor
         ({"retain_weight": -1.0}, "retain_weight"),
         ({"early_stop": 1.0}, "early_stop"),
         ({"mixed_precision": "int8"}, "mixed_precision 'int8'"),
+        ({"optimizer": "sgd"}, "optimizer 'sgd'"),
+        ({"compile": 1}, "compile must be True or False, got 1"),
     ],
 )
 def test_bad_values_are_named(options, message) -> None:
     with pytest.raises(ValueError, match=message):
-        TrainConfig(**options)
+        settings(options)
 
 
 def test_unknown_options_list_the_known_ones() -> None:
-    with pytest.raises(TypeError, match="unknown option 'learning_rat'.*learning_rate"):
-        TrainConfig.from_options({"learning_rat": 1.0})
+    with pytest.raises(TypeError, match="unknown option 'learning_rat'.*learning_rate.*compile"):
+        settings({"learning_rat": 1.0})
 
 
 def test_learning_rate_rises_then_falls_to_zero() -> None:
