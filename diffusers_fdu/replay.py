@@ -95,6 +95,14 @@ class ReplayBuffer:
         """Number of rows of a role."""
         return len(self._rows[role])
 
+    def text_of(self, row: Row) -> int:
+        """Index of a row's text."""
+        return self._rows[row[0]][row[1]][1]
+
+    def prediction_of(self, row: Row) -> int:
+        """Index of a row's prediction; a target's row shares it with its anchor's."""
+        return self._rows[row[0]][row[1]][2]
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors kept."""

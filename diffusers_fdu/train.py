@@ -26,6 +26,7 @@ from .replay import ReplayBuffer, Role, Row
 
 WARMUP = 0.05  # share of the steps
 SMOOTHING = 0.8  # of the difference that early stop looks at
+INITS = ("auto", "lora", "closed_form")
 RATE_TIMES_WIDTH = 0.64
 """Learning rate times the width of the adapted layers' input.
 
@@ -43,6 +44,9 @@ class TrainConfig:
         rank: rank of the LoRA update.
         alpha: the update is scaled by alpha / rank; None: alpha = rank.
         target_modules: suffixes of the adapted layers; None: keys and values of cross-attention.
+        init: how the adapter starts: "lora" without effect; "closed_form" with the linear map of
+            the text that comes nearest (`closed_form`); "auto": "closed_form" where the adapted
+            layers read nothing but the text.
         steps: most optimizer steps.
         batch_size: rows of each role (unlearn, retain) in one micro-batch.
         gradient_accumulation_steps: micro-batches in one step.
@@ -63,6 +67,7 @@ class TrainConfig:
     rank: int = 8
     alpha: float | None = None
     target_modules: Sequence[str] | None = None
+    init: Literal["auto", "lora", "closed_form"] = "auto"
     steps: int = 400
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
@@ -90,6 +95,8 @@ class TrainConfig:
             raise ValueError(f"retain_weight must not be negative, got {self.retain_weight!r}")
         if not _is_number(self.early_stop) or not 0 <= self.early_stop < 1:
             raise ValueError(f"early_stop must lie in [0, 1), got {self.early_stop!r}")
+        if self.init not in INITS:
+            raise ValueError(f"unknown init {self.init!r}: choose {', '.join(INITS)}")
 
 
 def settings(options: dict[str, Any]) -> tuple[TrainConfig, Performance]:
@@ -280,7 +287,7 @@ class _Loop:
         progress: bool,
     ) -> list[StepRecord]:
         """Steps from this batch on, until early stop."""
-        first = smooth = self.objective.first
+        smooth, seen = 0.0, 0.0  # an average of the last steps, and the weight in it
         history: list[StepRecord] = []
         bar = tqdm(range(self.config.steps), "unlearn", disable=not progress, unit="step")
         for step in bar:
@@ -290,7 +297,8 @@ class _Loop:
             if callback is not None:
                 callback(record)
             smooth = SMOOTHING * smooth + (1 - SMOOTHING) * record.distance
-            if smooth < self.config.early_stop * first:
+            seen = SMOOTHING * seen + (1 - SMOOTHING)
+            if smooth < self.config.early_stop * self.objective.first * seen:
                 break
         bar.close()
         return history

@@ -17,11 +17,13 @@ import torch
 from peft import LoraConfig
 
 from . import adapters
+from .closed_form import closed_form_start
 from .concepts import Concept, retain_prompts, vocabulary
 from .divergences import Divergence, Generator
 from .loss import DivergenceLoss
 from .performance import set_aside
 from .recorder import Recorder, denoiser_name
+from .replay import ReplayBuffer
 from .train import (
     RATE_TIMES_WIDTH,
     Callback,
@@ -132,6 +134,7 @@ class FDUnlearner:
                     if loss.sigma == "auto":
                         loss.calibrate(distance)
                     parameters = adapters.attach(self.model, name, lora, config.seed)
+                    config = self._started(config, name, buffer)
                     history = train(
                         self.model,
                         parameters,
@@ -172,7 +175,19 @@ class FDUnlearner:
             self.config, learning_rate=rate, alpha=lora.lora_alpha, target_modules=modules
         )
 
-    def _record(self, concept: Concept) -> Any:
+    def _started(self, config: TrainConfig, name: str, buffer: ReplayBuffer) -> TrainConfig:
+        """The config with the start that the new adapter was given."""
+        if config.init == "lora":
+            return config
+        layers = closed_form_start(self.model, name, buffer, 2 * config.batch_size)
+        if not layers and config.init == "closed_form":
+            raise ValueError(
+                f"no adapted layer of {type(self.model).__name__} reads the text alone, which "
+                "init='closed_form' needs: use init='lora'"
+            )
+        return replace(config, init="closed_form" if layers else "lora")
+
+    def _record(self, concept: Concept) -> ReplayBuffer:
         rng = random.Random(self.config.seed)
         words = vocabulary(self.pipe)
         count = self.config.trajectories
