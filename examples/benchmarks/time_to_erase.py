@@ -1,0 +1,197 @@
+"""Wall clock from a loaded pipe to an erased concept, on the embedded model.
+
+    python -m examples.benchmarks.time_to_erase --output runs/time_to_erase.json
+
+dog -> cat with kl: this library with its defaults, against the usual loop (`usual_loop`) as
+released and with settings tuned for this model. Erased is UA >= 0.95 (40 pictures of dogs) with
+IRA >= 0.9 of the model's own (every other concept in every style, one seed: 124 pictures, 25
+steps, guidance 4). Both are looked at from the callback after some steps, and the time of looking
+is taken off the clock. `--sweep` tries settings of the usual loop and prints them all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from diffusers_fdu import Concept, FDUnlearner, StepRecord
+from diffusers_fdu.concepts import vocabulary
+from diffusers_fdu.emoji import cells, judge_cells, load_emoji_judge, load_emoji_pipeline, scores
+
+from .usual_loop import UsualConfig, UsualLoop
+
+TARGET, ANCHOR = "dog", "cat"
+GONE, KEPT = 0.95, 0.9
+LOOKS = (1, 2, 5, 10, 15, 20, 30, 40, 60, 80, 100, 125, 150, 200, 250, 300, 350, 400, 450, 500)
+CAPTIONS = 200
+TUNED = UsualConfig(
+    guidance_scale=4.0, images=100, batch_size=8, accumulation=1, learning_rate=1e-3, steps=400
+)
+RATES, IMAGES, BATCHES = (3e-4, 1e-3, 3e-3), (50, 200), (4, 16)
+Row = dict[str, Any]
+
+
+class Watch:
+    """A clock that stops while pictures are judged, and what was seen when."""
+
+    def __init__(self, pipe: Any, ira: float, tiny: bool) -> None:
+        self.pipe, self.wanted, self.tiny = pipe, KEPT * ira, tiny
+        self.started, self.aside = time.monotonic(), 0.0
+        self.prepared: float | None = None
+        self.reached: Row | None = None
+
+    def seconds(self) -> float:
+        """Since the start, less what looking took."""
+        return time.monotonic() - self.started - self.aside
+
+    def look(self, done: int) -> bool:
+        """Whether the concept is gone and the rest is there, after so many steps."""
+        if self.reached is not None or done not in LOOKS:
+            return self.reached is not None
+        now = self.seconds()
+        begun = time.monotonic()
+        ua, ira = judged(self.pipe, self.tiny)
+        self.aside += time.monotonic() - begun
+        if ua >= GONE and ira >= self.wanted:
+            self.reached = {"steps": done, "seconds": now, "ua": ua, "ira": ira}
+        return self.reached is not None
+
+
+def judged(pipe: Any, tiny: bool = False) -> tuple[float, float]:
+    """UA and IRA of a pipe."""
+    own = [cell for cell in cells() if TARGET in cell]
+    rest = [cell for cell in cells() if TARGET not in cell]
+    judge, seeds, steps = load_emoji_judge(), range(100, 110), 25
+    if tiny:
+        seeds, rest, steps = range(100, 101), rest[:4], 2
+    verdicts = judge_cells(pipe, judge, own, seeds, num_inference_steps=steps)
+    verdicts += judge_cells(pipe, judge, rest, range(100, 101), num_inference_steps=steps)
+    found = scores(verdicts, TARGET)
+    return found.ua, found.ira
+
+
+def row(name: str, watch: Watch, prepared: float, steps: int) -> Row:
+    """What one run of one method took."""
+    reached = watch.reached or {"steps": None, "seconds": None, "ua": None, "ira": None}
+    total = reached["seconds"]
+    return {
+        "method": name,
+        "prepare_s": prepared,
+        "train_s": None if total is None else total - prepared,
+        "total_s": total,
+        "steps": reached["steps"],
+        "steps_run": steps,
+        "ua": reached["ua"],
+        "ira": reached["ira"],
+    }
+
+
+def ours(ira: float, device: str, tiny: bool, **options: Any) -> list[Row]:
+    """This library: until the first look that meets both, and until it stops by itself."""
+    pipe = load_emoji_pipeline().to(device)
+    worker = FDUnlearner(pipe, {"guidance_scale": 4.0}, progress=False, **options)
+    watch = Watch(pipe, ira, tiny)
+
+    def look(record: StepRecord) -> None:
+        if watch.prepared is None:  # everything before the first step's end
+            watch.prepared = watch.seconds()
+        watch.look(record.step + 1)
+
+    worker.unlearn(TARGET, ANCHOR, f="kl", callback=look)
+    stopped, prepared = watch.seconds(), watch.prepared or 0.0
+    ua, kept = judged(pipe, tiny)
+    first = row("ours", watch, prepared, len(worker.history))
+    last = {
+        **first,
+        "method": "ours, until it stops",
+        "total_s": stopped,
+        "train_s": stopped - prepared,
+        "steps": len(worker.history),
+        "ua": ua,
+        "ira": kept,
+    }
+    return [first, last]
+
+
+def usual(name: str, config: UsualConfig, ira: float, device: str, tiny: bool) -> Row:
+    """The usual loop, until the first look that meets both or its last step."""
+    pipe = load_emoji_pipeline().to(device)
+    pipe.set_progress_bar_config(disable=True)
+    watch = Watch(pipe, ira, tiny)
+    loop = UsualLoop(pipe, config)
+    words, rng = vocabulary(pipe), random.Random(config.seed)
+    captions = Concept(TARGET, ANCHOR).prompt_pairs(min(CAPTIONS, config.images), words, rng)
+    captions = [captions[i % len(captions)] for i in range(config.images)]
+    loop.start(loop.draw([anchor for _, anchor in captions]), captions)
+    prepared = watch.seconds()
+    for step in range(config.steps):
+        loop.step()
+        if watch.look(step + 1):
+            break
+    return row(name, watch, prepared, step + 1)
+
+
+def run(device: str, tiny: bool = False, sweep: bool = False) -> list[Row]:
+    """Every method; the seconds of the first of ours stand in `ratio` against each."""
+    base = load_emoji_pipeline().to(device)
+    ua, ira = judged(base, tiny)
+    rows: list[Row] = [
+        {"method": "(before)", "ua": ua, "ira": ira},
+        *ours(ira, device, tiny, **({"steps": 2, "trajectories": 2} if tiny else {})),
+    ]
+    released = UsualConfig()
+    if tiny:
+        released = replace(released, images=2, draw_steps=2, steps=2)
+    rows.append(usual("usual, as released", released, ira, device, tiny))
+    tuned = replace(TUNED, images=2, draw_steps=2, steps=2) if tiny else TUNED
+    rows.append(usual("usual, tuned", tuned, ira, device, tiny))
+    for rate, images, batch in itertools.product(RATES, IMAGES, BATCHES) if sweep else ():
+        config = replace(TUNED, learning_rate=rate, images=images, batch_size=batch)
+        name = f"usual, lr {rate:g}, {images} images, batch {batch}"
+        rows.append(usual(name, config, ira, device, tiny))
+        print(rows[-1], flush=True)
+    mine = rows[1]["total_s"]
+    for one in rows[3:]:
+        one["ratio"] = mine / one["total_s"] if mine and one["total_s"] else None
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """The rows in Markdown."""
+    columns = ("prepare_s", "train_s", "total_s", "steps", "ua", "ira", "ratio")
+    titles = ("prepare s", "train s", "total s", "steps", "UA", "IRA", "ours / this")
+    forms = (".1f", ".1f", ".1f", "d", ".3f", ".3f", ".2f")
+    lines = [f"| method | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
+    for one in rows:
+        values = zip(columns, forms, strict=True)
+        cells = ["" if one.get(c) is None else format(one[c], form) for c, form in values]
+        if one["method"] != "(before)" and one.get("total_s") is None:
+            cells[2] = f"not in {one['steps_run']} steps"
+        lines.append(f"| {one['method']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="JSON file.")] = Path("runs/time_to_erase.json"),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = (
+        "cuda" if torch.cuda.is_available() else "cpu"
+    ),
+    sweep: Annotated[bool, typer.Option("--sweep", help="Also tune the usual loop.")] = False,
+) -> None:
+    """Time ours and the usual loop."""
+    rows = run(device, sweep=sweep)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(rows, indent=2) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    typer.run(main)
