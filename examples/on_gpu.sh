@@ -3,8 +3,9 @@
 #
 #   OUT=runs/gpu bash examples/on_gpu.sh
 #
-# GPU tests, the loss kernel timed, the figures of unlearning. Results land in $OUT: device.txt,
-# gpu_tests.txt, loss_kernel.md and .json, figures.md and .json. Wheels in wheels/ are installed
+# GPU tests, the benchmarks, the figures of unlearning. Results land in $OUT: device.txt,
+# gpu_tests.txt, results.json (`python -m examples.benchmarks.all --render` puts it into the docs),
+# benchmarks.md and .txt, figures.md and .json. Wheels in wheels/ are installed
 # first, for machines without a network.
 set -eu
 cd "$(dirname "$0")/.."
@@ -17,9 +18,10 @@ date -u +%F >> "$OUT/device.txt"
 failed=0
 python3 -m pytest -q tests/test_gpu.py tests/test_fused.py > "$OUT/gpu_tests.txt" 2>&1 || failed=$?
 tail -n 30 "$OUT/gpu_tests.txt"
-python3 examples/benchmarks/loss_kernel.py --output "$OUT/loss_kernel.json" \
-    > "$OUT/loss_kernel.md" || failed=$?
-cat "$OUT/loss_kernel.md"
+cp docs/benchmarks.md "$OUT/benchmarks.md"
+python3 -m examples.benchmarks.all --out "$OUT/results.json" --docs "$OUT/benchmarks.md" \
+    > "$OUT/benchmarks.txt" 2>&1 || failed=$?
+tail -n 5 "$OUT/benchmarks.txt"
 python3 examples/measure_emoji.py --output "$OUT/figures.json" --device cuda \
     > "$OUT/figures.md" || failed=$?
 cat "$OUT/figures.md"

@@ -1,6 +1,6 @@
 """Time the loss: the fused kernel against eager PyTorch and torch.compile.
 
-    python examples/benchmarks/loss_kernel.py --output runs/loss_kernel.json
+    python -m examples.benchmarks.loss_kernel --output runs/loss_kernel.json
 
 On a CUDA device: medians of forward and of forward + backward over buffers that together exceed
 the L2 cache, kernel launches counted by the profiler, peak memory beyond the inputs, and the
@@ -15,12 +15,10 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import triton
 import typer
 from torch import Tensor
 
@@ -120,27 +118,15 @@ def measure(
     return row
 
 
-def main(
-    output: Annotated[Path, typer.Option(help="JSON file.")] = Path("runs/loss_kernel.json"),
-    repeats: Annotated[int, typer.Option(help="Timed calls of each.")] = REPEATS,
-) -> None:
+def run(device: str, repeats: int = REPEATS) -> list[dict[str, Any]]:
     """Time every size, dtype and profile."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     kernels = ("eager", "compile", "triton") if device == "cuda" else ("eager", "compile")
     sizes = SIZES if device == "cuda" else SMALL
-    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    versions = {"torch": torch.__version__, "triton": triton.__version__}
     rate, launch = floors() if device == "cuda" else (0.0, 0.0)
-    print(
-        f"{name}, {versions}, {date.today()}; copy {rate / 1e3:.0f} GB/s, launch {launch:.1f} us"
-    )
-    print(
-        "| size | dtype | f | mask | kernel | forward us | both us | launches | KiB | floor us |"
-    )
-    print("|---" * 10 + "|")
     rows: list[dict[str, Any]] = []
     for size in sizes:
         for dtype in (torch.float32, torch.bfloat16):
+            torch.compiler.reset()  # or later sizes would be compiled for any
             pairs = buffers(size, dtype, device)
             # Two reads forward, two reads and a write backward.
             moved = 5 * pairs[0][0].numel() * dtype.itemsize
@@ -151,23 +137,37 @@ def main(
                     row |= {"size": size, "dtype": str(dtype).removeprefix("torch."), "f": f}
                     row |= {"mask": masked, "kernel": kernel, "floor_us": floor}
                     rows.append(row)
-                    show(row)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows in Markdown."""
+    columns = {
+        "forward_us": "forward us",
+        "both_us": "both us",
+        "launches": "launches",
+        "memory_kib": "KiB",
+        "floor_us": "floor us",
+    }
+    lines = [f"| size | dtype | f | mask | kernel | {' | '.join(columns.values())} |"]
+    lines.append("|---" * (5 + len(columns)) + "|")
+    for row in rows:
+        size = "x".join(map(str, row["size"]))
+        cells = [size, row["dtype"], row["f"], "yes" if row["mask"] else "", row["kernel"]]
+        cells += ["" if row.get(k) is None else f"{row[k]:.0f}" for k in columns]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="JSON file.")] = Path("runs/loss_kernel.json"),
+    repeats: Annotated[int, typer.Option(help="Timed calls of each.")] = REPEATS,
+) -> None:
+    """Time every size, dtype and profile."""
+    rows = run("cuda" if torch.cuda.is_available() else "cpu", repeats)
     output.parent.mkdir(parents=True, exist_ok=True)
-    content = {"device": name, "versions": versions, "date": str(date.today()), "rows": rows}
-    output.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def show(row: dict[str, Any]) -> None:
-    """One row of the table."""
-
-    def number(key: str) -> str:
-        value = row.get(key)
-        return "" if value is None else f"{value:.0f}"
-
-    size = "x".join(map(str, row["size"]))
-    cells = [size, row["dtype"], row["f"], "yes" if row["mask"] else "", row["kernel"]]
-    cells += [number(k) for k in ("forward_us", "both_us", "launches", "memory_kib", "floor_us")]
-    print(f"| {' | '.join(cells)} |", flush=True)
+    output.write_text(json.dumps(rows, indent=2) + "\n")
+    print(table(rows))
 
 
 if __name__ == "__main__":

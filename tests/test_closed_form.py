@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import latents
+from tiny import add_other_adapter, state, unlearner
+
+from diffusers_fdu import FDUnlearner, adapters
+from diffusers_fdu.alignment import align
+from diffusers_fdu.closed_form import KEEP, RIDGE, closed_form_start
+from diffusers_fdu.concepts import Concept
+from diffusers_fdu.emoji import STYLES, cells, judge_cells, load_emoji_judge, load_emoji_pipeline
+
+WIDTH = 16  # of the tiny pipe's text
+
+
+def started(pipe, rank, target_modules=None):
+    """A buffer of the tiny pipe, and the closed form on a new adapter."""
+    worker = unlearner(pipe, rank=rank, target_modules=target_modules)
+    with torch.no_grad():
+        buffer = worker._record(Concept("dog", "cat"))
+    config = adapters.lora_config(pipe.unet, rank, 2 * rank, target_modules)
+    adapters.attach(pipe.unet, "new", config, 0)
+    return buffer, closed_form_start(pipe.unet, "new", buffer, size=3)
+
+
+def tokens(pipe, buffer):
+    """Target's, aligned anchor's and kept tokens, from the text encoder itself."""
+
+    def encoded(prompt):
+        if prompt.startswith("\0"):  # the empty prompt of guided runs
+            prompt = ""
+        return pipe.encode_prompt(prompt, "cpu", 1, False)[0].detach().double()
+
+    names = list(buffer._text_ids)
+    pairs, kept = set(), set()
+    own = {row[2]: row[1] for row in buffer._rows["retain"]}
+    for _, text, prediction in buffer._rows["unlearn"]:
+        pairs.add((text, own[prediction]))
+    kept = {row[1] for row in buffer._rows["retain"]}
+    c = torch.cat([encoded(names[t]) for t, _ in sorted(pairs)])
+    a = align(c, torch.cat([encoded(names[a]) for _, a in sorted(pairs)]))
+    k = torch.cat([encoded(names[t]) for t in sorted(kept)])
+    return tuple(x.reshape(-1, WIDTH).numpy() for x in (c, a, k))
+
+
+def least_squares(weight, c, a, k):
+    """The change of a weight by numpy's solver, and M^(1/2)."""
+    scale = (c**2).sum() / len(c) + KEEP * (k**2).sum() / len(k)
+    ridge = RIDGE * scale / WIDTH
+    system = np.concatenate(
+        [c / len(c) ** 0.5, k * (KEEP / len(k)) ** 0.5, np.eye(WIDTH) * ridge**0.5]
+    )
+    wanted = np.concatenate(
+        [(a - c) @ weight.T / len(c) ** 0.5, np.zeros((len(k) + WIDTH, len(weight)))]
+    )
+    change = np.linalg.lstsq(system, wanted, rcond=None)[0].T
+    values, vectors = np.linalg.eigh(system.T @ system)
+    return change, vectors * values**0.5 @ vectors.T
+
+
+def added(layer):
+    """What the new adapter adds to a weight."""
+    up, down = layer.lora_B["new"].weight, layer.lora_A["new"].weight
+    return (layer.scaling["new"] * up @ down).detach().double().numpy()
+
+
+def text_layers(pipe):
+    return {
+        n: m
+        for n, m in pipe.unet.named_modules()
+        if n.endswith(("attn2.to_k", "attn2.to_v")) and hasattr(m, "lora_A")
+    }
+
+
+def test_full_rank_solves_the_least_squares(pipe) -> None:
+    buffer, count = started(pipe, WIDTH)
+    layers = text_layers(pipe)
+    assert count == len(layers) == 8
+    for layer in layers.values():
+        expected, _ = least_squares(
+            layer.base_layer.weight.double().numpy(), *tokens(pipe, buffer)
+        )
+        found = added(layer)
+        assert np.abs(expected).max() > 1e-3
+        np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_smaller_rank_is_the_nearest_in_the_texts_metric(pipe, rank) -> None:
+    buffer, _ = started(pipe, rank)
+    layer = next(iter(text_layers(pipe).values()))
+    whole, root = least_squares(layer.base_layer.weight.double().numpy(), *tokens(pipe, buffer))
+    left = np.linalg.svd((added(layer) - whole) @ root, compute_uv=False)
+    dropped = np.linalg.svd(whole @ root, compute_uv=False)[rank:]
+    assert np.linalg.matrix_rank(added(layer), tol=1e-6) == rank
+    assert (left**2).sum() == pytest.approx((dropped**2).sum(), rel=1e-3)
+
+
+def test_other_adapters_belong_to_the_teacher(pipe) -> None:
+    add_other_adapter(pipe)
+    buffer, _ = started(pipe, WIDTH)
+    layer = next(m for n, m in text_layers(pipe).items() if n.endswith("attn2.to_v"))
+    up, down = layer.lora_B["other"].weight, layer.lora_A["other"].weight
+    weight = layer.base_layer.weight + layer.scaling["other"] * up @ down
+    expected, _ = least_squares(weight.detach().double().numpy(), *tokens(pipe, buffer))
+    np.testing.assert_allclose(added(layer), expected, atol=2e-4 * np.abs(expected).max())
+
+
+def test_layers_that_read_the_picture_start_without_effect(pipe) -> None:
+    _, count = started(pipe, 4, ["attn1.to_k", "attn2.to_k"])
+    assert count == 4
+    for name, module in pipe.unet.named_modules():
+        if name.endswith("to_k"):
+            assert bool(module.lora_B["new"].weight.any()) == name.endswith("attn2.to_k")
+
+
+def test_no_layer_that_reads_the_text_alone(pipe) -> None:
+    drawn, before = latents(pipe), state(pipe)
+    modules = ["attn1.to_k"]
+    with pytest.raises(ValueError, match="UNet2DConditionModel reads the text alone.*init='lora'"):
+        unlearner(pipe, target_modules=modules, init="closed_form").unlearn("dog", "cat")
+    assert state(pipe) == before and torch.equal(latents(pipe), drawn)
+    worker = unlearner(pipe, target_modules=modules)
+    worker.unlearn("dog", "cat")
+    assert worker.recipe["config"]["init"] == "lora"
+
+
+def test_a_single_step_of_recording_leaves_the_start_to_training(pipe) -> None:
+    worker = FDUnlearner(
+        pipe, {"num_inference_steps": 1}, progress=False, steps=2, trajectories=1, batch_size=2
+    )
+    worker.unlearn("dog", "cat")
+    assert worker.recipe["config"]["init"] in ("lora", "closed_form")
+
+
+def test_half_precision_comes_near(pipe) -> None:
+    pipe.unet.to(torch.bfloat16)
+    pipe.text_encoder.to(torch.bfloat16)
+    buffer, _ = started(pipe, WIDTH)
+    for layer in text_layers(pipe).values():
+        expected, _ = least_squares(
+            layer.base_layer.weight.double().numpy(), *tokens(pipe, buffer)
+        )
+        assert np.linalg.norm(added(layer) - expected) < 0.1 * np.linalg.norm(expected)
+
+
+def test_it_alone_makes_the_embedded_model_forget() -> None:
+    pipe, judge = load_emoji_pipeline(), load_emoji_judge()
+    worker = FDUnlearner(
+        pipe, {"guidance_scale": 4.0}, progress=False, steps=1, trajectories=24, init="closed_form"
+    )
+    worker.unlearn("dog", "cat", f="kl")
+    dogs = judge_cells(pipe, judge, [("dog", s) for s in STYLES], range(4), num_inference_steps=12)
+    assert sum(v.seen[0] == "dog" for v in dogs) <= 2
+    others = [cell for cell in cells() if cell[0] not in ("dog", "cat")][::4]
+    kept = judge_cells(pipe, judge, others, [0], num_inference_steps=12)
+    assert sum(v.seen[0] == v.asked[0] for v in kept) >= 0.9 * len(kept)
