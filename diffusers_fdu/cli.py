@@ -94,8 +94,8 @@ def unlearn(
 ) -> None:
     """Unlearn a concept and write a LoRA that `pipe.load_lora_weights` reads."""
     from .concepts import Concept
+    from .config import settings
     from .divergences import divergence
-    from .train import settings
     from .unlearner import FDUnlearner, writable_folder
 
     # What can be refused at once is refused before a model is loaded, the rest before training.

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from .concepts import Concept, Kind
+from .config import settings
 from .divergences import divergence
 from .emoji import (
     CONCEPTS,
@@ -23,7 +24,6 @@ from .emoji import (
     load_emoji_pipeline,
     scores,
 )
-from .train import settings
 from .unlearner import FDUnlearner, writable_folder
 
 GUIDANCE = 4.0

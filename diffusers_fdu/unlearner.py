@@ -19,18 +19,16 @@ from peft import LoraConfig
 from . import adapters
 from .closed_form import closed_form_start
 from .concepts import Concept, retain_prompts, vocabulary
+from .config import RATE_TIMES_WIDTH, TrainConfig, settings
 from .divergences import Divergence, Generator
 from .loss import DivergenceLoss
 from .performance import set_aside
 from .recorder import Recorder, denoiser_name
 from .replay import ReplayBuffer
 from .train import (
-    RATE_TIMES_WIDTH,
     Callback,
     StepRecord,
-    TrainConfig,
     initial_distance,
-    settings,
     train,
 )
 from .trajectories import record

@@ -31,3 +31,40 @@ def test_unlearns_on_cuda(dtype, mixed_precision) -> None:
     dogs = [("dog", style) for style in STYLES]
     verdicts = judge_cells(pipe, load_emoji_judge(), dogs, range(5))
     assert sum(v.seen[0] == "dog" for v in verdicts) <= 1
+
+
+def test_idle_parts_wait_on_the_cpu_and_come_back() -> None:
+    pipe = load_emoji_pipeline().to("cuda")
+    places: set[tuple[str, str]] = set()
+
+    def look(record) -> None:
+        places.add((pipe.text_encoder.device.type, pipe.vae.device.type))
+
+    FDUnlearner(
+        pipe, {"guidance_scale": 4.0}, progress=False, steps=3, trajectories=4, early_stop=0.0
+    ).unlearn("dog", "cat", callback=look)
+    assert places == {("cpu", "cpu")}
+    assert pipe.text_encoder.device.type == pipe.vae.device.type == "cuda"
+
+
+@pytest.mark.parametrize(
+    "options", [{"compile": True}, {"gradient_checkpointing": True}, {"optimizer": "adamw_8bit"}]
+)
+def test_every_option_trains_the_same(options) -> None:
+    if options.get("optimizer"):
+        pytest.importorskip("bitsandbytes")
+    distances = []
+    for extra in ({}, options):
+        worker = FDUnlearner(
+            load_emoji_pipeline().to("cuda"),
+            {"guidance_scale": 4.0},
+            progress=False,
+            steps=30,
+            trajectories=8,
+            early_stop=0.0,
+            init="lora",
+            **extra,
+        )
+        worker.unlearn("dog", "cat", f="kl")
+        distances.append(sum(r.distance for r in worker.history[-5:]) / 5)
+    assert distances[1] == pytest.approx(distances[0], rel=0.1)

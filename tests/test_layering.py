@@ -24,10 +24,12 @@ ALLOWED = {
     "performance": set(),
     "alignment": set(),
     "closed_form": {"alignment", "performance", "replay"},
-    "train": {"loss", "objective", "performance", "replay"},
+    "config": {"performance"},
+    "train": {"config", "loss", "objective", "performance", "replay"},
     "unlearner": {
         "adapters",
         "closed_form",
+        "config",
         "concepts",
         "divergences",
         "loss",
@@ -39,10 +41,10 @@ ALLOWED = {
         "",
     },  # fmt: skip
     "emoji": set(),
-    "demo": {"concepts", "divergences", "emoji", "train", "unlearner"},
-    "cli": {"concepts", "demo", "divergences", "emoji", "train", "unlearner"},
+    "demo": {"concepts", "config", "divergences", "emoji", "unlearner"},
+    "cli": {"concepts", "config", "demo", "divergences", "emoji", "unlearner"},
     "__main__": {"cli"},
-    "": {"concepts", "divergences", "loss", "performance", "train", "unlearner"},
+    "": {"concepts", "config", "divergences", "loss", "performance", "train", "unlearner"},
 }
 
 
