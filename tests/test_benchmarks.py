@@ -94,12 +94,15 @@ def test_looking_is_off_the_clock(monkeypatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time_to_erase.time, "monotonic", lambda: now[0])
 
-    def judged(pipe, tiny):
-        now[0] += 100.0
-        return results.pop(0)
+    def look(found):
+        def looking(pipe, tiny):
+            now[0] += 100.0
+            return found.pop(0)
 
-    monkeypatch.setattr(time_to_erase, "judged", judged)
-    results = [(1.0, 0.5), (0.9, 1.0), (0.95, 0.9)]
+        return looking
+
+    monkeypatch.setattr(time_to_erase, "erased", look([1.0, 0.9, 0.95]))
+    monkeypatch.setattr(time_to_erase, "kept", look([0.5, 0.9]))
     watch = Watch(None, 1.0, False)
     for step in (1, 2, 3, 5, 10):
         now[0] += 1.0

@@ -24,7 +24,14 @@ import typer
 
 from diffusers_fdu import Concept, FDUnlearner, StepRecord
 from diffusers_fdu.concepts import vocabulary
-from diffusers_fdu.emoji import cells, judge_cells, load_emoji_judge, load_emoji_pipeline, scores
+from diffusers_fdu.emoji import (
+    accuracy,
+    cells,
+    judge_cells,
+    load_emoji_judge,
+    load_emoji_pipeline,
+)
+from diffusers_fdu.emoji.canvas import Cell
 
 from .usual_loop import UsualConfig, UsualLoop
 
@@ -58,24 +65,31 @@ class Watch:
             return self.reached is not None
         now = self.seconds()
         begun = time.monotonic()
-        ua, ira = judged(self.pipe, self.tiny)
+        ua = erased(self.pipe, self.tiny)
+        ira = kept(self.pipe, self.tiny) if ua >= GONE else 0.0
         self.aside += time.monotonic() - begun
         if ua >= GONE and ira >= self.wanted:
             self.reached = {"steps": done, "seconds": now, "ua": ua, "ira": ira}
         return self.reached is not None
 
 
-def judged(pipe: Any, tiny: bool = False) -> tuple[float, float]:
-    """UA and IRA of a pipe."""
+def erased(pipe: Any, tiny: bool = False) -> float:
+    """UA: the share of the target's pictures that are not judged it."""
     own = [cell for cell in cells() if TARGET in cell]
+    return 1 - right(pipe, own, range(100, 101 if tiny else 110), tiny)
+
+
+def kept(pipe: Any, tiny: bool = False) -> float:
+    """IRA: the share of the other concepts' pictures that are judged right."""
     rest = [cell for cell in cells() if TARGET not in cell]
-    judge, seeds, steps = load_emoji_judge(), range(100, 110), 25
-    if tiny:
-        seeds, rest, steps = range(100, 101), rest[:4], 2
-    verdicts = judge_cells(pipe, judge, own, seeds, num_inference_steps=steps)
-    verdicts += judge_cells(pipe, judge, rest, range(100, 101), num_inference_steps=steps)
-    found = scores(verdicts, TARGET)
-    return found.ua, found.ira
+    return right(pipe, rest[:4] if tiny else rest, range(100, 101), tiny)
+
+
+def right(pipe: Any, asked: list[Cell], seeds: range, tiny: bool) -> float:
+    """The share of pictures whose concept is judged the one asked for."""
+    steps = 2 if tiny else 25
+    verdicts = judge_cells(pipe, load_emoji_judge(), asked, seeds, num_inference_steps=steps)
+    return accuracy(verdicts)[0]
 
 
 def row(name: str, watch: Watch, prepared: float, steps: int) -> Row:
@@ -107,7 +121,7 @@ def ours(ira: float, device: str, tiny: bool, **options: Any) -> list[Row]:
 
     worker.unlearn(TARGET, ANCHOR, f="kl", callback=look)
     stopped, prepared = watch.seconds(), watch.prepared or 0.0
-    ua, kept = judged(pipe, tiny)
+    ua, left = erased(pipe, tiny), kept(pipe, tiny)
     first = row("ours", watch, prepared, len(worker.history))
     last = {
         **first,
@@ -116,7 +130,7 @@ def ours(ira: float, device: str, tiny: bool, **options: Any) -> list[Row]:
         "train_s": stopped - prepared,
         "steps": len(worker.history),
         "ua": ua,
-        "ira": kept,
+        "ira": left,
     }
     return [first, last]
 
@@ -142,7 +156,7 @@ def usual(name: str, config: UsualConfig, ira: float, device: str, tiny: bool) -
 def run(device: str, tiny: bool = False, sweep: bool = False) -> list[Row]:
     """Every method; the seconds of the first of ours stand in `ratio` against each."""
     base = load_emoji_pipeline().to(device)
-    ua, ira = judged(base, tiny)
+    ua, ira = erased(base, tiny), kept(base, tiny)
     rows: list[Row] = [
         {"method": "(before)", "ua": ua, "ira": ira},
         *ours(ira, device, tiny, **({"steps": 2, "trajectories": 2} if tiny else {})),
