@@ -50,6 +50,9 @@ def closed_form_start(
 ) -> int:
     """Set an adapter's weights to the closed form, where a layer reads nothing but the text.
 
+    The denoiser runs three times as a whole, and then up to the first layer of those that are
+    given the same text.
+
     Args:
         model: the denoiser, the new adapter attached and active, still without effect.
         adapter_name: the adapter.
@@ -112,6 +115,10 @@ def _spread(items: list) -> list:
     return [items[i] for i in torch.linspace(0, len(items) - 1, count).round().long().tolist()]
 
 
+class _Seen(BaseException):
+    """Leaves the denoiser; no `except Exception` catches it."""
+
+
 class _Capture:
     """What the adapted layers are given while the denoiser answers recorded rows."""
 
@@ -123,12 +130,19 @@ class _Capture:
         seen: Inputs = {}
 
         def keep(name: str) -> Any:
-            return lambda module, args: seen.__setitem__(name, args[0].detach())
+            def hook(module: nn.Module, args: tuple) -> None:
+                seen[name] = args[0].detach()
+                if len(seen) == len(names):
+                    raise _Seen  # what comes after the last of them is of no interest
+
+            return hook
 
         handles = [self.layers[n].register_forward_pre_hook(keep(n)) for n in names]
         parameter = float_parameter(self.model)
         try:
             self.model(**self.buffer.batch(rows, parameter.device, parameter.dtype)[0])
+        except _Seen:
+            pass
         finally:
             for handle in handles:
                 handle.remove()
