@@ -75,7 +75,7 @@ def unlearn(
         list[str] | None, typer.Option(help="A prompt that must stay; may be repeated.")
     ] = None,
     rank: Annotated[int, typer.Option(help="Of the LoRA.")] = 8,
-    steps: Annotated[int, typer.Option(help="Most training steps.")] = 400,
+    steps: Annotated[int, typer.Option(help="Most training steps.")] = 100,
     batch_size: Annotated[int, typer.Option(help="Rows of each role in a step.")] = 16,
     learning_rate: Annotated[
         float | None, typer.Option(help="Peak learning rate; none: by the layers' width.")

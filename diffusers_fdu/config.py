@@ -51,7 +51,7 @@ class TrainConfig:
     alpha: float | None = None
     target_modules: Sequence[str] | None = None
     init: Literal["auto", "lora", "closed_form"] = "auto"
-    steps: int = 400
+    steps: int = 100
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
     learning_rate: float | Literal["auto"] = "auto"
@@ -60,7 +60,7 @@ class TrainConfig:
     retain: Sequence[str] | None = None
     retain_weight: float = 2.0
     trajectories: int = 96
-    early_stop: float = 0.02
+    early_stop: float = 0.005
     seed: int = 0
 
     def __post_init__(self) -> None:
