@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from .alignment import align
@@ -81,7 +82,7 @@ def _adapted(model: nn.Module, adapter_name: str) -> dict[str, Any]:
     return {
         name: module
         for name, module in model.named_modules()
-        if adapter_name in getattr(module, "lora_A", {})
+        if isinstance(module, LoraLayer) and adapter_name in module.lora_A
     }
 
 

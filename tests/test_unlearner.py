@@ -208,7 +208,7 @@ def test_retaining_keeps_more_than_not_retaining() -> None:
     for weight in (0.0, 5.0):
         pipe = build_tiny_pipe()
         drawn = [latents(pipe, "a tree", seed) for seed in range(4)]
-        config = {"steps": 150, "trajectories": 12, "retain": ["a tree"]}
+        config = {"steps": 150, "trajectories": 12, "retain": ["a tree"], "init": "lora"}
         unlearner(pipe, retain_weight=weight, **config).unlearn("dog", "cat")
         again = [latents(pipe, "a tree", seed) for seed in range(4)]
         moved.append(sum((a - b).abs().mean().item() for a, b in zip(again, drawn, strict=True)))
@@ -245,7 +245,7 @@ def test_adapters_already_there_stay_and_count_as_the_model(pipe) -> None:
     add_other_adapter(pipe)
     with_other = latents(pipe, "a house")
     weights = {n: p.clone() for n, p in pipe.unet.named_parameters() if ".other." in n}
-    worker = unlearner(pipe, steps=1, learning_rate=1e-12)
+    worker = unlearner(pipe, init="lora", steps=1, learning_rate=1e-12)
     worker.unlearn("dog", "cat")
     assert pipe.get_active_adapters() == ["other", "forget-dog"]
     # The new adapter does nearly nothing, so the strength of the other one is still 0.7.
@@ -265,7 +265,7 @@ def test_the_callers_gradient_mode_does_not_matter(pipe, mode) -> None:
 
 def test_a_negative_prompt_is_recorded_with_every_batch(pipe) -> None:
     kwargs = {**RUNS, "negative_prompt": "red house"}
-    worker = FDUnlearner(pipe, kwargs, progress=False, **{**FAST, "trajectories": 9})
+    worker = FDUnlearner(pipe, kwargs, progress=False, init="lora", **{**FAST, "trajectories": 9})
     worker.unlearn("dog", "cat")
     assert worker.history[0].retain < 1e-3
 

@@ -40,7 +40,7 @@ GONE, KEPT = 0.95, 0.9
 LOOKS = (1, 2, 5, 10, 15, 20, 30, 40, 60, 80, 100, 125, 150, 200, 250, 300, 350, 400, 450, 500)
 CAPTIONS = 200
 TUNED = UsualConfig(
-    guidance_scale=4.0, images=100, batch_size=8, accumulation=1, learning_rate=1e-3, steps=400
+    guidance_scale=4.0, images=25, batch_size=4, accumulation=1, learning_rate=0.001, steps=400
 )
 RATES, IMAGES, BATCHES = (3e-4, 1e-3, 3e-3), (50, 200), (4, 16)
 Row = dict[str, Any]
