@@ -1,23 +1,35 @@
 """Concept unlearning for diffusers pipelines under any f-divergence, as a standard LoRA."""
 
-from .concepts import Concept
-from .config import TrainConfig
+from .compare import Comparison, compare, load_comparison
+from .concepts import Concept, NegativeGuidance
+from .config import DataConfig, TrainConfig
+from .conjugates import CONJUGATES, Conjugate
 from .divergences import DIVERGENCES, Divergence, divergence
 from .loss import DivergenceLoss
 from .performance import Performance
 from .train import StepRecord
-from .unlearner import FDUnlearner
+from .unlearner import FDUnlearner, retrain
+from .variational import Variational
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "CONJUGATES",
     "DIVERGENCES",
+    "Comparison",
     "Concept",
+    "Conjugate",
+    "DataConfig",
     "Divergence",
     "DivergenceLoss",
     "FDUnlearner",
+    "NegativeGuidance",
     "Performance",
     "StepRecord",
     "TrainConfig",
+    "Variational",
+    "compare",
     "divergence",
+    "load_comparison",
+    "retrain",
 ]

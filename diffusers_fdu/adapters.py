@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from torch import nn
 
 CROSS_ATTENTION = ("attn2.to_k", "attn2.to_v")
 """Where the text enters a UNet: the keys and values of cross-attention, as in the paper."""
+
+NAMED = 3  # targets in the name of an adapter
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 
@@ -45,9 +48,10 @@ def check_adapter_name(name: str, model: nn.Module) -> None:
         raise ValueError(f"adapter {name!r} is already on the pipe: pass another adapter_name")
 
 
-def default_adapter_name(target: str, model: nn.Module) -> str:
-    """A free name for the adapter that forgets `target`, such as "forget-dog"."""
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", target).strip("-").lower() or "concept"
+def default_adapter_name(targets: Sequence[str], model: nn.Module) -> str:
+    """A free name for the adapter that forgets these, such as "forget-dog"."""
+    shown = [*targets[:NAMED], *([f"{len(targets) - NAMED} more"] if targets[NAMED:] else [])]
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(shown)).strip("-").lower() or "concept"
     name, taken, i = f"forget-{slug}", getattr(model, "peft_config", {}), 2
     while name in taken:
         name, i = f"forget-{slug}-{i}", i + 1
@@ -197,13 +201,30 @@ def activate(model: nn.Module, names: Sequence[str]) -> None:
         layer.set_adapter(list(names))
 
 
+@contextmanager
+def scaled(model: nn.Module, adapter_name: str, strength: float) -> Iterator[None]:
+    """One adapter at another strength for a while; the others, and what is trainable, stay."""
+    layers: list[Any] = [
+        layer for layer in tuner_layers(model) if adapter_name in getattr(layer, "scaling", {})
+    ]
+    before = [layer.scaling[adapter_name] for layer in layers]
+    try:
+        for layer in layers:
+            share = layer.lora_alpha[adapter_name] / layer.r[adapter_name]
+            layer.scaling[adapter_name] = strength * share
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling[adapter_name] = scaling
+
+
 def finish(model: nn.Module, adapter_name: str, before: AdapterState) -> None:
     """End training: the adapter stays, frozen and in the model's dtype; flags go back."""
     for parameter in adapter_parameters(model, adapter_name):
         parameter.requires_grad_(False)
         parameter.grad = None
         parameter.data = parameter.data.to(_dtype(model))
-    _restore_flags(model, before)
+    restore_flags(model, before)
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
@@ -225,7 +246,7 @@ def remove(model: nn.Module, adapter_name: str, before: AdapterState) -> None:
     elif not before.had_adapters and (known or tuner_layers(model)):
         model.unload_lora()  # type: ignore[operator]
         model._hf_peft_config_loaded = False  # type: ignore[assignment]
-    _restore_flags(model, before)
+    restore_flags(model, before)
 
 
 def _unwrap_empty(model: nn.Module) -> None:
@@ -236,7 +257,8 @@ def _unwrap_empty(model: nn.Module) -> None:
                 setattr(parent, name, child.get_base_layer())
 
 
-def _restore_flags(model: nn.Module, before: AdapterState) -> None:
+def restore_flags(model: nn.Module, before: AdapterState) -> None:
+    """Give training and gradient flags back as they were."""
     # A layer that carries an adapter for the first time has its weight under `base_layer`.
     for name, parameter in model.named_parameters():
         known = before.requires_grad.get(name)

@@ -1,7 +1,8 @@
-"""Command line: `diffusers-fdu demo`, `diffusers-fdu unlearn`."""
+"""Command line: `diffusers-fdu demo`, `diffusers-fdu unlearn`, `diffusers-fdu compare`."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +32,22 @@ Examples:
 
   diffusers-fdu unlearn --model stable-diffusion-v1-5/stable-diffusion-v1-5
   --target Snoopy --anchor dog --output-dir runs/snoopy --device cuda --dtype bfloat16
+
+  diffusers-fdu unlearn --model emoji --target dog --target banana --anchor cat --anchor carrot
+  --set retain_from=mined --set surgery=true --output-dir runs/two
 """
+
+COMPARE_EXAMPLES = """
+Examples:
+
+  diffusers-fdu compare --model emoji --target dog --anchor cat --output-dir runs/compare
+
+  diffusers-fdu compare --model emoji --target blob --anchor noto --kind style --f kl --f tv
+  --seeds 1 --set trajectories=24 --output-dir runs/blob
+"""
+
+SET_HELP = "Any other option of the library, as name=value; may be repeated."
+Options = Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)]
 
 
 @app.command(epilog=DEMO_EXAMPLES)
@@ -64,16 +80,28 @@ def demo(
 @app.command(epilog=UNLEARN_EXAMPLES)
 def unlearn(
     model: Annotated[str, typer.Option(help="Folder or Hub id of a pipeline, or `emoji`.")],
-    target: Annotated[str, typer.Option(help="What to forget.")],
+    target: Annotated[list[str], typer.Option(help="What to forget; may be repeated.")],
     output_dir: Annotated[Path, typer.Option(help="Folder for the LoRA.")],
     anchor: Annotated[
-        str | None, typer.Option(help="What takes its place; none: the empty prompt.")
+        list[str] | None,
+        typer.Option(help="What takes its place, one for all or each; none: the empty prompt."),
     ] = None,
-    f: Annotated[str, typer.Option("--f", help="Divergence.")] = "hellinger",
-    kind: Annotated[str, typer.Option(help="object or style.")] = "object",
+    f: Annotated[str, typer.Option("--f", help="Divergence, or auto.")] = "hellinger",
+    prefer: Annotated[str, typer.Option(help="For auto: erase, balance or preserve.")] = "balance",
+    kind: Annotated[str, typer.Option(help="object, style or prompt.")] = "object",
+    alias: Annotated[
+        list[str] | None, typer.Option(help="Another name of the only target; may be repeated.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="File of prompts with {} for the concept.")
+    ] = None,
+    negative_guidance: Annotated[
+        float | None, typer.Option(help="In place of an anchor: the scale of ESD.")
+    ] = None,
     retain: Annotated[
         list[str] | None, typer.Option(help="A prompt that must stay; may be repeated.")
     ] = None,
+    estimator: Annotated[str, typer.Option(help="exact or variational.")] = "exact",
     rank: Annotated[int, typer.Option(help="Of the LoRA.")] = 8,
     steps: Annotated[int, typer.Option(help="Most training steps.")] = 100,
     batch_size: Annotated[int, typer.Option(help="Rows of each role in a step.")] = 16,
@@ -89,44 +117,147 @@ def unlearn(
     ] = False,
     optimizer: Annotated[str, typer.Option(help="adamw or adamw_8bit.")] = "adamw",
     seed: Annotated[int, typer.Option(help="Of prompts, noise and weights.")] = 0,
+    options: Options = None,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; none: cuda if there.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
     """Unlearn a concept and write a LoRA that `pipe.load_lora_weights` reads."""
-    from .concepts import Concept
+    from .choice import choose
+    from .concepts import NegativeGuidance
     from .config import settings
     from .divergences import divergence
-    from .unlearner import FDUnlearner, writable_folder
+    from .recipe import writable_folder
+    from .unlearner import FDUnlearner
 
     # What can be refused at once is refused before a model is loaded, the rest before training.
-    concept = Concept(target, anchor, kind=kind)  # type: ignore[arg-type]
+    if negative_guidance is not None and anchor:
+        raise ValueError("pass --anchor or --negative-guidance, not both")
+    guided = None if negative_guidance is None else NegativeGuidance(negative_guidance)
+    found = _concepts(target, anchor or [guided], kind, prompts, alias)
+    f = choose(prefer, None) if f == "auto" else f  # type: ignore[arg-type]
     divergence(f)
-    options: dict[str, Any] = {
+    values: dict[str, Any] = {
         "rank": rank,
         "steps": steps,
         "batch_size": batch_size,
         "learning_rate": "auto" if learning_rate is None else learning_rate,
         "retain": retain or None,
+        "estimator": estimator,
         "seed": seed,
         "compile": compile,
         "gradient_checkpointing": gradient_checkpointing,
         "optimizer": optimizer,
+        **_values(options),
     }
-    settings(options)
+    settings(values)
     device = _checked_device(device, dtype)
     kwargs = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     pipe = _load_pipeline(model, device, dtype)
     if not hasattr(pipe, "save_lora_weights"):
         raise ValueError(f"{type(pipe).__name__} has no LoRA loader in diffusers")
-    unlearner = FDUnlearner(pipe, kwargs, **options)
+    unlearner = FDUnlearner(pipe, kwargs, **values)
     writable_folder(output_dir)
-    unlearner.unlearn(concept, f=f)
+    unlearner.unlearn(found, f=f)
     unlearner.save(output_dir)
     first, last = unlearner.history[0], unlearner.history[-1]
     typer.echo(
         f"{len(unlearner.history)} steps, divergence {first.divergence:.4g} -> "
         f"{last.divergence:.4g}; load it with pipe.load_lora_weights({str(output_dir)!r})"
     )
+
+
+@app.command(epilog=COMPARE_EXAMPLES)
+def compare(
+    model: Annotated[str, typer.Option(help="Folder or Hub id of a pipeline, or `emoji`.")],
+    target: Annotated[str, typer.Option(help="What to forget.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder for table, picture and cache.")],
+    anchor: Annotated[
+        str | None, typer.Option(help="What takes its place; none: the empty prompt.")
+    ] = None,
+    f: Annotated[
+        list[str] | None, typer.Option("--f", help="A divergence; may be repeated.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="object, style or prompt.")] = "object",
+    seeds: Annotated[int, typer.Option(help="Trainings of each divergence.")] = 3,
+    strength: Annotated[
+        list[float] | None, typer.Option(help="Weight of the adapter; may be repeated.")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Of the recorded runs; none: the pipeline's own.")
+    ] = None,
+    options: Options = None,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; none: cuda if there.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Train several divergences and show what each trades; run it again to go on."""
+    from .compare import FS, STRENGTHS
+    from .compare import compare as run
+    from .emoji import CONCEPTS, STYLES, tradeoff
+    from .plots import plot_tradeoff
+
+    found = _concepts([target], [anchor], kind, None, None)
+    device = _checked_device(device, dtype)
+    pipe = _load_pipeline(model, device, dtype)
+    kwargs = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+    if model == "emoji":
+        kwargs = {"guidance_scale": 4.0, **kwargs}
+    is_known = model == "emoji" and target in (*CONCEPTS, *STYLES)
+    result = run(
+        pipe,
+        found,
+        fs=f or FS,
+        seeds=seeds,
+        strengths=strength or STRENGTHS,
+        measure=tradeoff(target) if is_known else None,
+        cache=output_dir / "cache",
+        pipeline_kwargs=kwargs,
+        **_values(options),
+    )
+    result.save(output_dir)
+    typer.echo(result.table())
+    for prefer in ("erase", "balance", "preserve"):
+        best = result.best(prefer)
+        typer.echo(f"{prefer}: f={best.f}, strength {best.strength:g}")
+    plot_tradeoff(result, output_dir / "tradeoff.png")
+    typer.echo(f"written to {output_dir}: comparison.json, comparison.md, tradeoff.png")
+
+
+def _concepts(
+    targets: list[str],
+    anchors: list[Any],
+    kind: str,
+    prompts: Path | None,
+    aliases: list[str] | None,
+) -> list[Any]:
+    """Concepts of one kind; one anchor serves all."""
+    from .concepts import Concept, concepts
+
+    if len(anchors) == 1:
+        anchors = anchors * len(targets)
+    if len(anchors) != len(targets):
+        raise ValueError(f"{len(targets)} targets and {len(anchors)} anchors: pass one for each")
+    if aliases and len(targets) > 1:
+        raise ValueError("--alias is for a single --target")
+    return concepts(
+        [
+            Concept(one, other, kind, prompts, aliases or ())  # type: ignore[arg-type]
+            for one, other in zip(targets, anchors, strict=True)
+        ]
+    )
+
+
+def _values(options: list[str] | None) -> dict[str, Any]:
+    """name=value as JSON where it is JSON, else as text."""
+    values: dict[str, Any] = {}
+    for option in options or ():
+        name, sign, text = option.partition("=")
+        if not sign:
+            raise ValueError(f"--set {option!r}: write name=value")
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
 
 
 def _checked_device(device: str | None, dtype: str) -> str:

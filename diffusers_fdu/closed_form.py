@@ -66,7 +66,7 @@ def closed_form_start(
     layers = _adapted(model, adapter_name)
     pairs, kept = _rows(buffer)
     capture = _Capture(model, buffer, layers)
-    twins = _twins(buffer)
+    twins = _twins(buffer) if pairs else None
     names = capture.text_layers(*twins) if twins else []
     groups = capture.groups(twins[0], names) if twins and names else []
     heads = [group[0] for group in groups]
@@ -88,26 +88,27 @@ def _adapted(model: nn.Module, adapter_name: str) -> dict[str, Any]:
 
 def _rows(buffer: ReplayBuffer) -> tuple[list[tuple[Row, Row]], list[Row]]:
     """One pair of rows for each target's prompt and its anchor's, one row for each kept prompt."""
-    own = {buffer.prediction_of(("retain", i)): i for i in range(buffer.count("retain"))}
+    retained = buffer.entries("retain")
+    own = {entry.prediction: i for i, entry in enumerate(retained)}
     pairs: dict[tuple[int, int], tuple[Row, Row]] = {}
-    for i in range(buffer.count("unlearn")):
-        target: Row = ("unlearn", i)
-        anchor: Row = ("retain", own[buffer.prediction_of(target)])
-        pairs.setdefault((buffer.text_of(target), buffer.text_of(anchor)), (target, anchor))
+    for i, entry in enumerate(buffer.entries("unlearn")):
+        anchor = own.get(entry.prediction)
+        if anchor is not None:  # negative guidance has no text to go to
+            texts = entry.text, retained[anchor].text
+            pairs.setdefault(texts, (("unlearn", i), ("retain", anchor)))
     kept: dict[int, Row] = {}
-    for i in range(buffer.count("retain")):
-        row: Row = ("retain", i)
-        kept.setdefault(buffer.text_of(row), row)
+    for i, entry in enumerate(retained):
+        kept.setdefault(entry.text, ("retain", i))
     return _spread(list(pairs.values())), _spread(list(kept.values()))
 
 
 def _twins(buffer: ReplayBuffer) -> tuple[Row, Row] | None:
     """Two rows of one text in two states; None if there are none."""
     first: dict[int, Row] = {}
-    for i in range(buffer.count("unlearn")):
+    for i, entry in enumerate(buffer.entries("unlearn")):
         row: Row = ("unlearn", i)
-        if first.setdefault(buffer.text_of(row), row) != row:
-            return first[buffer.text_of(row)], row
+        if first.setdefault(entry.text, row) != row:
+            return first[entry.text], row
     return None
 
 

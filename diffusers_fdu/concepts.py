@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal, NamedTuple
 
-Kind = Literal["object", "style"]
+from .words import fill, fill_words, plain, slots, without
+
+Kind = Literal["object", "style", "prompt"]
 
 TEMPLATES: dict[Kind, tuple[str, ...]] = {
     "object": (
@@ -33,8 +36,57 @@ TEMPLATES: dict[Kind, tuple[str, ...]] = {
         "an emoji in {} style on a {word} background",
         "a {word} emoji in {} style on a {word} background",
     ),
+    "prompt": ("{}",),
 }
 """Prompts by kind of concept: `{}` is the concept, `{word}` any word the tokenizer knows."""
+
+
+@dataclass(frozen=True)
+class NegativeGuidance:
+    """An anchor without words: away from the target, as erased stable diffusion (ESD) goes.
+
+        teacher = eps(empty) - scale * (eps(target) - eps(empty))
+
+    The objective of Gandikota et al., "Erasing Concepts from Diffusion Models" (arXiv
+    2303.07345), equation 7, here under any divergence. The states are those of the target's own
+    pictures.
+
+    Args:
+        scale: how far beyond the empty prompt's answer; 0 is that answer itself.
+
+    Raises:
+        ValueError: if the scale is negative or not finite.
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.scale, int | float) or not 0 <= self.scale < math.inf:
+            raise ValueError(f"scale must be a number of at least 0, got {self.scale!r}")
+
+
+Anchor = str | NegativeGuidance | None
+
+
+class Pair(NamedTuple):
+    """A target's prompt and what the teacher is asked in its place.
+
+    Args:
+        target: a prompt with the target in it.
+        anchor: the same prompt with the anchor; "" if there is none.
+        concept: index of the concept among those unlearned together.
+        guidance: scale of a `NegativeGuidance`, which draws the target's prompt; else None.
+    """
+
+    target: str
+    anchor: str
+    concept: int = 0
+    guidance: float | None = None
+
+    @property
+    def drawn(self) -> str:
+        """The prompt whose pictures give the states."""
+        return self.anchor if self.guidance is None else self.target
 
 
 @dataclass(frozen=True)
@@ -43,153 +95,159 @@ class Concept:
 
     Args:
         target: what to forget, as a prompt would say it, such as "Snoopy".
-        anchor: what the model should do instead, such as "dog"; None or "" is the empty prompt.
-        kind: "object" or "style": which `TEMPLATES` the two are put into.
-        templates: prompts of your own instead, with `{}` where the concept goes.
+        anchor: what the model should do instead: a super-class such as "dog", a neighbour, any
+            prompt; None or "" is the empty prompt; or a `NegativeGuidance`.
+        kind: which `TEMPLATES` the two are put into: "object", "style", or "prompt", which
+            uses them as they are.
+        prompts: prompts of your own instead, with `{}` where the concept goes and `{word}` where
+            any word may stand; or the path of a text file with one on each line.
+        aliases: other names of the target, such as "Snoopy the beagle".
 
     Raises:
-        ValueError: for an empty target, a target equal to the anchor, an unknown kind, or a
-            template without `{}`.
+        ValueError: for an empty name, a name equal to the anchor, an unknown kind, prompts
+            without `{}` or with another placeholder, or a file that cannot be read.
     """
 
     target: str
-    anchor: str | None = None
+    anchor: Anchor = None
     kind: Kind = "object"
-    templates: Sequence[str] | None = None
+    prompts: Sequence[str] | str | Path | None = None
+    aliases: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.target, str) or not self.target.strip():
-            raise ValueError(f"target must name a concept, got {self.target!r}")
-        if not isinstance(self.anchor, str | None):
-            raise ValueError(f"anchor must be a string or None, got {self.anchor!r}")
-        if self.anchor is not None and _plain(self.target) == _plain(self.anchor):
+        if isinstance(self.aliases, str):
+            raise ValueError(f"aliases must be a list of names, got the string {self.aliases!r}")
+        object.__setattr__(self, "aliases", tuple(self.aliases))
+        if not isinstance(self.anchor, str | NegativeGuidance | None):
             raise ValueError(
-                f"target and anchor are both {self.target!r}: choose another anchor, "
-                "or None for the empty prompt"
+                f"anchor must be a string, a NegativeGuidance or None, got {self.anchor!r}"
             )
+        for name in self.names:
+            if not isinstance(name, str) or not name.strip():
+                raise ValueError(f"target must name a concept, got {name!r}")
+            if self.anchor_name and plain(name) == plain(self.anchor_name):
+                raise ValueError(
+                    f"target and anchor are both {name!r}: choose another anchor, "
+                    "or None for the empty prompt"
+                )
         if self.kind not in TEMPLATES:
             raise ValueError(f"unknown kind {self.kind!r}: choose {', '.join(TEMPLATES)}")
-        if self.templates is not None:
-            object.__setattr__(self, "templates", tuple(self.templates))
-        for template in self.templates or ():
-            if "{}" not in template:
-                raise ValueError(f"template {template!r} has no {{}} for the concept")
+        if self.prompts is not None:
+            object.__setattr__(self, "prompts", _checked_prompts(self.prompts))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The target and its aliases."""
+        return (self.target, *self.aliases)
+
+    @property
+    def anchor_name(self) -> str:
+        """The anchor's words; "" if it has none."""
+        return self.anchor if isinstance(self.anchor, str) else ""
 
     def prompt_pairs(
-        self, count: int, words: Sequence[str], rng: random.Random
-    ) -> list[tuple[str, str]]:
-        """`count` pairs (target prompt, anchor prompt) that differ in the concept alone.
+        self, count: int, words: Sequence[str], rng: random.Random, index: int = 0
+    ) -> list[Pair]:
+        """`count` pairs of prompts that differ in the concept alone, names in turn.
 
         Args:
             count: number of pairs.
             words: fillers for `{word}`; templates that need one are skipped if there is none.
             rng: source of the fillers.
+            index: of this concept among those unlearned together.
         """
-        words = without(words, (self.target, self.anchor or ""))
+        words = without(words, (*self.names, self.anchor_name))
         templates = self.usable_templates(words)
+        scale = self.anchor.scale if isinstance(self.anchor, NegativeGuidance) else None
         pairs = []
         for i in range(count):
-            template = fill_words(templates[i % len(templates)], words, rng)
-            anchor = fill(template, self.anchor) if self.anchor else ""
-            pairs.append((fill(template, self.target), anchor))
+            name = self.names[i % len(self.names)]
+            template = templates[i // len(self.names) % len(templates)]
+            template = fill_words(template, words, rng)
+            anchor = fill(template, self.anchor_name) if self.anchor_name else ""
+            pairs.append(Pair(fill(template, name), anchor, index, scale))
         return pairs
 
     def usable_templates(self, words: Sequence[str]) -> list[str]:
         """The concept's templates, less those with `{word}` where there are no words."""
-        templates = list(self.templates or TEMPLATES[self.kind])
+        own = self.prompts
+        templates = list(own if isinstance(own, tuple) else TEMPLATES[self.kind])
         usable = [t for t in templates if words or "{word}" not in t]
         if not usable:
             raise ValueError("every template has {word}, but the pipe has no tokenizer for words")
         return usable
 
 
-def fill(template: str, subject: str) -> str:
-    """Put a subject into every `{}`, with "an" for "a" where it begins with a vowel."""
-    return _SLOT.sub(lambda match: _with_article(match, subject), template)
-
-
-def fill_words(template: str, words: Sequence[str], rng: random.Random) -> str:
-    """Put a random word into every `{word}`."""
-    return _WORD_SLOT.sub(lambda match: _with_article(match, rng.choice(words)), template)
-
-
-_SLOT = re.compile(r"(\b[Aa] )?\{\}")
-_WORD_SLOT = re.compile(r"(\b[Aa] )?\{word\}")
-
-
-def _with_article(match: re.Match[str], noun: str) -> str:
-    article = match.group(1) or ""
-    if article and noun[:1].lower() in "aeiou":
-        article = f"{article[0]}n "
-    return article + noun
-
-
-def without(words: Sequence[str], taken: Sequence[str]) -> list[str]:
-    """The words that are no part of the taken names."""
-    parts = {part for name in taken for part in _plain(name).split()}
-    return [word for word in words if _plain(word) not in parts]
-
-
-def vocabulary(pipe: Any) -> list[str]:
-    """Whole words of at least 3 letters in the pipe's first tokenizer; empty without one."""
-    tokenizer = getattr(pipe, "tokenizer", None)
-    if tokenizer is None:
-        return []
-    words = set()
-    for token in tokenizer.get_vocab():
-        if token.endswith("</w>"):
-            word = token.removesuffix("</w>")
-        elif token.startswith(("▁", "Ġ")):
-            word = token[1:]
-        else:
-            continue
-        if len(word) >= 3 and word.isascii() and word.isalpha():
-            words.add(word.lower())
-    return sorted(words)
-
-
-def retain_prompts(
-    concept: Concept,
-    retain: Sequence[str] | None,
-    count: int,
-    words: Sequence[str],
-    rng: random.Random,
-) -> list[str]:
-    """`count` prompts whose pictures must stay as they are.
-
-    Args:
-        concept: what is unlearned; its words are never retained.
-        retain: what matters to the user, each used as it is, and single words in the concept's
-            templates too. None: words of the vocabulary in those templates, which needs neither
-            data nor knowledge of the other concepts.
-        count: number of prompts.
-        words: the tokenizer's vocabulary.
-        rng: source of the choices.
-
-    Raises:
-        ValueError: if a prompt of `retain` has all words of the target, or it is a lone string.
-    """
-    if isinstance(retain, str):
-        raise ValueError(f"retain must be a list of prompts, got the string {retain!r}")
-    named = list(retain or ())
-    for name in named:
-        if set(_plain(concept.target).split()) <= set(_plain(name).split()):
-            raise ValueError(f"cannot retain {name!r}: it asks for the target")
-    free = without(words, (concept.target,))
-    subjects = named or without(free, (concept.anchor or "",))
-    if not subjects:
-        return [""] * count
-    templates = concept.usable_templates(free)
-    prompts = []
-    for i in range(count):
-        subject = rng.choice(subjects)
-        noun = re.sub(r"^(a|an|the) ", "", subject)
-        if named and (i % 2 == 0 or " " in noun):
-            prompts.append(subject)
-        else:
-            prompts.append(fill(fill_words(rng.choice(templates), free, rng), noun))
+def _checked_prompts(prompts: Sequence[str] | str | Path) -> tuple[str, ...]:
+    if isinstance(prompts, str | Path):
+        try:
+            lines = Path(prompts).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"cannot read prompts from {str(prompts)!r}: pass a text file with one prompt "
+                "on each line, or a list of prompts"
+            ) from error
+        prompts = [line.strip() for line in lines if line.strip()]
+    prompts = tuple(prompts)
+    if not prompts:
+        raise ValueError("prompts is empty: pass at least one, with {} for the concept")
+    for prompt in prompts:
+        if "{}" not in prompt:
+            raise ValueError(f"prompt {prompt!r} has no {{}} for the concept")
+        unknown = slots(prompt) - {"{}", "{word}"}
+        if unknown:
+            raise ValueError(
+                f"prompt {prompt!r} has {', '.join(sorted(unknown))}: "
+                "only {} for the concept and {word} for any word can be filled"
+            )
     return prompts
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
+Target = str | Concept
+
+
+def concepts(
+    target: Target | Sequence[Target], anchor: Anchor | Sequence[Anchor] = None
+) -> list[Concept]:
+    """The concepts that are to be unlearned together.
+
+    Args:
+        target: what to forget, or a list of them; a `Concept` says more, such as that it is a
+            style.
+        anchor: what takes the place of each, in the same order; one for all if it is no list.
+
+    Raises:
+        ValueError: if there is none, one comes twice, the lists differ in length, a `Concept`
+            comes with another anchor, or the anchor of one is the target of another.
+    """
+    is_one = isinstance(target, str | Concept)
+    targets: list[Target] = [target] if is_one else list(target)  # type: ignore[list-item, arg-type]
+    if isinstance(anchor, str | NegativeGuidance | None):
+        anchors: list[Anchor] = [anchor] * len(targets)
+    else:
+        anchors = list(anchor)
+    if not targets:
+        raise ValueError("no target: name at least one concept to forget")
+    if len(anchors) != len(targets):
+        raise ValueError(f"{len(targets)} targets and {len(anchors)} anchors: pass one for each")
+    found = []
+    for one, other in zip(targets, anchors, strict=True):
+        if isinstance(one, Concept) and other is not None:
+            raise ValueError("the Concept has its own anchor: do not pass another")
+        found.append(one if isinstance(one, Concept) else Concept(one, other))
+    _check_apart(found)
+    return found
+
+
+def _check_apart(found: Sequence[Concept]) -> None:
+    names: dict[str, int] = {}
+    for i, concept in enumerate(found):
+        for name in map(plain, concept.names):
+            if names.setdefault(name, i) != i:
+                raise ValueError(f"{name!r} is to be forgotten twice: name it once")
+    for concept in found:
+        if plain(concept.anchor_name) in names:
+            raise ValueError(
+                f"{concept.anchor_name!r} is to be forgotten and is the anchor of "
+                f"{concept.target!r}: choose another anchor"
+            )

@@ -1,13 +1,17 @@
-"""The options of a training, and which of them are about the machine."""
+"""The options of a training: how it goes, what it sees, and which machine it runs on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from .performance import Performance
+from .retain import SOURCES, RetainFrom
+from .timesteps import Weighting
+from .trajectories import States
+from .variational import Variational
 
 INITS = ("auto", "lora", "closed_form")
 RATE_TIMES_WIDTH = 0.64
@@ -37,11 +41,12 @@ class TrainConfig:
             divided by the width of the adapted layers' input.
         max_grad_norm: gradients are clipped to this norm.
         sigma: scale of the divergence; "auto" puts the median initial s at `loss.MEDIAN_S`.
-        retain: prompts whose pictures must stay; None: words of the vocabulary.
         retain_weight: weight of the retain loss against the unlearning one, which is scaled so
             that every divergence pulls equally at half the median initial difference; 0: nothing
             is recorded and computed to retain.
-        trajectories: anchor images recorded; three times as many are recorded to retain.
+        surgery: take from the unlearning gradient what works against the retain gradient.
+        estimator: "exact": the divergence's profile. "variational": the bound that a critic
+            finds; a `Variational` sets how the critic is trained.
         early_stop: stop once the mean squared difference from the anchor (the same scale for
             every f) is below this fraction of its start; 0: never.
         seed: of prompts, noise, initial weights and batches.
@@ -57,18 +62,16 @@ class TrainConfig:
     learning_rate: float | Literal["auto"] = "auto"
     max_grad_norm: float = 1.0
     sigma: float | Literal["auto"] = "auto"
-    retain: Sequence[str] | None = None
     retain_weight: float = 2.0
-    trajectories: int = 96
+    surgery: bool = False
+    estimator: Literal["exact", "variational"] | Variational = "exact"
     early_stop: float = 0.005
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("rank", "steps", "batch_size", "gradient_accumulation_steps", "trajectories")
+        counts = ("rank", "steps", "batch_size", "gradient_accumulation_steps")
         for name in counts:
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+            _check_count(name, getattr(self, name))
         free = {"learning_rate": "auto", "alpha": None, "max_grad_norm": 1.0}
         for name, default in free.items():
             value = getattr(self, name)
@@ -80,21 +83,98 @@ class TrainConfig:
             raise ValueError(f"early_stop must lie in [0, 1), got {self.early_stop!r}")
         if self.init not in INITS:
             raise ValueError(f"unknown init {self.init!r}: choose {', '.join(INITS)}")
+        if not isinstance(self.surgery, bool):
+            raise ValueError(f"surgery must be True or False, got {self.surgery!r}")
+        if self.estimator not in ("exact", "variational") and self.critic is None:
+            raise ValueError(
+                f"unknown estimator {self.estimator!r}: choose exact, variational, or pass a "
+                "Variational"
+            )
+
+    @property
+    def critic(self) -> Variational | None:
+        """How a critic is trained; None without one."""
+        if isinstance(self.estimator, Variational):
+            return self.estimator
+        return Variational() if self.estimator == "variational" else None
 
 
-def settings(options: dict[str, Any]) -> tuple[TrainConfig, Performance]:
-    """What keyword arguments say of the training and of the machine.
+@dataclass(frozen=True)
+class DataConfig:
+    """What a training sees: prompts, states and timesteps.
+
+    Args:
+        trajectories: pictures of the anchor recorded for each concept; three times as many are
+            recorded to retain, however many concepts there are.
+        retain: prompts whose pictures must stay; None: words of the vocabulary.
+        retain_from: where the words come from if `retain` is None: all of the "vocabulary";
+            every second from the "neighbours" of the targets in the table of token embeddings;
+            or the vocabulary, and in training every second row "mined" where the adapter has
+            changed the model most.
+        states: "trajectory": x_t as the frozen model met them when it drew the anchor.
+            "renoise": its pictures, noised anew.
+        timestep_sampling: how often a state is seen: "uniform", "min_snr", or a callable from
+            timesteps (B,) to weights (B,); see `timestep_weights`.
+        timestep_weights: what a row to unlearn counts, by its timestep; the same choices.
+    """
+
+    trajectories: int = 96
+    retain: Sequence[str] | None = None
+    retain_from: RetainFrom = "vocabulary"
+    states: States = "trajectory"
+    timestep_sampling: Weighting = "uniform"
+    timestep_weights: Weighting = "uniform"
+
+    def __post_init__(self) -> None:
+        _check_count("trajectories", self.trajectories)
+        choices: dict[str, tuple[str, ...]] = {
+            "retain_from": SOURCES,
+            "states": ("trajectory", "renoise"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"unknown {name} {getattr(self, name)!r}: choose {', '.join(known)}"
+                )
+        for name in ("timestep_sampling", "timestep_weights"):
+            value = getattr(self, name)
+            if value not in ("uniform", "min_snr") and not callable(value):
+                raise ValueError(
+                    f"unknown {name} {value!r}: choose uniform, min_snr, or pass a callable"
+                )
+
+
+class Settings(NamedTuple):
+    """All options, by what they are about."""
+
+    train: TrainConfig
+    data: DataConfig
+    performance: Performance
+
+
+def settings(options: dict[str, Any]) -> Settings:
+    """What keyword arguments say of the training, its data and the machine.
 
     Raises:
-        TypeError: for a name that is a field of neither, with the fields.
+        TypeError: for a name that is a field of none, with the fields.
     """
-    own, machine = ([f.name for f in fields(kind)] for kind in (TrainConfig, Performance))
+    kinds: tuple[Any, ...] = (TrainConfig, DataConfig, Performance)
+    names = [[f.name for f in fields(kind)] for kind in kinds]
+    known = [name for group in names for name in group]
     for name in options:
-        if name not in (*own, *machine):
-            known = ", ".join((*own, *machine))
-            raise TypeError(f"unknown option {name!r}: choose from {known}")
-    config = TrainConfig(**{k: v for k, v in options.items() if k in own})
-    return config, Performance(**{k: v for k, v in options.items() if k in machine})
+        if name not in known:
+            raise TypeError(f"unknown option {name!r}: choose from {', '.join(known)}")
+    return Settings(
+        *(
+            kind(**{k: v for k, v in options.items() if k in group})
+            for kind, group in zip(kinds, names, strict=True)
+        )
+    )
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
 def _is_number(value: Any) -> bool:

@@ -24,7 +24,8 @@ from .emoji import (
     load_emoji_pipeline,
     scores,
 )
-from .unlearner import FDUnlearner, writable_folder
+from .recipe import writable_folder
+from .unlearner import FDUnlearner
 
 GUIDANCE = 4.0
 TARGET_SEEDS = range(100, 110)  # 10 seeds a cell of the target
@@ -39,7 +40,7 @@ def run_demo(target: str, anchor: str, f: str, output_dir: Path, **config: Any) 
         anchor: another of the same kind.
         f: the divergence.
         output_dir: gets `before_after.png`, `summary.json` and the adapter.
-        **config: fields of `TrainConfig` and `Performance`.
+        **config: fields of `TrainConfig`, `DataConfig` and `Performance`.
 
     Returns:
         The summary, as written.
@@ -86,7 +87,7 @@ def run_demo(target: str, anchor: str, f: str, output_dir: Path, **config: Any) 
         "after": after,
         "seconds": {"unlearn": round(seconds, 1), **unlearner.recipe["seconds"]},
         "steps": len(unlearner.history),
-        "sigma": unlearner.recipe["sigma"],
+        "sigma": unlearner.recipe["sigma"][0],
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary

@@ -102,18 +102,8 @@ class DivergenceLoss(nn.Module):
         return total / torch.where(count > 0, count, 1)
 
     def calibrate(self, distance: Tensor) -> float:
-        """Set sigma so that the median of these distances, (N,), falls at s = `MEDIAN_S`.
-
-        Raises:
-            ValueError: if the median is 0 or not finite: then the two predictions are the same.
-        """
-        median = distance.detach().cpu().double().median().item()  # MPS has no float64
-        if not 0 < median < float("inf"):
-            raise ValueError(
-                f"cannot calibrate sigma: the median distance of the predictions is {median}"
-            )
-        sigma = (median / MEDIAN_S) ** 0.5
-        self.sigma = sigma
+        """Set sigma by `calibrated`, and return it."""
+        self.sigma = sigma = calibrated(distance)
         return sigma
 
     def forward(
@@ -223,6 +213,20 @@ class DivergenceLoss(nn.Module):
         is_mean = self.reduction == "mean"
         sigma = float(self.sigma)
         return fused.fused_loss(pred, target, mask, weights, profile, sigma, is_mean)
+
+
+def calibrated(distance: Tensor) -> float:
+    """The sigma that puts the median of these distances, (N,), at s = `MEDIAN_S`.
+
+    Raises:
+        ValueError: if the median is 0 or not finite: then the two predictions are the same.
+    """
+    median = distance.detach().cpu().double().median().item()  # MPS has no float64
+    if not 0 < median < float("inf"):
+        raise ValueError(
+            f"cannot calibrate sigma: the median distance of the predictions is {median}"
+        )
+    return (median / MEDIAN_S) ** 0.5
 
 
 _broken: set[str] = set()

@@ -3,60 +3,145 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .loss import DivergenceLoss
+from .loss import DivergenceLoss, calibrated
+from .sampling import Batch
+from .variational import VariationalLoss
 
 
 class Objective:
     """unlearn / (2 phi'(s_half)) + retain_weight * retain.
 
+    Every concept has a sigma of its own, so that each starts at the same place of the profile.
     The unlearning loss is in units of its slope at half the median initial difference, so that f
     changes the shape of the pull and not its strength against the retain loss. Rows to retain
-    start at a difference of 0, where every profile has the shape of kl.
+    start at a difference of 0, where every profile has the shape of kl; their sigma is the
+    median of the concepts'.
 
     Args:
-        loss: calibrated: its sigma is a number.
-        distance: initial distances of the rows to unlearn, before sigma, (N,).
+        loss: its sigma is a number for all concepts, or "auto".
+        distances: initial distances of the rows to unlearn, before sigma, one tensor (N,) for
+            each concept.
         retain_weight: 0: no row is there to retain.
+        critic: takes the place of the profile: the variational estimator.
 
     Attributes:
+        sigmas: of each concept.
         first: mean initial s.
 
     Raises:
-        ValueError: if the divergence has no slope at this sigma.
+        ValueError: if the divergence has no slope at this sigma, or a sigma cannot be calibrated.
     """
 
-    def __init__(self, loss: DivergenceLoss, distance: Tensor, retain_weight: float) -> None:
-        start = distance / float(loss.sigma) ** 2
-        half = start.median().reshape(1) / 4  # s is a square
-        slope = loss.divergence.dphi(half).item()
-        if not 0 < slope < math.inf:
-            raise ValueError(
-                f"{loss.divergence.name} has slope {slope} at sigma={loss.sigma}, where the "
-                f"median s is {start.median().item():.3g}: use sigma='auto', or another sigma"
-            )
-        self.first = start.mean().item()
-        self._unlearn, self._unit, self._weight = loss, 2 * slope, retain_weight
-        self._retain = DivergenceLoss("kl", loss.sigma, loss.reduction, loss.kernel)
+    def __init__(
+        self,
+        loss: DivergenceLoss,
+        distances: Sequence[Tensor],
+        retain_weight: float,
+        critic: VariationalLoss | None = None,
+    ) -> None:
+        self.critic, self._weight = critic, retain_weight
+        self.sigmas = [
+            calibrated(d) if loss.sigma == "auto" else float(loss.sigma) for d in distances
+        ]
+        starts = [d / sigma**2 for d, sigma in zip(distances, self.sigmas, strict=True)]
+        self.first = torch.stack([start.mean() for start in starts]).mean().item()
+        device = distances[0].device
+        is_one = len(starts) == 1
+        sigma = self.sigmas[0] if is_one else 1.0
+        self._unlearn = DivergenceLoss(loss.divergence, sigma, loss.reduction, loss.kernel)
+        middle = sorted(self.sigmas)[len(self.sigmas) // 2]
+        self._retain = DivergenceLoss("kl", middle, loss.reduction, loss.kernel)
+        units = [2 * _slope(loss, start, s) for start, s in zip(starts, self.sigmas, strict=True)]
+        self._unit = 1.0 if critic is not None else sum(units) / len(units)
+        self._sigmas = None if is_one else torch.tensor(self.sigmas, device=device)
+        self._shares = torch.tensor([self._unit / unit for unit in units], device=device)
 
-    def __call__(self, answer: Tensor, target: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    def unlearn(self, answer: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The part of the rows to unlearn.
+
+        Args:
+            answer: the student's predictions of these rows, (size, ...).
+            batch: theirs.
+
+        Returns:
+            A scalar, and (mean phi, mean s), (2,), without gradient.
+        """
+        target, weights = batch.target[: batch.size], batch.weights
+        if self.critic is not None:
+            return self._from_critic(answer, target, batch)
+        if self._sigmas is not None:
+            answer, target = self._scaled(answer, batch), self._scaled(target, batch)
+            shares = self._shares[batch.concept]
+            weights = shares if weights is None else shares * weights
+        value, s = self._unlearn.with_distance(answer, target, weights=weights)
+        return value / self._unit, torch.stack([value, s.mean()]).detach()
+
+    def retain(self, answer: Tensor, batch: Batch) -> Tensor:
+        """The part of the rows to retain: mean s / 2 times its weight.
+
+        Args:
+            answer: the student's predictions of these rows, (B - size, ...).
+            batch: theirs.
+        """
+        value, _ = self._retain.with_distance(answer, batch.target[batch.size :])
+        return self._weight * value
+
+    def __call__(self, answer: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The objective of a batch, and its parts.
 
         Args:
-            answer: the student's predictions, (B, ...), the rows to unlearn first.
-            target: the teacher's, of the same shape.
-            size: how many rows are to unlearn.
+            answer: the student's predictions, (B, ...).
+            batch: its rows.
 
         Returns:
             The objective, a scalar, and (objective, mean phi, mean s, mean retain s / 2), (4,),
             without gradient.
         """
-        unlearn, s = self._unlearn.with_distance(answer[:size], target[:size])
-        objective, retain = unlearn / self._unit, torch.zeros_like(unlearn)
+        objective, figures = self.unlearn(answer[: batch.size], batch)
+        retain = torch.zeros_like(objective)
         if self._weight:
-            retain, _ = self._retain.with_distance(answer[size:], target[size:])
-            objective = objective + self._weight * retain
-        return objective, torch.stack([objective, unlearn, s.mean(), retain]).detach()
+            retain = self.retain(answer[batch.size :], batch)
+            objective = objective + retain
+        return objective, self.figures(objective, figures, retain)
+
+    def figures(self, objective: Tensor, unlearn: Tensor, retain: Tensor) -> Tensor:
+        """(objective, mean phi, mean s, mean retain s / 2), (4,), without gradient."""
+        share = retain / self._weight if self._weight else retain
+        return torch.stack([objective, *unlearn, share]).detach()
+
+    def prepare(self, answer: Tensor, batch: Batch) -> None:
+        """One step of the critic alone, on rows to unlearn."""
+        assert self.critic is not None
+        self.critic.update(answer, batch.target, batch.timestep, weights=batch.weights)
+
+    def _from_critic(self, answer: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        assert self.critic is not None
+        time, weights = batch.timestep[: batch.size], batch.weights
+        for _ in range(self.critic.options.critic_steps):
+            self.critic.update(answer, target, time, weights=weights)
+        bound = self.critic(answer, target, time, weights=weights)
+        distance = self._unlearn.distance(answer.detach(), target)
+        sigmas = self.sigmas[0] if self._sigmas is None else self._sigmas[batch.concept]
+        return bound, torch.stack([bound, (distance / sigmas**2).mean()]).detach()
+
+    def _scaled(self, value: Tensor, batch: Batch) -> Tensor:
+        assert self._sigmas is not None
+        sigmas = self._sigmas[batch.concept].reshape(-1, *[1] * (value.dim() - 1))
+        return value.float() / sigmas
+
+
+def _slope(loss: DivergenceLoss, start: Tensor, sigma: float) -> float:
+    """Slope at half the median initial difference."""
+    half = start.median().reshape(1) / 4  # s is a square
+    slope = loss.divergence.dphi(half).item()
+    if not 0 < slope < math.inf:
+        raise ValueError(
+            f"{loss.divergence.name} has slope {slope} at sigma={sigma}, where the "
+            f"median s is {start.median().item():.3g}: use sigma='auto', or another sigma"
+        )
+    return slope

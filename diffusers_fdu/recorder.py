@@ -136,8 +136,12 @@ class Recorder:
         self.steps = self.kwargs.pop("num_inference_steps", None) or min(default, STEPS)
 
     @torch.no_grad()
-    def run(self, prompts: Sequence[str], on_call: Callable, seed: int, **extra: Any) -> None:
-        """Draw prompts, as one batch, and hand every denoiser call to `on_call`."""
+    def run(self, prompts: Sequence[str], on_call: Callable, seed: int, **extra: Any) -> Any:
+        """Draw prompts, as one batch, and hand every denoiser call to `on_call`.
+
+        Returns:
+            The latents, as the pipe gives them; None if the run was left before its end.
+        """
         stop = extra.pop("stop", False)
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
         arguments = {**self.kwargs, "output_type": "latent", "generator": generators, **extra}
@@ -146,9 +150,9 @@ class Recorder:
                 arguments[name] = [value] * len(prompts)
         with _hooked(self.model, on_call, stop):
             try:
-                self.pipe(prompt=list(prompts), **arguments)
+                return self.pipe(prompt=list(prompts), **arguments)[0]
             except _Stop:
-                pass
+                return None
 
     def first_call(self, prompts: Sequence[str]) -> Call:
         """The first denoiser call without guidance: one row a prompt."""

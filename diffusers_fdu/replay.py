@@ -2,7 +2,7 @@
 
 A *state* is what the denoiser was given besides the text (x_t, t, ...), a *text* is a prompt's
 conditioning, a *prediction* is what the frozen denoiser answered. A row of the buffer joins one
-of each: "at this state, asked this text, predict that".
+of each: "at this state, asked this text, predict that". Rows to unlearn belong to a concept.
 """
 
 from __future__ import annotations
@@ -10,14 +10,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-Role = Literal["unlearn", "retain"]
+Role = Literal["unlearn", "retain", "mined"]
 Row = tuple[Role, int]
 Leaves = dict[str, Tensor]
+
+
+class Entry(NamedTuple):
+    """What a row joins, each by its index; -1 for a prediction that is not known."""
+
+    state: int
+    text: int
+    prediction: int
+    concept: int = 0
 
 
 def flatten(kwargs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -49,15 +58,19 @@ class ReplayBuffer:
 
     Args:
         dtype: floating states and predictions are kept in this dtype; texts keep their own.
+
+    Attributes:
+        candidates: indices of texts that no row has yet, among which to mine.
     """
 
     dtype: torch.dtype = torch.float16
     constants: dict[str, Any] = field(default_factory=dict)
+    candidates: list[int] = field(default_factory=list)
     _states: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     _texts: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     _predictions: list[Tensor] = field(default_factory=list)
-    _rows: dict[Role, list[tuple[int, int, int]]] = field(
-        default_factory=lambda: {"unlearn": [], "retain": []}
+    _rows: dict[Role, list[Entry]] = field(
+        default_factory=lambda: {"unlearn": [], "retain": [], "mined": []}
     )
     _text_ids: dict[str, int] = field(default_factory=dict)
 
@@ -82,9 +95,15 @@ class ReplayBuffer:
         self._predictions.append(self._stored(prediction))
         return len(self._predictions) - 1
 
-    def add_row(self, role: Role, state: int, text: int, prediction: int) -> None:
+    def add_row(
+        self, role: Role, state: int, text: int, prediction: int, concept: int = 0
+    ) -> None:
         """Join a state, a text and a prediction into a row to train on."""
-        self._rows[role].append((state, text, prediction))
+        self._rows[role].append(Entry(state, text, prediction, concept))
+
+    def clear(self, role: Role) -> None:
+        """Forget the rows of a role."""
+        self._rows[role].clear()
 
     def _stored(self, value: Tensor) -> Tensor:
         value = value.detach().cpu()
@@ -95,13 +114,13 @@ class ReplayBuffer:
         """Number of rows of a role."""
         return len(self._rows[role])
 
-    def text_of(self, row: Row) -> int:
-        """Index of a row's text."""
-        return self._rows[row[0]][row[1]][1]
+    def entry(self, row: Row) -> Entry:
+        """What a row joins; a target's row shares its prediction with its anchor's."""
+        return self._rows[row[0]][row[1]]
 
-    def prediction_of(self, row: Row) -> int:
-        """Index of a row's prediction; a target's row shares it with its anchor's."""
-        return self._rows[row[0]][row[1]][2]
+    def entries(self, role: Role) -> list[Entry]:
+        """What all rows of a role join."""
+        return list(self._rows[role])
 
     @property
     def nbytes(self) -> int:
@@ -116,7 +135,9 @@ class ReplayBuffer:
         """The timestep of every state, (S,)."""
         return torch.stack(self._states["timestep"])
 
-    def batch(self, rows: Sequence[Row], device: torch.device, dtype: torch.dtype) -> tuple:
+    def batch(
+        self, rows: Sequence[Row], device: torch.device, dtype: torch.dtype
+    ) -> tuple[dict[str, Any], Tensor]:
         """Rows as one denoiser call.
 
         Args:
@@ -127,22 +148,33 @@ class ReplayBuffer:
         Returns:
             The call's keyword arguments, batched (B, ...), and the predictions (B, ...) float32.
         """
-        picked = [self._rows[role][i] for role, i in rows]
-        states, texts, predictions = zip(*picked, strict=True)
+        entries = [self.entry(row) for row in rows]
+        target = _given(self.predictions(entries), device, torch.float32)
+        return self.call(entries, device, dtype), target
 
-        def given(value: Tensor, floating: torch.dtype) -> Tensor:
-            sent = _sent(value, device)
-            return sent.to(floating) if value.is_floating_point() else sent
+    def predictions(self, entries: Sequence[Entry]) -> Tensor:
+        """What the frozen denoiser answered, (N, ...), as it is kept."""
+        return torch.stack([self._predictions[entry.prediction] for entry in entries])
 
+    def call(
+        self, entries: Sequence[Entry], device: torch.device, dtype: torch.dtype
+    ) -> dict[str, Any]:
+        """The keyword arguments of a denoiser call for states and texts in any combination."""
         flat: dict[str, Any] = dict(self.constants)
         for key, values in self._states.items():
-            stacked = torch.stack([values[i] for i in states])
+            stacked = torch.stack([values[entry.state] for entry in entries])
             # Timesteps keep their precision: bfloat16 cannot tell 999 from 996.
-            flat[key] = _sent(stacked, device) if stacked.dim() == 1 else given(stacked, dtype)
+            is_short = stacked.dim() == 1
+            flat[key] = _sent(stacked, device) if is_short else _given(stacked, device, dtype)
         for key, values in self._texts.items():
-            flat[key] = given(torch.stack([values[i] for i in texts]), dtype)
-        target = torch.stack([self._predictions[i] for i in predictions])
-        return unflatten(flat), given(target, torch.float32)
+            stacked = torch.stack([values[entry.text] for entry in entries])
+            flat[key] = _given(stacked, device, dtype)
+        return unflatten(flat)
+
+
+def _given(value: Tensor, device: torch.device, floating: torch.dtype) -> Tensor:
+    sent = _sent(value, device)
+    return sent.to(floating) if value.is_floating_point() else sent
 
 
 def _sent(value: Tensor, device: torch.device) -> Tensor:

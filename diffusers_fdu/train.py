@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +18,14 @@ from .performance import (
     Performance,
     checkpointed,
     compiled,
-    float_parameter,
     make_optimizer,
     precision,
 )
-from .replay import ReplayBuffer, Role, Row
+from .sampling import Batch, Sampler
+from .surgery import project
 
 WARMUP = 0.05  # share of the steps
+MEASURED, LEAST = 64, 16  # rows that set the scale: in all, and of one concept
 SMOOTHING = 0.8  # of the difference that early stop looks at
 
 
@@ -52,48 +52,40 @@ class StepRecord:
 
 SHOWN = ("loss", "divergence", "retain")  # beside the progress bar
 
-ROLES: tuple[Role, Role] = ("unlearn", "retain")
-
-Batch = tuple[dict[str, Any], Tensor]
-"""A denoiser call's keyword arguments, and the predictions to reach."""
-
 Callback = Callable[[StepRecord], None]
+
+Autocast = Callable[[], AbstractContextManager]
 
 
 @torch.no_grad()
-def initial_distance(
-    model: nn.Module, buffer: ReplayBuffer, loss: DivergenceLoss, size: int = 16
-) -> Tensor:
-    """Distances of the frozen model to the anchor on up to 64 rows spread over the buffer.
+def initial_distances(
+    model: nn.Module, sampler: Sampler, loss: DivergenceLoss, size: int = 16
+) -> list[Tensor]:
+    """Distances of the frozen model to each concept's anchor, on up to 64 rows in all.
 
     Args:
         model: the denoiser, no new adapter on it.
-        buffer: what was recorded.
+        sampler: of what was recorded.
         loss: measures the distance, before sigma.
         size: rows in one call of the denoiser.
+
+    Returns:
+        One tensor (N,) for each concept.
     """
-    count = buffer.count("unlearn")
-    spread = torch.linspace(0, count - 1, min(64, count)).round().long().tolist()
-    rows: list[Row] = [("unlearn", i) for i in spread]
-    chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
-    return torch.cat([loss.distance(*_answers(model, _batch(model, buffer, c))) for c in chunks])
+    found = []
+    for concept in range(sampler.concepts):
+        rows = sampler.spread(concept, max(LEAST, MEASURED // sampler.concepts))
+        chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+        batches = (sampler.batch(chunk, []) for chunk in chunks)
+        distances = [loss.distance(_answer(model, b), b.target) for b in batches]
+        found.append(torch.cat(distances))
+    return found
 
 
-def _batch(model: nn.Module, buffer: ReplayBuffer, rows: Sequence[Row]) -> Batch:
-    parameter = float_parameter(model)
-    return buffer.batch(rows, parameter.device, parameter.dtype)
-
-
-def _answers(
-    model: nn.Module,
-    batch: Batch,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
-) -> tuple[Tensor, Tensor]:
-    """What the student predicts on a batch, and what the teacher did."""
-    kwargs, target = batch
+def _answer(model: nn.Module, batch: Batch, autocast: Autocast = nullcontext) -> Tensor:
+    """What the student predicts on a batch, where the targets are."""
     with autocast():
-        answer = model(**kwargs)[0]
-    return answer, target.to(answer.device)  # offloading moves the answer
+        return model(**batch.inputs)[0].to(batch.target.device)  # offloading moves the answer
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -122,26 +114,26 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tenso
 def train(
     model: nn.Module,
     parameters: Sequence[nn.Parameter],
-    buffer: ReplayBuffer,
-    loss: DivergenceLoss,
-    distance: Tensor,
+    sampler: Sampler,
+    objective: Objective,
     config: TrainConfig,
     callback: Callback | None = None,
     progress: bool = True,
     performance: Performance | None = None,
+    refresh: Callable[[int], None] | None = None,
 ) -> list[StepRecord]:
     """Train adapter weights until the divergence has fallen, or the steps are used up.
 
     Args:
         model: the denoiser, its adapter active.
         parameters: the adapter's weights, float32.
-        buffer: what to unlearn and what to retain.
-        loss: calibrated: its sigma is a number.
-        distance: see `initial_distance`.
+        sampler: draws what to unlearn and what to retain.
+        objective: see `Objective`.
         config: see `TrainConfig`; its learning rate is a number.
         callback: called after every step.
         progress: show a progress bar.
         performance: see `Performance`.
+        refresh: called with the number of each step before it.
 
     Returns:
         A record of every step.
@@ -149,28 +141,22 @@ def train(
     Raises:
         FloatingPointError: if the loss or its gradient is not finite; nothing was updated
             with it.
-        ValueError: if the divergence has no slope at this sigma.
     """
     performance = performance or Performance()
-    objective = Objective(loss, distance, config.retain_weight)
-    generator = torch.Generator().manual_seed(config.seed)
-    roles = ROLES if config.retain_weight else ROLES[:1]
-
-    def draw() -> Batch:
-        return _batch(model, buffer, _random_rows(buffer, roles, config.batch_size, generator))
-
-    first = draw()
+    first = sampler()
+    autocast, _ = precision(model, performance.mixed_precision)
 
     def trial() -> None:
-        answer, target = _answers(model, first, precision(model, performance.mixed_precision)[0])
-        objective(answer, target, config.batch_size)[0].backward()
+        _answer(model, first, autocast).float().square().mean().backward()
 
     with (
         checkpointed(model, performance.gradient_checkpointing),
         compiled(model, performance.compile, trial),
     ):
-        loop = _Loop(model, parameters, objective, config, performance)
-        return loop.run(first, draw, callback, progress)
+        loop = _Loop(model, parameters, sampler, objective, config, performance)
+        if objective.critic is not None:
+            loop.prepare(objective.critic.options.warmup_steps)
+        return loop.run(first, callback, progress, refresh)
 
 
 class _Loop:
@@ -180,29 +166,39 @@ class _Loop:
         self,
         model: nn.Module,
         parameters: Sequence[nn.Parameter],
+        sampler: Sampler,
         objective: Objective,
         config: TrainConfig,
         performance: Performance,
     ) -> None:
-        self.model, self.parameters = model, parameters
+        self.model, self.parameters, self.sampler = model, parameters, sampler
         self.objective, self.config = objective, config
         self.peak = float(config.learning_rate)
         self.optimizer = make_optimizer(parameters, self.peak, performance.optimizer)
         self.autocast, self.scaler = precision(model, performance.mixed_precision)
 
+    @torch.no_grad()
+    def prepare(self, steps: int) -> None:
+        """Steps of the critic alone."""
+        for _ in range(steps):
+            batch = self.sampler.unlearn_only()
+            self.objective.prepare(_answer(self.model, batch, self.autocast), batch)
+
     def run(
         self,
         batch: Batch,
-        draw: Callable[[], Batch],
         callback: Callback | None,
         progress: bool,
+        refresh: Callable[[int], None] | None,
     ) -> list[StepRecord]:
         """Steps from this batch on, until early stop."""
         smooth, seen = 0.0, 0.0  # an average of the last steps, and the weight in it
         history: list[StepRecord] = []
         bar = tqdm(range(self.config.steps), "unlearn", disable=not progress, unit="step")
         for step in bar:
-            record, batch = self._step(step, batch, draw)
+            if refresh is not None:
+                refresh(step)
+            record, batch = self._step(step, batch)
             history.append(record)
             bar.set_postfix({name: f"{getattr(record, name):.4f}" for name in SHOWN})
             if callback is not None:
@@ -214,21 +210,20 @@ class _Loop:
         bar.close()
         return history
 
-    def _step(
-        self, step: int, batch: Batch, draw: Callable[[], Batch]
-    ) -> tuple[StepRecord, Batch]:
+    def _step(self, step: int, batch: Batch) -> tuple[StepRecord, Batch]:
         config, scaler = self.config, self.scaler
         rate = self.peak * learning_rate_factor(step, config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()
-        parts = []
+        backward = self._together if batch.held is None else self._apart
+        parts: list[Tensor] = []
+        kept: list[list[Tensor]] = []
         for _ in range(config.gradient_accumulation_steps):
-            answer, target = _answers(self.model, batch, self.autocast)
-            value, figures = self.objective(answer, target, config.batch_size)
-            scaler.scale(value / config.gradient_accumulation_steps).backward()
-            parts.append(figures)
-            batch = draw()  # the next one is gathered and sent while the device works
+            parts.append(backward(batch, kept))
+            batch = self.sampler()  # the next one is gathered and sent while the device works
+        if kept:
+            self._operate(kept)
         scaler.unscale_(self.optimizer)
         largest = clip_gradients(self.parameters, config.max_grad_norm)
         # Read together, since every read waits for the device.
@@ -240,16 +235,40 @@ class _Loop:
         scaler.update()
         return record, batch
 
+    def _backward(self, value: Tensor) -> None:
+        self.scaler.scale(value / self.config.gradient_accumulation_steps).backward()
 
-def _random_rows(
-    buffer: ReplayBuffer, roles: Sequence[Role], size: int, generator: torch.Generator
-) -> list[Row]:
-    """As many rows of each role."""
-    rows: list[Row] = []
-    for role in roles:
-        picked = torch.randint(buffer.count(role), (size,), generator=generator)
-        rows += [(role, i) for i in picked.tolist()]
-    return rows
+    def _together(self, batch: Batch, kept: list[list[Tensor]]) -> Tensor:
+        """Gradients of the whole objective, in one pass."""
+        value, figures = self.objective(_answer(self.model, batch, self.autocast), batch)
+        self._backward(value)
+        return figures
+
+    def _apart(self, batch: Batch, kept: list[list[Tensor]]) -> Tensor:
+        """Gradients of the two parts: that of what is retained goes to `kept`."""
+        assert batch.held is not None
+        value, figures = self.objective.unlearn(_answer(self.model, batch, self.autocast), batch)
+        self._backward(value)
+        own = [_gradient(p) for p in self.parameters]
+        self.optimizer.zero_grad()
+        answer = _answer(self.model, batch.held, self.autocast)
+        held = self.objective.retain(answer, batch.held)
+        self._backward(held)
+        kept.append([_gradient(p) for p in self.parameters])
+        for parameter, gradient in zip(self.parameters, own, strict=True):
+            parameter.grad = gradient
+        return self.objective.figures(value.detach() + held.detach(), figures, held.detach())
+
+    def _operate(self, kept: list[list[Tensor]]) -> None:
+        """Surgery on the whole step's gradients, which then are their sum."""
+        retain = [torch.stack(parts).sum(0) for parts in zip(*kept, strict=True)]
+        unlearn = [_gradient(p) for p in self.parameters]
+        project(unlearn, retain)
+        torch._foreach_add_(unlearn, retain)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def _check_finite(record: StepRecord, largest_gradient: float, is_scaled: bool) -> None:

@@ -7,19 +7,28 @@ or guidance is rebuilt here, and the teacher costs nothing once training starts.
 
 In a guided run the rows that carry the prompt's own conditioning answer for the anchor; the
 others answer for the empty (or negative) prompt and are kept as something to retain.
+
+With `states="renoise"` the runs' last latents are noised anew, and the frozen model is asked
+there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .answers import ask, guided
+from .concepts import Pair
 from .recorder import BATCH, Call, Recorder, same, untouched
-from .replay import Leaves, ReplayBuffer
+from .renoise import COPIES, Clean, latents_like, noised, sample_name
+from .replay import Entry, Leaves, ReplayBuffer
+
+States = Literal["trajectory", "renoise"]
+Run = tuple[str, Pair | None]
 
 OTHER_EVERY = 4  # one call in so many keeps the rows of the empty prompt, which is one prompt
 GOLDEN = (5**0.5 - 1) / 2  # multiples of it spread evenly over [0, 1) however many there are
@@ -29,62 +38,55 @@ CLOSE = 0.01  # one text encoded twice differs by rounding, relative; two texts 
 
 def record(
     recorder: Recorder,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[Pair],
     retain: Sequence[str],
     dtype: torch.dtype = torch.float16,
     progress: bool = True,
+    states: States = "trajectory",
+    candidates: Sequence[str] = (),
 ) -> ReplayBuffer:
     """Run the frozen pipeline on anchors and retained prompts, and keep what its denoiser did.
 
     Args:
         recorder: holds the pipeline.
-        pairs: (target prompt, anchor prompt): each anchor is drawn once, and its states are
-            kept with the target's conditioning ("unlearn") and with its own ("retain").
+        pairs: each anchor is drawn once, and its states are kept with the target's conditioning
+            ("unlearn") and with its own ("retain"). With negative guidance the target itself is
+            drawn, and kept as "unlearn" alone.
         retain: prompts drawn once each, kept with their own conditioning.
         dtype: in which states and predictions are kept.
         progress: show a progress bar.
+        states: "trajectory": every x_t of the runs. "renoise": the runs' last latents, noised
+            anew `COPIES` times.
+        candidates: prompts whose conditioning is kept without any row, to mine among.
 
     Returns:
         The buffer. The pipe's scheduler, progress-bar settings, hooks and the global RNG are
         as before, also after an exception.
 
     Raises:
-        ValueError: if a prompt is longer than the tokenizer takes, or if target and anchor get
-            the same conditioning.
+        ValueError: if a prompt is longer than the tokenizer takes, if target and anchor get
+            the same conditioning, or if the pipeline's latents cannot be noised anew.
     """
     if not pairs:
         raise ValueError("no prompts to record")
-    runs: list[tuple[str, str | None]] = [(anchor, target) for target, anchor in pairs]
+    runs: list[Run] = [(pair.drawn, pair) for pair in pairs]
     runs += [(prompt, None) for prompt in retain]
-    prompts = [prompt for run in runs for prompt in run if prompt is not None]
-    recorder.check_lengths(prompts)
-    buffer = ReplayBuffer(dtype)
-    batches = [part for group in _grouped(runs) for part in _chunks(group, BATCH)]
+    prompts = [prompt for prompt, _ in runs] + [pair.target for pair in pairs]
+    recorder.check_lengths([*prompts, *candidates])
     with untouched(recorder.pipe):
-        names = recorder.text_names(*pairs[0])
-        texts = recorder.conditioning([target for target, _ in pairs], names)
-        scheduler = getattr(recorder.pipe, "scheduler", None)
-        low, high = (recorder.steps + 1) // 2, recorder.steps
-        with tqdm(total=len(runs), desc="record", disable=not progress, unit="image") as bar:
-            for i, part in enumerate(batches):
-                steps = low + int(i * GOLDEN % 1 * (high - low + 1))
-                # Half the runs visit the timesteps that the pipe itself would.
-                if scheduler is not None and i % 2:
-                    recorder.pipe.scheduler = _shifted(scheduler, steps, i * SQUARE % 1)
-                elif scheduler is not None:
-                    recorder.pipe.scheduler = scheduler
-                _record_batch(recorder, buffer, part, names, texts, steps, i)
-                bar.update(len(part))
-                bar.set_postfix(MB=f"{buffer.nbytes / 1e6:.1f}")
-    if not buffer.count("unlearn"):
+        recording = _Recording(recorder, pairs, dtype, states)
+        recording.draw(runs, progress)
+        recording.answer()
+        recording.offer(candidates)
+    if not recording.buffer.count("unlearn"):
         raise ValueError(
             f"{type(recorder.pipe).__name__} never called its denoiser with the conditioning of "
             "the prompts alone: this pipeline cannot be recorded"
         )
-    return buffer
+    return recording.buffer
 
 
-def _grouped(runs: list[tuple[str, str | None]]) -> list[list[tuple[str, str | None]]]:
+def _grouped(runs: list[Run]) -> list[list[Run]]:
     return [[r for r in runs if r[1] is not None], [r for r in runs if r[1] is None]]
 
 
@@ -102,60 +104,176 @@ def _shifted(scheduler: Any, steps: int, share: float) -> Any:
     return type(scheduler).from_config(config, timestep_spacing="leading", steps_offset=offset)
 
 
-def _record_batch(
-    recorder: Recorder,
-    buffer: ReplayBuffer,
-    runs: list[tuple[str, str | None]],
-    names: Sequence[str],
-    texts: dict[str, Leaves],
-    steps: int,
-    number: int,
-) -> None:
-    prompts = [prompt for prompt, _ in runs]
-    size = len(prompts)
-    own = recorder.first_call(prompts).inputs
-    latest: dict[str, Any] = {}
-    calls = number  # so that the empty prompt is kept at other steps in each batch
+class _Recording:
+    """What is known while the runs go on."""
 
-    def on_call(call: Call) -> None:
-        nonlocal calls
-        is_kept, calls = calls % OTHER_EVERY == 0, calls + 1
-        inputs, prediction = call.inputs, call.prediction
-        assert prediction is not None  # only a stopped call has none
-        rows = len(prediction)
-        state, constants = _split_inputs(inputs, names, rows)
-        buffer.constants.update(constants)
-        for start in range(0, rows, size):
-            block = slice(start, start + size)
-            conditional = all(_close(inputs[name][block], own[name]) for name in names)
-            # Both halves of a guided step share x_t: keep it once.
-            key = {name: value[block] for name, value in state.items()}
-            if not latest or not all(same(latest["key"][n], v) for n, v in key.items()):
-                latest["key"] = key
-                latest["ids"] = [
-                    buffer.add_state({n: v[i] for n, v in key.items()}) for i in range(size)
-                ]
-            for i, (prompt, target) in enumerate(runs):
-                row = {name: inputs[name][start + i] for name in names}
-                where = latest["ids"][i]
-                if not conditional:
-                    if is_kept:
-                        answer = buffer.add_prediction(prediction[start + i])
-                        buffer.add_row("retain", where, _add_other(buffer, row), answer)
+    def __init__(
+        self, recorder: Recorder, pairs: Sequence[Pair], dtype: torch.dtype, states: States
+    ) -> None:
+        self.recorder, self.states = recorder, states
+        self.buffer = ReplayBuffer(dtype)
+        first = pairs[0]
+        self.names = recorder.text_names(first.target, first.anchor)
+        self.texts = recorder.conditioning([pair.target for pair in pairs], self.names)
+        self.empty: int | None = None  # index of the text of guided runs' other half
+        self.guided: list[tuple[Entry, float]] = []  # to be answered away from the target
+        self.clean: list[Clean] = []  # to be noised anew
+
+    def draw(self, runs: list[Run], progress: bool) -> None:
+        """Run the pipe on all prompts."""
+        recorder = self.recorder
+        batches = [part for group in _grouped(runs) for part in _chunks(group, BATCH)]
+        scheduler = getattr(recorder.pipe, "scheduler", None)
+        low, high = (recorder.steps + 1) // 2, recorder.steps
+        with tqdm(total=len(runs), desc="record", disable=not progress, unit="image") as bar:
+            for i, part in enumerate(batches):
+                steps = low + int(i * GOLDEN % 1 * (high - low + 1))
+                if self.states == "renoise":
+                    steps = high  # the picture itself is wanted
+                # Half the runs visit the timesteps that the pipe itself would.
+                elif scheduler is not None and i % 2:
+                    recorder.pipe.scheduler = _shifted(scheduler, steps, i * SQUARE % 1)
+                elif scheduler is not None:
+                    recorder.pipe.scheduler = scheduler
+                self._batch(part, steps, i)
+                bar.update(len(part))
+                bar.set_postfix(MB=f"{self.buffer.nbytes / 1e6:.1f}")
+
+    def _batch(self, runs: list[Run], steps: int, number: int) -> None:
+        prompts = [prompt for prompt, _ in runs]
+        own = self.recorder.first_call(prompts).inputs
+        latest: dict[str, Any] = {}
+        first: dict[str, Any] = {}
+        calls = number  # so that the empty prompt is kept at other steps in each batch
+
+        def on_call(call: Call) -> None:
+            nonlocal calls
+            is_kept, calls = calls % OTHER_EVERY == 0, calls + 1
+            inputs, prediction = call.inputs, call.prediction
+            assert prediction is not None  # only a stopped call has none
+            state, constants = _split_inputs(inputs, self.names, len(prediction))
+            self.buffer.constants.update(constants)
+            for start in range(0, len(prediction), len(runs)):
+                block = slice(start, start + len(runs))
+                key = {name: value[block] for name, value in state.items()}
+                texts = {name: inputs[name][block] for name in self.names}
+                is_own = all(_close(texts[name], own[name]) for name in self.names)
+                if not is_own and self.empty is None:
+                    self.empty = self._other(texts, 0)
+                if self.states == "renoise":
+                    if is_own and not first:
+                        first.update(key=key, texts=texts)
                     continue
-                answer = buffer.add_prediction(prediction[start + i])
-                buffer.add_row("retain", where, buffer.add_text(prompt, row), answer)
-                if target is not None:
-                    text = buffer.add_text(target, texts[target])
-                    buffer.add_row("unlearn", where, text, answer)
+                # Both halves of a guided step share x_t: keep it once.
+                if not latest or not all(same(latest["key"][n], v) for n, v in key.items()):
+                    latest.update(key=key, ids=self._states(key, len(runs)))
+                if is_own or is_kept:
+                    self._rows(runs, latest["ids"], texts, prediction[block], is_own)
 
-    recorder.run(prompts, on_call, recorder.seed + BATCH * number, num_inference_steps=steps)
+        seed = self.recorder.seed + BATCH * number
+        latents = self.recorder.run(prompts, on_call, seed, num_inference_steps=steps)
+        if first:
+            name = sample_name(self.recorder.model)
+            key = {**first["key"], name: latents_like(latents, first["key"][name])}
+            self._pictures(runs, key, first["texts"])
 
+    def _states(self, key: Leaves, size: int) -> list[int]:
+        return [self.buffer.add_state({n: v[i] for n, v in key.items()}) for i in range(size)]
 
-def _add_other(buffer: ReplayBuffer, row: Leaves) -> int:
-    """Index of the conditioning of a run's other half: the empty or the negative prompt."""
-    digest = ",".join(f"{value.cpu().double().sum().item():.9g}" for value in row.values())
-    return buffer.add_text(f"\0{digest}", row)
+    def _other(self, texts: Leaves, i: int) -> int:
+        """Index of the conditioning of a run's other half: the empty or the negative prompt."""
+        row = {name: value[i] for name, value in texts.items()}
+        digest = ",".join(f"{value.cpu().double().sum().item():.9g}" for value in row.values())
+        return self.buffer.add_text(f"\0{digest}", row)
+
+    def _own(self, prompt: str, texts: Leaves, i: int) -> int:
+        return self.buffer.add_text(prompt, {name: value[i] for name, value in texts.items()})
+
+    def _target(self, pair: Pair) -> int:
+        return self.buffer.add_text(pair.target, self.texts[pair.target])
+
+    def _rows(
+        self, runs: list[Run], ids: list[int], texts: Leaves, prediction: Tensor, is_own: bool
+    ) -> None:
+        """Rows of one call: what was asked for, and what its target is to get."""
+        for i, (prompt, pair) in enumerate(runs):
+            answer = self.buffer.add_prediction(prediction[i])
+            if not is_own:
+                self.buffer.add_row("retain", ids[i], self._other(texts, i), answer)
+            elif pair is None:
+                self.buffer.add_row("retain", ids[i], self._own(prompt, texts, i), answer)
+            elif pair.guidance is not None:
+                entry = Entry(ids[i], self._target(pair), answer, pair.concept)
+                self.guided.append((entry, pair.guidance))
+            else:
+                self.buffer.add_row("retain", ids[i], self._own(prompt, texts, i), answer)
+                text = self._target(pair)
+                self.buffer.add_row("unlearn", ids[i], text, answer, pair.concept)
+
+    def _pictures(self, runs: list[Run], key: Leaves, texts: Leaves) -> None:
+        """Keep what was drawn, to be noised anew."""
+        for i, (prompt, pair) in enumerate(runs):
+            state = {name: value[i] for name, value in key.items()}
+            own = self._own(prompt, texts, i)
+            if pair is None:
+                self.clean.append(Clean(state, own, None, 0, None))
+            else:
+                target = self._target(pair)
+                self.clean.append(Clean(state, own, target, pair.concept, pair.guidance))
+
+    def answer(self) -> None:
+        """Ask the frozen model what the runs themselves did not tell."""
+        self._noise_anew()
+        if self.guided:
+            entries = [entry for entry, _ in self.guided]
+            empty = self._asked([entry._replace(text=self._empty_text()) for entry in entries])
+            conditional = self._asked(entries)
+            for (entry, scale), with_text, without in zip(
+                self.guided, conditional, empty, strict=True
+            ):
+                answer = self.buffer.add_prediction(guided(with_text, without, scale))
+                self.buffer.add_row("unlearn", entry.state, entry.text, answer, entry.concept)
+
+    def offer(self, candidates: Sequence[str]) -> None:
+        """Keep the conditioning of prompts among which to mine."""
+        texts = self.recorder.conditioning(candidates, self.names)
+        self.buffer.candidates = [self.buffer.add_text(*item) for item in texts.items()]
+
+    def _noise_anew(self) -> None:
+        if not self.clean:
+            return
+        model, scheduler = self.recorder.model, self.recorder.pipe.scheduler
+        name = sample_name(model)
+        generator = torch.Generator().manual_seed(self.recorder.seed)
+        is_unit = all(float(clean.state["timestep"]) <= 1 for clean in self.clean)
+        rows: list[tuple[Clean | None, Entry]] = []
+        for i in range(COPIES * len(self.clean)):
+            clean = self.clean[i % len(self.clean)]
+            state = noised(clean.state, name, scheduler, generator, is_unit)
+            entry = Entry(self.buffer.add_state(state), clean.own, -1, clean.concept)
+            if clean.guidance is not None:
+                self.guided.append((entry, clean.guidance))
+                continue
+            rows.append((clean, entry))
+            if self.empty is not None and i % OTHER_EVERY == 0:
+                rows.append((None, entry._replace(text=self.empty)))
+        for (owner, entry), prediction in zip(
+            rows, self._asked([entry for _, entry in rows]), strict=True
+        ):
+            answer = self.buffer.add_prediction(prediction)
+            self.buffer.add_row("retain", entry.state, entry.text, answer)
+            if owner is not None and owner.target is not None:
+                text, concept = owner.target, owner.concept
+                self.buffer.add_row("unlearn", entry.state, text, answer, concept)
+
+    def _empty_text(self) -> int:
+        if self.empty is None:  # runs without guidance never ask for it
+            leaves = self.recorder.conditioning([""], self.names)[""]
+            self.empty = self.buffer.add_text("", leaves)
+        return self.empty
+
+    def _asked(self, entries: list[Entry]) -> Tensor:
+        return ask(self.recorder.model, self.buffer, entries) if entries else torch.empty(0)
 
 
 def _split_inputs(

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-import json
-import numbers
 import random
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
-import peft
 import torch
 from peft import LoraConfig
 
-from . import adapters
+from . import adapters, recipe
+from .choice import Compared, Preference, choose
 from .closed_form import closed_form_start
-from .concepts import Concept, retain_prompts, vocabulary
+from .concepts import Anchor, Concept, NegativeGuidance, Target, concepts
 from .config import RATE_TIMES_WIDTH, TrainConfig, settings
+from .conjugates import Conjugate, conjugate
 from .divergences import Divergence, Generator
 from .loss import DivergenceLoss
+from .mining import Miner
+from .objective import Objective
 from .performance import set_aside
 from .recorder import Recorder, denoiser_name
 from .replay import ReplayBuffer
-from .train import (
-    Callback,
-    StepRecord,
-    initial_distance,
-    train,
-)
+from .retain import neighbours, retain_prompts
+from .sampling import Sampler
+from .train import Callback, StepRecord, initial_distances, train
 from .trajectories import record
+from .variational import Variational, VariationalLoss
+from .words import vocabulary, without
 
 RETAIN_PER_TRAJECTORY = 3
+CANDIDATES = 256
+"""Prompts among which mining looks, a word of the vocabulary in each."""
 
 
 class FDUnlearner:
@@ -46,7 +47,7 @@ class FDUnlearner:
         pipeline_kwargs: arguments of the recorded runs, such as height, width, guidance_scale;
             num_inference_steps is the most steps of a run (`recorder.STEPS` if not given).
         progress: show progress bars.
-        **options: fields of `TrainConfig` and `Performance`.
+        **options: fields of `TrainConfig`, `DataConfig` and `Performance`.
 
     Attributes:
         adapter_name: of the adapter trained last, None before.
@@ -69,7 +70,7 @@ class FDUnlearner:
         self.component = denoiser_name(pipe)
         self.pipeline_kwargs = dict(pipeline_kwargs or {})
         self.progress = progress
-        self.config, self.performance = settings(options)
+        self.config, self.data, self.performance = settings(options)
         self.adapter_name: str | None = None
         self.history: list[StepRecord] = []
         self.recipe: dict[str, Any] = {}
@@ -79,22 +80,60 @@ class FDUnlearner:
         """The pipe's denoiser."""
         return getattr(self.pipe, self.component)
 
+    def record(
+        self, target: Target | Sequence[Target], anchor: Anchor | Sequence[Anchor] = None
+    ) -> ReplayBuffer:
+        """Record what the frozen model does, as `unlearn` does first; the pipe stays as it is.
+
+        Args:
+            target: see `unlearn`.
+            anchor: see `unlearn`.
+
+        Returns:
+            A buffer that any number of trainings of these concepts can take.
+
+        Raises:
+            ValueError: for a bad target or anchor, and for prompts longer than the tokenizer
+                takes.
+        """
+        found = concepts(target, anchor)
+        adapters.check_denoiser(self.model)
+        before = adapters.snapshot(self.model)
+        try:
+            self.model.eval()
+            with torch.inference_mode(False):
+                return self._record(found)
+        finally:
+            adapters.restore_flags(self.model, before)
+
     def unlearn(
         self,
-        target: str | Concept,
-        anchor: str | None = None,
+        target: Target | Sequence[Target],
+        anchor: Anchor | Sequence[Anchor] = None,
         *,
-        f: str | Divergence | Generator = "hellinger",
+        f: str | Divergence | Generator | Conjugate = "hellinger",
+        prefer: Preference = "balance",
+        comparison: Compared | None = None,
         adapter_name: str | None = None,
+        buffer: ReplayBuffer | None = None,
         callback: Callback | None = None,
     ) -> Any:
         """Train a LoRA that does for the target what the frozen model does for the anchor.
 
+        Adapters that are active on the pipe count as the frozen model: what they erased stays
+        erased.
+
         Args:
-            target: what to forget; a `Concept` says more, such as that it is a style.
-            anchor: what takes its place; None: what an empty prompt gives.
-            f: the divergence, see `divergence`.
-            adapter_name: of the LoRA; None: made from the target.
+            target: what to forget; a `Concept` says more, such as that it is a style. A list
+                trains one adapter for all.
+            anchor: what takes its place; None: what an empty prompt gives; or a
+                `NegativeGuidance`. For a list of targets one for each, or one for all.
+            f: the divergence, see `divergence`; for the variational estimator a name of
+                `CONJUGATES` or a `Conjugate`; "auto": see `choose`.
+            prefer: "erase", "balance" or "preserve", for f="auto".
+            comparison: what `compare` measured, for f="auto".
+            adapter_name: of the LoRA; None: made from the targets.
+            buffer: what `record` returned for these concepts; None: it is recorded now.
             callback: called with a `StepRecord` after every step.
 
         Returns:
@@ -107,15 +146,17 @@ class FDUnlearner:
 
         Whatever is raised, Ctrl-C included, the pipe is left as it was.
         """
-        if isinstance(target, Concept) and anchor is not None:
-            raise ValueError("the Concept has its own anchor: do not pass another")
-        concept = target if isinstance(target, Concept) else Concept(target, anchor)
+        found = concepts(target, anchor)
         lora = adapters.lora_config(
             self.model, self.config.rank, self.config.alpha, self.config.target_modules
         )
         config = self._settled(lora)
-        loss = DivergenceLoss(f, config.sigma)
-        name = adapter_name or adapters.default_adapter_name(concept.target, self.model)
+        f = choose(prefer, comparison) if f == "auto" else f
+        critic = conjugate(_checked_f(f)) if config.critic else None
+        # A conjugate of the user's own has no profile: sigma and units are those of kl.
+        loss = DivergenceLoss("kl" if isinstance(f, Conjugate) else f, config.sigma)
+        targets = [concept.target for concept in found]
+        name = adapter_name or adapters.default_adapter_name(targets, self.model)
         adapters.check_adapter_name(name, self.model)
         adapters.check_denoiser(self.model)
         self.performance.check(self.model)
@@ -124,45 +165,82 @@ class FDUnlearner:
         try:
             self.model.eval()
             with torch.inference_mode(False), torch.enable_grad():
-                buffer = self._record(concept)
-                size = 2 * config.batch_size  # as many rows as training calls with
+                buffer = self._record(found) if buffer is None else buffer
                 recorded = time.monotonic()
                 with set_aside(self.pipe, self.model, self.performance.offload):
-                    distance = initial_distance(self.model, buffer, loss, size)
-                    if loss.sigma == "auto":
-                        loss.calibrate(distance)
+                    sampler, objective = self._prepare(loss, critic, config, buffer)
                     parameters = adapters.attach(self.model, name, lora, config.seed)
                     config = self._started(config, name, buffer)
+                    buffer.clear("mined")
                     history = train(
                         self.model,
                         parameters,
-                        buffer,
-                        loss,
-                        distance,
+                        sampler,
+                        objective,
                         config,
                         callback,
                         self.progress,
                         self.performance,
+                        Miner(self.model, name, buffer, config.seed)
+                        if buffer.candidates
+                        else None,
                     )
             trained = time.monotonic()
-            recipe = self._recipe(concept, loss, config, history)
-            recipe["adapter_name"] = name
-            recipe["active_adapters"] = adapters.strengths(self.model, before.active)
-            recipe["buffer"] = {
-                "unlearn": buffer.count("unlearn"),
-                "retain": buffer.count("retain"),
-                "bytes": buffer.nbytes,
-            }
-            recipe["seconds"] = {
-                "record": round(recorded - started, 2),
-                "train": round(trained - recorded, 2),
-            }
+            facts = recipe.describe(
+                self.pipe,
+                (config, self.data, self.performance),
+                self.pipeline_kwargs,
+                concepts=[vars(concept) for concept in found],
+                f=critic.name if critic else loss.divergence.name,
+                sigma=objective.sigmas,
+                steps_done=len(history),
+                divergence={"first": history[0].divergence, "last": history[-1].divergence},
+                adapter_name=name,
+                active_adapters=adapters.strengths(self.model, before.active),
+                buffer={
+                    "unlearn": buffer.count("unlearn"),
+                    "retain": buffer.count("retain"),
+                    "bytes": buffer.nbytes,
+                },
+                seconds={
+                    "record": round(recorded - started, 2),
+                    "train": round(trained - recorded, 2),
+                },
+            )
             adapters.finish(self.model, name, before)
         except BaseException:
             adapters.remove(self.model, name, before)
             raise
-        self.adapter_name, self.history, self.recipe = name, history, recipe
+        self.adapter_name, self.history, self.recipe = name, history, facts
         return self.pipe
+
+    def _prepare(
+        self,
+        loss: DivergenceLoss,
+        critic: Conjugate | None,
+        config: TrainConfig,
+        buffer: ReplayBuffer,
+    ) -> tuple[Sampler, Objective]:
+        """What draws the batches, and what is minimised on them; no new adapter is there yet."""
+        sampler = Sampler(
+            self.model,
+            buffer,
+            config.batch_size,
+            config.seed,
+            retains=config.retain_weight > 0,
+            apart=config.surgery,
+            sampling=self.data.timestep_sampling,
+            weights=self.data.timestep_weights,
+            scheduler=getattr(self.pipe, "scheduler", None),
+        )
+        size = 2 * config.batch_size  # as many rows as training calls with
+        distances = initial_distances(self.model, sampler, loss, size)
+        estimator = None
+        if critic is not None:
+            shape = buffer.predictions(buffer.entries("unlearn")[:1]).shape[1:]
+            device = distances[0].device
+            estimator = VariationalLoss(critic, shape, config.critic, device, config.seed)
+        return sampler, Objective(loss, distances, config.retain_weight, estimator)
 
     def _settled(self, lora: LoraConfig) -> TrainConfig:
         """The config with a value for every field that leaves one to the denoiser."""
@@ -185,48 +263,31 @@ class FDUnlearner:
             )
         return replace(config, init="closed_form" if layers else "lora")
 
-    def _record(self, concept: Concept) -> ReplayBuffer:
+    def _record(self, found: Sequence[Concept]) -> ReplayBuffer:
         rng = random.Random(self.config.seed)
         words = vocabulary(self.pipe)
-        count = self.config.trajectories
-        pairs = concept.prompt_pairs(count, words, rng)
+        free = without(words, [name for concept in found for name in concept.names])
+        count, data = self.data.trajectories, self.data
+        pairs = [
+            pair
+            for i, concept in enumerate(found)
+            for pair in concept.prompt_pairs(count, free, rng, i)
+        ]
         retain: list[str] = []
+        candidates: list[str] = []
         if self.config.retain_weight:
-            retain = retain_prompts(
-                concept, self.config.retain, RETAIN_PER_TRAJECTORY * count, words, rng
-            )
+            is_free = data.retain is None
+            is_near = is_free and data.retain_from == "neighbours"
+            near = neighbours(self.pipe, found, words) if is_near else []
+            number = RETAIN_PER_TRAJECTORY * count
+            retain = retain_prompts(found, data.retain, number, words, rng, near)
+            if is_free and data.retain_from == "mined":
+                drawn = retain_prompts(found, None, CANDIDATES, words, rng)
+                candidates = list(dict.fromkeys(drawn))
         recorder = Recorder(self.pipe, self.pipeline_kwargs, self.config.seed)
         is_bf16 = getattr(self.model, "dtype", None) == torch.bfloat16
         dtype = torch.bfloat16 if is_bf16 else torch.float16
-        return record(recorder, pairs, retain, dtype, self.progress)
-
-    def _recipe(
-        self,
-        concept: Concept,
-        loss: DivergenceLoss,
-        config: TrainConfig,
-        history: list[StepRecord],
-    ) -> dict[str, Any]:
-        from . import __version__
-
-        return {
-            "concept": _plain(asdict(concept)),
-            "f": loss.divergence.name,
-            "config": _plain(asdict(config)),
-            "performance": _plain(asdict(self.performance)),
-            "pipeline_kwargs": _plain(self.pipeline_kwargs),
-            "sigma": float(loss.sigma),
-            "steps_done": len(history),
-            "divergence": {"first": history[0].divergence, "last": history[-1].divergence},
-            "base_model": str(getattr(self.pipe, "name_or_path", None) or "") or None,
-            "pipeline": type(self.pipe).__name__,
-            "versions": {
-                "diffusers_fdu": __version__,
-                "torch": torch.__version__,
-                "diffusers": diffusers.__version__,
-                "peft": peft.__version__,
-            },
-        }
+        return record(recorder, pairs, retain, dtype, self.progress, data.states, candidates)
 
     def save(self, directory: str | Path) -> Path:
         """Write the adapter and its recipe.
@@ -248,40 +309,48 @@ class FDUnlearner:
             raise RuntimeError("nothing to save: call unlearn first")
         if self.adapter_name not in getattr(self.model, "peft_config", {}):
             raise RuntimeError(f"adapter {self.adapter_name!r} is no longer on the pipe")
-        recipe = json.dumps(self.recipe, indent=2) + "\n"
-        folder = writable_folder(directory)
+        folder = recipe.writable_folder(directory)
         adapters.save_adapter(self.pipe, self.component, self.adapter_name, folder)
-        temporary = folder / "recipe.json.tmp"
-        temporary.write_text(recipe)
-        temporary.replace(folder / "recipe.json")
+        recipe.write(self.recipe, folder)
         return folder
 
 
-def writable_folder(directory: str | Path) -> Path:
-    """The folder, made if missing.
+def _checked_f(f: Any) -> str | Conjugate:
+    if isinstance(f, str | Conjugate):
+        return f
+    raise TypeError(
+        "the variational estimator needs the name of a divergence or a Conjugate, "
+        f"got {type(f).__name__}"
+    )
+
+
+def retrain(pipe: Any, facts: Mapping[str, Any], progress: bool = True) -> FDUnlearner:
+    """Train an adapter again from its recipe; on the same machine it is the same.
+
+    Args:
+        pipe: as the adapter was trained on.
+        facts: what `recipe.json` holds.
+        progress: show progress bars.
+
+    Returns:
+        The unlearner, the adapter loaded and active on the pipe.
 
     Raises:
-        ValueError: if it cannot be made or written.
+        ValueError: if the recipe names a function that a file cannot hold, such as a generator.
     """
-    folder = Path(directory)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".fdu-write-test"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from error
-    return folder
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON types; what has none is written as text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        return int(value)
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return float(value)
-    return value if isinstance(value, str | bool | None) else repr(value)
+    options = {**facts["config"], **facts["performance"]}
+    if isinstance(options["estimator"], dict):
+        options["estimator"] = Variational(**options["estimator"])
+    named = [facts["f"], options["timestep_sampling"], options["timestep_weights"]]
+    for value in named:
+        if value.startswith(("generator:", "<")):
+            raise ValueError(f"the recipe names {value!r}, which is not in it: train by hand")
+    found = []
+    for fields in facts["concepts"]:
+        anchor = fields["anchor"]
+        if isinstance(anchor, Mapping):
+            anchor = NegativeGuidance(**anchor["NegativeGuidance"])
+        found.append(Concept(**{**fields, "anchor": anchor}))
+    worker = FDUnlearner(pipe, facts["pipeline_kwargs"], progress, **options)
+    worker.unlearn(found, f=facts["f"], adapter_name=facts["adapter_name"])
+    return worker

@@ -90,7 +90,7 @@ def test_metadata_has_what_older_loaders_read(pipe) -> None:
 
 
 def test_default_names_are_free_and_plain(pipe) -> None:
-    assert default_adapter_name("Van Gogh, 1889", pipe.unet) == "forget-van-gogh-1889"
-    assert default_adapter_name("\u72ac", pipe.unet) == "forget-concept"
+    assert default_adapter_name(["Van Gogh, 1889"], pipe.unet) == "forget-van-gogh-1889"
+    assert default_adapter_name(["\u72ac"], pipe.unet) == "forget-concept"
     attach(pipe.unet, "forget-dog", lora_config(pipe.unet, 2, None, None), seed=0)
-    assert default_adapter_name("dog", pipe.unet) == "forget-dog-2"
+    assert default_adapter_name(["dog"], pipe.unet) == "forget-dog-2"

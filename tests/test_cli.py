@@ -19,7 +19,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 UNLEARN = ("unlearn", "--model", "emoji", "--target", "dog", "--anchor", "cat")
 
 
-@pytest.mark.parametrize("command", [(), ("unlearn",), ("demo",)])
+@pytest.mark.parametrize("command", [(), ("unlearn",), ("demo",), ("compare",)])
 def test_help_has_examples(command) -> None:
     result = run(*command, "--help")
     assert result.returncode == 0
@@ -34,6 +34,14 @@ def test_help_has_examples(command) -> None:
         (("--f", "helinger"), "unknown divergence 'helinger': choose kl"),
         (("--kind", "person"), "unknown kind 'person': choose object, style"),
         (("--target", "cat"), "target and anchor are both 'cat'"),
+        (("--anchor", "fox", "--anchor", "cow"), "1 targets and 3 anchors"),
+        (("--negative-guidance", "1"), "pass --anchor or --negative-guidance, not both"),
+        (("--target", "cow", "--alias", "bull"), "--alias is for a single --target"),
+        (("--prompts", "no/such/file"), "cannot read prompts from 'no/such/file'"),
+        (("--estimator", "gan"), "unknown estimator 'gan'"),
+        (("--set", "surgery"), "--set 'surgery': write name=value"),
+        (("--set", "surgery=yes"), "surgery must be True or False, got 'yes'"),
+        (("--set", "retian=1"), "unknown option 'retian'"),
         (("--dtype", "int8"), "unknown dtype 'int8'"),
         (("--model", "no/such/folder"), "cannot load 'no/such/folder'"),
         (("--steps", "0"), "steps must be an integer of at least 1"),
@@ -66,3 +74,33 @@ def test_unlearn_writes_a_lora(tmp_path) -> None:
     assert "2 steps, divergence" in result.stdout
     assert (folder / "pytorch_lora_weights.safetensors").stat().st_size > 1000
     assert json.loads((folder / "recipe.json").read_text())["f"] == "kl"
+
+
+def test_unlearn_with_options_of_the_library(tmp_path) -> None:
+    folder = tmp_path / "lora"
+    result = run(
+        *("unlearn", "--model", "emoji", "--target", "dog", "--target", "banana"),
+        *("--negative-guidance", "0.5", "--set", "surgery=true", "--set", "trajectories=2"),
+        *("--f", "auto", "--prefer", "erase", "--steps", "2", "--output-dir", str(folder)),
+    )
+    assert result.returncode == 0, result.stderr
+    recipe = json.loads((folder / "recipe.json").read_text())
+    assert recipe["f"] == "chi2" and recipe["config"]["surgery"] is True
+    assert [c["target"] for c in recipe["concepts"]] == ["dog", "banana"]
+    assert recipe["concepts"][0]["anchor"] == {"NegativeGuidance": {"scale": 0.5}}
+
+
+def test_compare_writes_a_table_and_goes_on(tmp_path) -> None:
+    arguments = (
+        *("compare", "--model", "emoji", "--target", "a red thing", "--anchor", "a blue thing"),
+        *("--kind", "prompt", "--f", "kl", "--f", "tv", "--seeds", "1", "--strength", "1"),
+        *("--set", "trajectories=2", "--set", "steps=2", "--output-dir", str(tmp_path)),
+    )
+    result = run(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "balance: f=" in result.stdout
+    assert (tmp_path / "comparison.md").read_text() in result.stdout
+    assert (tmp_path / "tradeoff.png").stat().st_size > 5000
+    assert len(list((tmp_path / "cache").glob("*.json"))) == 3
+    again = run(*arguments)
+    assert again.stdout == result.stdout and "record" not in again.stderr

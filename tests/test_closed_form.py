@@ -1,25 +1,33 @@
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
 from conftest import latents
-from tiny import add_other_adapter, state, unlearner
+from tiny import RUNS, add_other_adapter, state, unlearner
 
 from diffusers_fdu import FDUnlearner, adapters
 from diffusers_fdu.alignment import align
 from diffusers_fdu.closed_form import KEEP, RIDGE, closed_form_start
-from diffusers_fdu.concepts import Concept
+from diffusers_fdu.concepts import Concept, NegativeGuidance
 from diffusers_fdu.emoji import STYLES, cells, judge_cells, load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.recorder import Recorder
+from diffusers_fdu.retain import retain_prompts
+from diffusers_fdu.trajectories import record
+from diffusers_fdu.words import vocabulary
 
 WIDTH = 16  # of the tiny pipe's text
 
 
 def started(pipe, rank, target_modules=None):
     """A buffer of the tiny pipe, and the closed form on a new adapter."""
-    worker = unlearner(pipe, rank=rank, target_modules=target_modules)
     with torch.no_grad():
-        buffer = worker._record(Concept("dog", "cat"))
+        words, rng = vocabulary(pipe), random.Random(0)
+        pairs = Concept("dog", "cat").prompt_pairs(4, words, rng)
+        retain = retain_prompts([Concept("dog", "cat")], None, 12, words, rng)
+        buffer = record(Recorder(pipe, RUNS), pairs, retain, progress=False)
     config = adapters.lora_config(pipe.unet, rank, 2 * rank, target_modules)
     adapters.attach(pipe.unet, "new", config, 0)
     return buffer, closed_form_start(pipe.unet, "new", buffer, size=3)
@@ -35,10 +43,10 @@ def tokens(pipe, buffer):
 
     names = list(buffer._text_ids)
     pairs, kept = set(), set()
-    own = {row[2]: row[1] for row in buffer._rows["retain"]}
-    for _, text, prediction in buffer._rows["unlearn"]:
-        pairs.add((text, own[prediction]))
-    kept = {row[1] for row in buffer._rows["retain"]}
+    own = {entry.prediction: entry.text for entry in buffer.entries("retain")}
+    for entry in buffer.entries("unlearn"):
+        pairs.add((entry.text, own[entry.prediction]))
+    kept = {entry.text for entry in buffer.entries("retain")}
     c = torch.cat([encoded(names[t]) for t, _ in sorted(pairs)])
     a = align(c, torch.cat([encoded(names[a]) for _, a in sorted(pairs)]))
     k = torch.cat([encoded(names[t]) for t in sorted(kept)])
@@ -133,6 +141,12 @@ def test_a_single_step_of_recording_leaves_the_start_to_training(pipe) -> None:
     )
     worker.unlearn("dog", "cat")
     assert worker.recipe["config"]["init"] in ("lora", "closed_form")
+
+
+def test_negative_guidance_has_no_text_to_go_to(pipe) -> None:
+    worker = unlearner(pipe)
+    worker.unlearn("dog", NegativeGuidance())
+    assert worker.recipe["config"]["init"] == "lora"
 
 
 def test_half_precision_comes_near(pipe) -> None:

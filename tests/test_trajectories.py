@@ -12,11 +12,13 @@ from diffusers import (
     PNDMScheduler,
 )
 
+from diffusers_fdu.concepts import Pair
 from diffusers_fdu.recorder import Recorder, denoiser_name
-from diffusers_fdu.replay import flatten, unflatten
+from diffusers_fdu.renoise import COPIES
+from diffusers_fdu.replay import Entry, flatten, unflatten
 from diffusers_fdu.trajectories import OTHER_EVERY, record
 
-PAIRS = [("a dog", "a cat"), ("red dog", "red cat"), ("dog", "cat")]
+PAIRS = [Pair("a dog", "a cat"), Pair("red dog", "red cat"), Pair("dog", "cat")]
 RETAIN = ["a tree", "house"]
 
 
@@ -57,18 +59,13 @@ def test_rows_to_unlearn_ask_for_the_target_and_expect_the_anchor(pipe) -> None:
     buffer = recorded(pipe, guidance_scale=5.0)
     _, target, kwargs = replay(pipe, buffer, "unlearn")
 
-    def encode(prompt):
-        ids = pipe.tokenizer(prompt, padding="max_length", max_length=48, return_tensors="pt")
-        with torch.no_grad():
-            return pipe.text_encoder(ids.input_ids)[0]
-
     for i in range(buffer.count("unlearn")):
-        asked, expected = PAIRS[i % len(PAIRS)]
+        asked, expected = PAIRS[i % len(PAIRS)][:2]
         text = kwargs["encoder_hidden_states"][i : i + 1]
-        torch.testing.assert_close(text, encode(asked), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(text, encode(pipe, asked), rtol=1e-5, atol=1e-6)
         with torch.no_grad():
             answer = pipe.unet(
-                kwargs["sample"][i : i + 1], kwargs["timestep"][i], encode(expected)
+                kwargs["sample"][i : i + 1], kwargs["timestep"][i], encode(pipe, expected)
             )[0]
         torch.testing.assert_close(answer, target[i : i + 1], rtol=1e-4, atol=1e-5)
 
@@ -136,7 +133,7 @@ def test_a_pipeline_that_hides_its_conditioning_is_refused(pipe, monkeypatch) ->
 
 def test_an_empty_anchor_works_under_guidance(pipe) -> None:
     recorder = Recorder(pipe, {"num_inference_steps": 2, "guidance_scale": 4.0})
-    buffer = record(recorder, [("a dog", "")], [], progress=False)
+    buffer = record(recorder, [Pair("a dog", "")], [], progress=False)
     assert buffer.count("unlearn") > 0
 
 
@@ -148,7 +145,7 @@ def test_timesteps_cover_the_range(pipe, kind, spacing, steps) -> None:
     extra = {"skip_prk_steps": True} if kind is PNDMScheduler else {}
     pipe.scheduler = kind.from_config(pipe.scheduler.config, timestep_spacing=spacing, **extra)
     recorder = Recorder(pipe, {} if steps is None else {"num_inference_steps": steps})
-    buffer = record(recorder, [("a dog", "a cat")] * 96, [], progress=False)
+    buffer = record(recorder, [Pair("a dog", "a cat")] * 96, [], progress=False)
     seen = buffer.timesteps.unique()
     assert len(seen) > 45
     assert seen.diff().max() <= 70 and seen.min() <= 50 and seen.max() >= 940
@@ -226,9 +223,9 @@ def test_bad_pipes_and_prompts(pipe) -> None:
         denoiser_name(object())
     recorder = Recorder(pipe, {"num_inference_steps": 2})
     with pytest.raises(ValueError, match="the tokenizer takes 48"):
-        record(recorder, [("a " * 60 + "dog", "a cat")], [], progress=False)
+        record(recorder, [Pair("a " * 60 + "dog", "a cat")], [], progress=False)
     with pytest.raises(ValueError, match="same conditioning"):
-        record(recorder, [("a dog", "A  DOG")], [], progress=False)
+        record(recorder, [Pair("a dog", "A  DOG")], [], progress=False)
     with pytest.raises(ValueError, match="no prompts"):
         record(recorder, [], [], progress=False)
 
@@ -237,3 +234,88 @@ def test_flatten_and_back() -> None:
     nested = {"a": 1, "b": {"c": 2, "d": {"e": 3}}}
     assert flatten(nested) == {"a": 1, "b.c": 2, "b.d.e": 3}
     assert unflatten(flatten(nested)) == nested
+
+
+def encode(pipe, prompt):
+    ids = pipe.tokenizer(prompt, padding="max_length", max_length=48, return_tensors="pt")
+    with torch.no_grad():
+        return pipe.text_encoder(ids.input_ids)[0]
+
+
+@pytest.mark.parametrize("states", ["trajectory", "renoise"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_negative_guidance_is_the_equation(pipe, guidance_scale, states) -> None:
+    """eps(empty) - scale (eps(target) - eps(empty)), by hand from the text encoder."""
+    kwargs = {"num_inference_steps": 3, "guidance_scale": guidance_scale}
+    pairs = [Pair("a dog", "", 0, 2.5), Pair("red dog", "", 0, 2.5), Pair("tree", "a cat", 1)]
+    buffer = record(
+        Recorder(pipe, kwargs), pairs, ["a house"], torch.float32, progress=False, states=states
+    )
+    guided = [r for r in rows(buffer, "unlearn") if buffer.entry(r).concept == 0]
+    assert len(guided) > 2
+    call, target = buffer.batch(guided, torch.device("cpu"), torch.float32)
+    dogs = [encode(pipe, prompt)[0] for prompt in ("a dog", "red dog")]
+    for i in range(len(guided)):
+        text = call["encoder_hidden_states"][i]
+        assert any(torch.allclose(text, dog, atol=1e-5) for dog in dogs)
+        with torch.no_grad():
+            x, t = call["sample"][i : i + 1], call["timestep"][i]
+            own, empty = (pipe.unet(x, t, c)[0] for c in (text[None], encode(pipe, "")))
+        expected = empty - 2.5 * (own - empty)
+        torch.testing.assert_close(target[i : i + 1], expected, rtol=1e-3, atol=1e-4)
+    # The target itself is not retained, the other anchor is.
+    kept = buffer.batch(rows(buffer, "retain"), torch.device("cpu"), torch.float32)[0]
+    kept = kept["encoder_hidden_states"]
+    assert not any(torch.allclose(k, dog, atol=1e-4) for k in kept for dog in dogs)
+    assert any(torch.allclose(k, encode(pipe, "a cat")[0], atol=1e-4) for k in kept)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_states_noised_anew(pipe, guidance_scale) -> None:
+    """x_t = signal x_0 + noise eps of the picture that the pipe itself draws."""
+    kwargs = {"num_inference_steps": 4, "guidance_scale": guidance_scale}
+    buffer = record(
+        Recorder(pipe, kwargs, seed=5), PAIRS, RETAIN, torch.float32, False, states="renoise"
+    )
+    assert buffer.count("unlearn") == COPIES * len(PAIRS)
+    others = 0 if guidance_scale == 1 else -(-COPIES * len(PAIRS + RETAIN) // OTHER_EVERY)
+    assert buffer.count("retain") == COPIES * len(PAIRS + RETAIN) + others
+    answer, target, call = replay(pipe, buffer, "retain")
+    torch.testing.assert_close(answer, target, rtol=0, atol=2e-6)
+    generators = [torch.Generator().manual_seed(5 + i) for i in range(len(PAIRS))]
+    prompts = [pair.anchor for pair in PAIRS]
+    drawn = pipe(prompts, output_type="latent", generator=generators, **kwargs).images
+    call, target = buffer.batch(rows(buffer, "unlearn"), torch.device("cpu"), torch.float32)
+    noise = []
+    for i, row in enumerate(rows(buffer, "unlearn")):
+        alpha = pipe.scheduler.alphas_cumprod[int(call["timestep"][i])]
+        eps = (call["sample"][i] - alpha.sqrt() * drawn[i % len(PAIRS)]) / (1 - alpha).sqrt()
+        if alpha < 0.9:  # little noise is drowned by the latents' rounding
+            noise.append(eps)
+        text = call["encoder_hidden_states"][i : i + 1]
+        pair = PAIRS[i % len(PAIRS)]
+        torch.testing.assert_close(text, encode(pipe, pair.target), rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            x, t = call["sample"][i : i + 1], call["timestep"][i]
+            expected = pipe.unet(x, t, encode(pipe, pair.anchor))[0]
+        torch.testing.assert_close(target[i : i + 1], expected, rtol=1e-3, atol=1e-5)
+        assert buffer.entry(row).concept == 0
+    values = torch.cat([eps.flatten() for eps in noise])
+    assert len(values) > 2000
+    assert abs(values.mean()) < 0.06 and abs(values.std() - 1) < 0.05
+    times = call["timestep"]
+    assert times.min() < 250 and times.max() > 750
+
+
+def test_candidates_have_a_text_and_no_row(pipe) -> None:
+    def run(candidates):
+        kwargs = {"num_inference_steps": 2}
+        return record(Recorder(pipe, kwargs), PAIRS, [], progress=False, candidates=candidates)
+
+    without, buffer = run([]), run(["blue tree", "red house"])
+    assert without.candidates == []
+    assert buffer.count("retain") == without.count("retain")
+    entries = [Entry(0, text, -1) for text in buffer.candidates]
+    texts = buffer.call(entries, torch.device("cpu"), torch.float32)["encoder_hidden_states"]
+    for text, prompt in zip(texts, ["blue tree", "red house"], strict=True):
+        torch.testing.assert_close(text[None], encode(pipe, prompt), rtol=1e-4, atol=1e-5)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tiny import FAST, RUNS, add_other_adapter, state, unlearner
 
 from diffusers_fdu import Concept, FDUnlearner
+from diffusers_fdu.unlearner import retrain
 
 
 @pytest.mark.parametrize("f", ["kl", "hellinger", "chi2", "js", "tv", "alpha=0.3"])
@@ -142,12 +143,10 @@ def test_rank_and_alpha_survive(pipe, tmp_path) -> None:
 
 def test_the_recipe_trains_the_same_adapter_again(pipe, tmp_path) -> None:
     worker = unlearner(pipe)
-    worker.unlearn(Concept("dog", "cat", templates=["a {}", "a red {}"]), f="js")
+    worker.unlearn(Concept("dog", "cat", prompts=["a {}", "a red {}"]), f="js")
     folder = worker.save(tmp_path / "a")
     recipe = json.loads((folder / "recipe.json").read_text())
-    config = {**recipe["config"], "sigma": recipe["sigma"]}
-    again = FDUnlearner(build_tiny_pipe(), recipe["pipeline_kwargs"], progress=False, **config)
-    again.unlearn(Concept(**recipe["concept"]), f=recipe["f"])
+    again = retrain(build_tiny_pipe(), recipe, progress=False)
     again.save(tmp_path / "b")
     name = "pytorch_lora_weights.safetensors"
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

@@ -4,7 +4,7 @@ It plays the part that UnlearnCanvas plays for large models: concepts x styles, 
 unlearn a concept or a style and measure what happened to everything else, without a download.
 """
 
-from .canvas import Scores, Verdict, accuracy, cells, draw, judge_cells, scores
+from .canvas import Scores, Verdict, accuracy, cells, draw, judge_cells, scores, tradeoff
 from .judge import EmojiJudge
 from .loading import WEIGHTS, load_emoji_judge, load_emoji_pipeline
 from .vocabulary import BACKGROUNDS, CONCEPTS, STYLES, SYNONYMS, caption
@@ -26,4 +26,5 @@ __all__ = [
     "load_emoji_judge",
     "load_emoji_pipeline",
     "scores",
+    "tradeoff",
 ]

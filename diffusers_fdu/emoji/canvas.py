@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from PIL.Image import Image
 from tqdm.auto import tqdm
 
 from .judge import EmojiJudge
+from .loading import load_emoji_judge
 from .vocabulary import CONCEPTS, STYLES, caption
 
 Cell = tuple[str, str]
@@ -139,3 +140,35 @@ def scores(verdicts: Sequence[Verdict], target: str) -> Scores:
         cra=sum(v.seen[cross] == v.asked[cross] for v in kept) / len(kept),
         images=len(verdicts),
     )
+
+
+def tradeoff(
+    target: str, own_seeds: int = 8, other_seeds: int = 1, **kwargs: Any
+) -> Callable[[Any], tuple[float, float]]:
+    """A measure of a pipe for `compare`: UA, and the mean of IRA and CRA.
+
+    Args:
+        target: one of `CONCEPTS` or `STYLES`.
+        own_seeds: pictures of each of the target's cells; a quarter of it for a style.
+        other_seeds: pictures of each other cell.
+        **kwargs: passed to `draw`.
+
+    Raises:
+        ValueError: if the target is neither.
+    """
+    if target not in (*CONCEPTS, *STYLES):
+        raise ValueError(f"{target!r} is no concept or style of the embedded model")
+    judge = load_emoji_judge()
+    own = [cell for cell in cells() if target in cell]
+    rest = [cell for cell in cells() if target not in cell]
+    count = own_seeds if target in CONCEPTS else max(1, own_seeds // 4)
+
+    def measure(pipe: Any) -> tuple[float, float]:
+        verdicts = judge_cells(pipe, judge, own, range(100, 100 + count), **kwargs)
+        verdicts += judge_cells(pipe, judge, rest, range(100, 100 + other_seeds), **kwargs)
+        found = scores(verdicts, target)
+        return found.ua, (found.ira + found.cra) / 2
+
+    settings = "".join(f",{k}={v}" for k, v in kwargs.items())
+    measure.__qualname__ = f"emoji:{target},{count},{other_seeds}{settings}"
+    return measure

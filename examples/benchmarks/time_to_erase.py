@@ -24,7 +24,6 @@ import torch
 import typer
 
 from diffusers_fdu import Concept, FDUnlearner, StepRecord
-from diffusers_fdu.concepts import vocabulary
 from diffusers_fdu.emoji import (
     accuracy,
     cells,
@@ -33,6 +32,7 @@ from diffusers_fdu.emoji import (
     load_emoji_pipeline,
 )
 from diffusers_fdu.emoji.canvas import Cell
+from diffusers_fdu.words import vocabulary
 
 from .usual_loop import UsualConfig, UsualLoop
 
@@ -144,7 +144,8 @@ def usual(name: str, config: UsualConfig, ira: float, device: str, tiny: bool) -
     watch = Watch(pipe, ira, tiny)
     loop = UsualLoop(pipe, config)
     words, rng = vocabulary(pipe), random.Random(config.seed)
-    captions = Concept(TARGET, ANCHOR).prompt_pairs(min(CAPTIONS, config.images), words, rng)
+    pairs = Concept(TARGET, ANCHOR).prompt_pairs(min(CAPTIONS, config.images), words, rng)
+    captions = [(pair.target, pair.anchor) for pair in pairs]
     captions = [captions[i % len(captions)] for i in range(config.images)]
     loop.start(loop.draw([anchor for _, anchor in captions]), captions)
     prepared = watch.seconds()

@@ -28,7 +28,9 @@ import typer
 from diffusers import DDIMScheduler
 
 from diffusers_fdu import DivergenceLoss, Performance, TrainConfig, adapters
+from diffusers_fdu.objective import Objective
 from diffusers_fdu.replay import ReplayBuffer
+from diffusers_fdu.sampling import Sampler
 from diffusers_fdu.train import train
 
 from . import denoisers
@@ -73,15 +75,14 @@ def _ours(
     )
     lora = adapters.lora_config(model, config.rank, None, size.modules)
     parameters = adapters.attach(model, "benchmark", lora, 0)
-    buffer = _buffer(size, dtype)
-    loss, distance = DivergenceLoss("kl", 1.0), torch.ones(4, device=device)
+    sampler = Sampler(model, _buffer(size, dtype), batch, 0)
+    objective = Objective(DivergenceLoss("kl", 1.0), [torch.ones(4, device=device)], 1.0)
     marks = [time.perf_counter()]
     train(
         model,
         parameters,
-        buffer,
-        loss,
-        distance,
+        sampler,
+        objective,
         config,
         lambda record: marks.append(time.perf_counter()),
         progress=False,

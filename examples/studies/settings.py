@@ -1,13 +1,13 @@
 """Study of the default settings: steps until a concept is gone, and what is left of the rest.
 
-    python examples/study_settings.py --output runs/study.json
+    python -m examples.studies.settings --output runs/study.json
 
 trains the embedded model once for every line of `VARIANTS`, with kl. After some steps the
 target's pictures are judged; "steps to erase" is the first look at which enough are gone. In the
 end everything is judged. Pictures are drawn in 15 steps, one seed a cell, and 8 for the target
 dog: a share of 0.9 has a standard error of 0.03 here. Anything else is measured with
 
-    python examples/study_settings.py --target blob --set rank=32 --set steps=200
+    python -m examples.studies.settings --target blob --set rank=32 --set steps=200
 """
 
 from __future__ import annotations

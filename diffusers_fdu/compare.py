@@ -1,0 +1,341 @@
+"""Which divergence: train several, sweep their strength, and see what each trades for what.
+
+An adapter's strength (its weight on the pipe) is a dial from the original model to the full
+erasure and beyond, so one training gives a whole curve of erasure against preservation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm.auto import tqdm
+
+from . import adapters
+from .answers import ask
+from .choice import Preference, choose
+from .concepts import Anchor, Concept, Target, concepts
+from .config import settings
+from .divergences import divergence
+from .intervals import Estimate, estimate
+from .recipe import as_json, writable_folder
+from .replay import ReplayBuffer
+from .unlearner import FDUnlearner
+
+FS = ("kl", "hellinger", "chi2", "js", "tv")
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+ENOUGH = 0.9
+"""Share of the largest erasure that `prefer="preserve"` asks for."""
+HELD_OUT = 100_003  # added to the seed: prompts and noise that no training saw
+
+Measure = Callable[[Any], tuple[float, float]]
+"""From a pipe to (erased, kept), both 0 to 1: how far the target is gone, the rest still there."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One trained adapter at one strength.
+
+    Args:
+        f: name of the divergence.
+        seed: of the training.
+        strength: weight of the adapter on the pipe.
+        erased: how far the target is gone, 0 to 1.
+        kept: how far the rest is still there, 0 to 1.
+        steps: of the training.
+        seconds: of the training, without recording.
+    """
+
+    f: str
+    seed: int
+    strength: float
+    erased: float
+    kept: float
+    steps: int
+    seconds: float
+
+
+class Average(NamedTuple):
+    """All seeds of one f at one strength."""
+
+    f: str
+    strength: float
+    erased: Estimate
+    kept: Estimate
+
+    @property
+    def harmonic(self) -> float:
+        """Harmonic mean of the two."""
+        a, b = self.erased.mean, self.kept.mean
+        return 2 * a * b / (a + b) if a + b > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` measured.
+
+    Args:
+        target: what was unlearned, for titles.
+        points: every adapter at every strength.
+        before: (erased, kept) of the pipe as it was.
+    """
+
+    target: str
+    points: tuple[Point, ...]
+    before: tuple[float, float]
+
+    def averages(self) -> list[Average]:
+        """Means over seeds, with 95 % confidence intervals, by f and strength."""
+        groups: dict[tuple[str, float], list[Point]] = {}
+        for point in self.points:
+            groups.setdefault((point.f, point.strength), []).append(point)
+        return [
+            Average(f, strength, estimate([p.erased for p in g]), estimate([p.kept for p in g]))
+            for (f, strength), g in groups.items()
+        ]
+
+    def front(self) -> list[Average]:
+        """The Pareto front: those that no other beats in one mean without losing in the other."""
+        found = self.averages()
+
+        def beats(a: Average, b: Average) -> bool:
+            ahead = a.erased.mean - b.erased.mean, a.kept.mean - b.kept.mean
+            return min(ahead) >= 0 and max(ahead) > 0
+
+        front = [one for one in found if not any(beats(other, one) for other in found)]
+        return sorted(front, key=lambda a: (a.erased.mean, a.f, a.strength))
+
+    def best(self, prefer: Preference = "balance") -> Average:
+        """The point that a preference picks.
+
+        Args:
+            prefer: "erase": the largest erasure, of equals the one that keeps most; "balance":
+                the largest harmonic mean of both; "preserve": what keeps most among those with
+                at least `ENOUGH` of the largest erasure.
+
+        Raises:
+            ValueError: for an unknown preference.
+        """
+        choose(prefer)  # refuses what it does not know
+        found = self.averages()
+        if prefer == "erase":
+            return max(found, key=lambda a: (a.erased.mean, a.kept.mean))
+        if prefer == "balance":
+            return max(found, key=lambda a: a.harmonic)
+        most = max(a.erased.mean for a in found)
+        enough = [a for a in found if a.erased.mean >= ENOUGH * most]
+        return max(enough, key=lambda a: (a.kept.mean, a.erased.mean))
+
+    def table(self) -> str:
+        """The averages in Markdown; the Pareto front is marked."""
+        front = {(a.f, a.strength) for a in self.front()}
+        lines = ["| f | strength | erased | kept | harmonic mean | front |", "|---" * 6 + "|"]
+        lines.append(f"| (before) | 0 | {self.before[0]:.3f} | {self.before[1]:.3f} | | |")
+        for a in self.averages():
+            mark = "*" if (a.f, a.strength) in front else ""
+            cells = (a.f, f"{a.strength:g}", a.erased, a.kept, f"{a.harmonic:.3f}", mark)
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+        return "\n".join(lines)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write `comparison.json` and `comparison.md`; returns the folder."""
+        folder = writable_folder(directory)
+        content = as_json(asdict(self))
+        (folder / "comparison.json").write_text(json.dumps(content, indent=2) + "\n")
+        (folder / "comparison.md").write_text(self.table() + "\n")
+        return folder
+
+
+def load_comparison(directory: str | Path) -> Comparison:
+    """What `Comparison.save` wrote.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    path = Path(directory) / "comparison.json"
+    try:
+        content = json.loads(path.read_text())
+        points = tuple(Point(**point) for point in content["points"])
+        return Comparison(content["target"], points, tuple(content["before"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"no comparison in {str(path)!r}: {error}") from error
+
+
+def compare(
+    pipe: Any,
+    target: Target | Sequence[Target],
+    anchor: Anchor | Sequence[Anchor] = None,
+    *,
+    fs: Sequence[str] = FS,
+    seeds: int | Sequence[int] = 3,
+    strengths: Sequence[float] = STRENGTHS,
+    measure: Measure | None = None,
+    cache: str | Path | None = None,
+    pipeline_kwargs: dict[str, Any] | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Comparison:
+    """Unlearn under each f with each seed, and measure erasure and preservation by strength.
+
+    Args:
+        pipe: a diffusers text-to-image pipeline; it is left as it was.
+        target: see `FDUnlearner.unlearn`.
+        anchor: see there.
+        fs: names of divergences.
+        seeds: how many, or which. Each is recorded once, for all fs.
+        strengths: weights of the adapter at which to measure.
+        measure: from a pipe to (erased, kept); None: `prediction_measure`, which needs no judge.
+            A function with a name, so that the cache knows it.
+        cache: a folder for the results of each training; what is there is not trained again, so
+            an interrupted comparison goes on. None: nothing is kept.
+        pipeline_kwargs: of the recorded runs.
+        progress: show progress bars.
+        **options: fields of `TrainConfig`, `DataConfig` and `Performance` other than seed.
+
+    Raises:
+        ValueError: for a bad argument, before anything is trained.
+        TypeError: for an unknown option.
+    """
+    found = concepts(target, anchor)
+    names = [divergence(f).name for f in fs]
+    numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not names or not numbers or not strengths:
+        raise ValueError("nothing to compare: fs, seeds and strengths need one entry each")
+    if "seed" in options:
+        raise ValueError("pass seeds, not seed")
+    settings(options)
+    store = _Store(cache)
+    title = " + ".join(concept.target for concept in found)
+    points: list[Point] = []
+    bar = tqdm(total=len(names) * len(numbers), desc="compare", disable=not progress, unit="run")
+    before: tuple[float, float] | None = None
+    for seed in numbers:
+        worker = FDUnlearner(pipe, pipeline_kwargs, progress, seed=seed, **options)
+        key = _key(worker, found, strengths, measure)
+        judge, buffer = measure, None
+        before = before or store.get({**key, "f": None})
+        for f in names:
+            rows = store.get({**key, "f": f})
+            if rows is None or before is None:
+                buffer = buffer or worker.record(found)
+                judge = judge or prediction_measure(worker, found)
+            if before is None:
+                before = judge(pipe)  # type: ignore[misc]
+                store.put({**key, "f": None}, before)
+            if rows is None:
+                rows = _run(worker, found, f, buffer, strengths, judge)  # type: ignore[arg-type]
+                store.put({**key, "f": f}, rows)
+            points += [Point(**row) for row in rows]
+            bar.update()
+    bar.close()
+    assert before is not None
+    return Comparison(title, tuple(points), (before[0], before[1]))
+
+
+def _run(
+    worker: FDUnlearner,
+    found: Sequence[Concept],
+    f: str,
+    buffer: ReplayBuffer,
+    strengths: Sequence[float],
+    measure: Measure,
+) -> list[dict[str, Any]]:
+    """Train one adapter, measure it at every strength, and take it off again."""
+    before = adapters.snapshot(worker.model)
+    rows = []
+    try:
+        worker.unlearn(found, f=f, buffer=buffer)
+        for strength in strengths:
+            with adapters.scaled(worker.model, str(worker.adapter_name), strength):
+                erased, kept = measure(worker.pipe)
+            seconds, steps = worker.recipe["seconds"]["train"], len(worker.history)
+            seed = worker.config.seed
+            rows.append(asdict(Point(f, seed, strength, erased, kept, steps, seconds)))
+    finally:
+        adapters.remove(worker.model, str(worker.adapter_name), before)
+    return rows
+
+
+@torch.no_grad()
+def prediction_measure(worker: FDUnlearner, found: Sequence[Concept]) -> Measure:
+    """Erasure and preservation by the model's own predictions, where there is no judge.
+
+        erased = 1 - d(student(target), teacher(anchor)) / d(teacher(target), teacher(anchor))
+        kept   = 1 - d(student(other), teacher(other))   / d(teacher(target), teacher(anchor))
+
+    with d the mean squared distance over states that no training saw, cut to [0, 1].
+
+    Args:
+        worker: of the frozen pipe; its options say what is recorded.
+        found: the concepts.
+    """
+    fresh = FDUnlearner(worker.pipe, worker.pipeline_kwargs, False, **_options(worker))
+    buffer = fresh.record(found)
+    unlearn, retain = buffer.entries("unlearn"), buffer.entries("retain")
+    anchors = buffer.predictions(unlearn)
+    others = buffer.predictions(retain)
+    scale = (ask(worker.model, buffer, unlearn) - anchors).square().mean().item()
+
+    def by_predictions(pipe: Any) -> tuple[float, float]:
+        model = getattr(pipe, worker.component)
+        left = (ask(model, buffer, unlearn) - anchors).square().mean().item() / scale
+        drift = (ask(model, buffer, retain) - others).square().mean().item() / scale
+        return min(max(1 - left, 0.0), 1.0), min(max(1 - drift, 0.0), 1.0)
+
+    return by_predictions
+
+
+def _options(worker: FDUnlearner) -> dict[str, Any]:
+    """Of a smaller recording with another seed."""
+    fields = {**vars(worker.config), **vars(worker.data), **vars(worker.performance)}
+    count = max(8, worker.data.trajectories // 4)
+    return {**fields, "seed": worker.config.seed + HELD_OUT, "trajectories": count}
+
+
+def _key(
+    worker: FDUnlearner,
+    found: Sequence[Concept],
+    strengths: Sequence[float],
+    measure: Measure | None,
+) -> dict[str, Any]:
+    """Everything that a result depends on."""
+    name = "predictions" if measure is None else getattr(measure, "__qualname__", repr(measure))
+    parts = {
+        "concepts": [vars(concept) for concept in found],
+        "options": [vars(worker.config), vars(worker.data), vars(worker.performance)],
+        "pipeline_kwargs": worker.pipeline_kwargs,
+        "pipe": str(getattr(worker.pipe, "name_or_path", "")),
+        "adapters": adapters.strengths(worker.model, adapters.snapshot(worker.model).active),
+        "strengths": list(strengths),
+        "measure": name,
+    }
+    return as_json(parts)
+
+
+class _Store:
+    """Results as JSON files, named by what they depend on."""
+
+    def __init__(self, folder: str | Path | None) -> None:
+        self.folder = None if folder is None else writable_folder(folder)
+
+    def _path(self, key: dict[str, Any]) -> Path | None:
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+        return None if self.folder is None else self.folder / f"{digest}.json"
+
+    def get(self, key: dict[str, Any]) -> Any:
+        path = self._path(key)
+        if path is None or not path.exists():
+            return None
+        return json.loads(path.read_text())["result"]
+
+    def put(self, key: dict[str, Any], result: Any) -> None:
+        path = self._path(key)
+        if path is not None:
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"key": key, "result": result}, indent=2) + "\n")
+            temporary.replace(path)

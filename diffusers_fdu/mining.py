@@ -1,0 +1,54 @@
+"""Find what the adapter changes most, and retain that."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .adapters import scaled
+from .answers import ask
+from .replay import Entry, ReplayBuffer
+
+EVERY = 20  # steps
+ASKED = 64  # candidates at a time
+KEPT = 24  # of them
+
+
+class Miner:
+    """Every few steps asks the model about candidate prompts, with the adapter and without.
+
+    Those whose predictions differ most become the buffer's "mined" rows, in place of the last.
+
+    Args:
+        model: the denoiser, the adapter active.
+        adapter_name: the adapter that is trained.
+        buffer: holds the candidates' texts; rows are added to it.
+        seed: of the choices.
+    """
+
+    def __init__(
+        self, model: nn.Module, adapter_name: str, buffer: ReplayBuffer, seed: int
+    ) -> None:
+        self.model, self.adapter_name, self.buffer = model, adapter_name, buffer
+        self.generator = torch.Generator().manual_seed(seed)
+        self._states = sorted({entry.state for entry in buffer.entries("retain")})
+
+    def __call__(self, step: int) -> None:
+        """Refresh the mined rows if it is time."""
+        if step % EVERY:
+            return
+        entries = [
+            Entry(self._any(self._states), self._any(self.buffer.candidates), -1)
+            for _ in range(ASKED)
+        ]
+        with scaled(self.model, self.adapter_name, 0.0):
+            teacher = ask(self.model, self.buffer, entries)
+        student = ask(self.model, self.buffer, entries)
+        change = (student - teacher).flatten(1).square().mean(1)
+        self.buffer.clear("mined")
+        for i in change.topk(min(KEPT, len(entries))).indices.tolist():
+            answer = self.buffer.add_prediction(teacher[i])
+            self.buffer.add_row("mined", entries[i].state, entries[i].text, answer)
+
+    def _any(self, items: list[int]) -> int:
+        return items[int(torch.randint(len(items), (), generator=self.generator))]

@@ -1,0 +1,157 @@
+"""Which rows of the replay buffer a step sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .performance import float_parameter
+from .replay import ReplayBuffer, Role, Row
+from .timesteps import Weighting, timestep_weights
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A denoiser call and what it is to answer; rows to unlearn come first.
+
+    Args:
+        inputs: the call's keyword arguments, (B, ...).
+        target: the predictions to reach, (B, ...), float32.
+        size: how many rows are to unlearn.
+        concept: index of the concept of each row to unlearn, (size,).
+        timestep: of each row, (B,), float32, on a scale that ends at 1000.
+        weights: of each row to unlearn, (size,); None: all 1.
+        held: the rows to retain, where they are asked apart.
+    """
+
+    inputs: dict[str, Any]
+    target: Tensor
+    size: int
+    concept: Tensor
+    timestep: Tensor
+    weights: Tensor | None = None
+    held: Batch | None = None
+
+
+class Sampler:
+    """Draws batches: as many rows to unlearn as to retain, all concepts equally often.
+
+    Args:
+        model: the denoiser, which says the device and the dtype.
+        buffer: what was recorded.
+        size: rows of each role.
+        seed: of the choices.
+        retains: whether rows to retain are drawn at all.
+        apart: put them into a call of their own.
+        sampling: how often a row is drawn, by its timestep.
+        weights: what a row to unlearn counts, by its timestep.
+        scheduler: see `timestep_weights`.
+
+    Raises:
+        ValueError: see `timestep_weights`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        buffer: ReplayBuffer,
+        size: int,
+        seed: int,
+        retains: bool = True,
+        apart: bool = False,
+        sampling: Weighting = "uniform",
+        weights: Weighting = "uniform",
+        scheduler: Any = None,
+    ) -> None:
+        self.model, self.buffer, self.size = model, buffer, size
+        self.retains, self.apart = retains, apart and retains
+        self.generator = torch.Generator().manual_seed(seed)
+        entries = buffer.entries("unlearn")
+        self.concepts = 1 + max(entry.concept for entry in entries)
+        self._own = [
+            torch.tensor([i for i, entry in enumerate(entries) if entry.concept == k])
+            for k in range(self.concepts)
+        ]
+        timesteps = buffer.timesteps.double()
+        is_unit = bool((timesteps <= 1).all())  # as flow matching has them
+        self._timesteps = (timesteps * 1000 if is_unit else timesteps).float()
+        self._weights: Tensor | None = None
+        if weights != "uniform":
+            at = timesteps[[entry.state for entry in entries]]
+            self._weights = timestep_weights(weights, scheduler, at)
+        self._chances: dict[Role, Tensor] = {}
+        if sampling != "uniform":
+            for role in ("unlearn", "retain"):
+                at = timesteps[[entry.state for entry in buffer.entries(role)]]
+                self._chances[role] = timestep_weights(sampling, scheduler, at)
+        self._turn = 0
+
+    def __call__(self) -> Batch:
+        """A random batch."""
+        rows = self._unlearn(self.size)
+        retain = self._retain(self.size) if self.retains else []
+        if self.apart:
+            return replace(self.batch(rows, []), held=self.batch([], retain))
+        return self.batch(rows, retain)
+
+    def unlearn_only(self) -> Batch:
+        """A random batch without rows to retain."""
+        return self.batch(self._unlearn(self.size), [])
+
+    def spread(self, concept: int, count: int) -> list[Row]:
+        """Rows of one concept, at most `count`, spread evenly over what was recorded of it."""
+        own = self._own[concept]
+        places = torch.linspace(0, len(own) - 1, min(count, len(own))).round().long()
+        return [("unlearn", i) for i in own[places].tolist()]
+
+    def batch(self, unlearn: Sequence[Row], retain: Sequence[Row]) -> Batch:
+        """These rows as a batch."""
+        parameter = float_parameter(self.model)
+        rows = [*unlearn, *retain]
+        inputs, target = self.buffer.batch(rows, parameter.device, parameter.dtype)
+        entries = [self.buffer.entry(row) for row in rows]
+        timesteps = self._timesteps[[entry.state for entry in entries]]
+        concept = torch.tensor([e.concept for e in entries[: len(unlearn)]], dtype=torch.long)
+        batch = Batch(
+            inputs,
+            target,
+            len(unlearn),
+            concept.to(target.device),
+            timesteps.to(target.device),
+        )
+        if self._weights is None or not unlearn:
+            return batch
+        weights = self._weights[[i for _, i in unlearn]]
+        return replace(batch, weights=weights.to(target.device))
+
+    def _unlearn(self, size: int) -> list[Row]:
+        if self.concepts == 1:
+            return [("unlearn", i) for i in self._picked("unlearn", size, None).tolist()]
+        rows: list[Row] = []
+        for _ in range(size):
+            own = self._own[self._turn % self.concepts]
+            self._turn += 1
+            rows += [("unlearn", int(i)) for i in self._picked("unlearn", 1, own)]
+        return rows
+
+    def _retain(self, size: int) -> list[Row]:
+        mined = size // 2 if self.buffer.count("mined") else 0
+        rows: list[Row] = [("retain", int(i)) for i in self._picked("retain", size - mined, None)]
+        if mined:
+            places = torch.randint(self.buffer.count("mined"), (mined,), generator=self.generator)
+            rows += [("mined", i) for i in places.tolist()]
+        return rows
+
+    def _picked(self, role: Role, size: int, among: Tensor | None) -> Tensor:
+        chances = self._chances.get(role)
+        if chances is None:
+            count = self.buffer.count(role) if among is None else len(among)
+            places = torch.randint(count, (size,), generator=self.generator)
+        else:
+            own = chances if among is None else chances[among]
+            places = torch.multinomial(own, size, replacement=True, generator=self.generator)
+        return places if among is None else among[places]

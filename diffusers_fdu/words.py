@@ -1,0 +1,67 @@
+"""Words: a tokenizer's vocabulary, and templates that are filled with them."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_SLOT = re.compile(r"(\b[Aa] )?\{\}")
+_WORD_SLOT = re.compile(r"(\b[Aa] )?\{word\}")
+
+
+def fill(template: str, subject: str) -> str:
+    """Put a subject into every `{}`, with "an" for "a" where it begins with a vowel."""
+    return _SLOT.sub(lambda match: _with_article(match, subject), template)
+
+
+def fill_words(template: str, words: Sequence[str], rng: random.Random) -> str:
+    """Put a random word into every `{word}`."""
+    return _WORD_SLOT.sub(lambda match: _with_article(match, rng.choice(words)), template)
+
+
+def slots(template: str) -> set[str]:
+    """Everything in braces, and braces that are not closed."""
+    return set(re.findall(r"\{[^{}]*\}|[{}]", template))
+
+
+def _with_article(match: re.Match[str], noun: str) -> str:
+    article = match.group(1) or ""
+    if article and noun[:1].lower() in "aeiou":
+        article = f"{article[0]}n "
+    return article + noun
+
+
+def plain(text: str) -> str:
+    """In lower case, with single spaces."""
+    return " ".join(text.lower().split())
+
+
+def without(words: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """The words that are no part of the taken names."""
+    parts = {part for name in taken for part in plain(name).split()}
+    return [word for word in words if plain(word) not in parts]
+
+
+def vocabulary(pipe: Any) -> list[str]:
+    """Whole words of at least 3 letters in the pipe's first tokenizer; empty without one."""
+    tokenizer = getattr(pipe, "tokenizer", None)
+    if tokenizer is None:
+        return []
+    words = set()
+    for token in tokenizer.get_vocab():
+        word = _whole_word(token)
+        if word is not None:
+            words.add(word)
+    return sorted(words)
+
+
+def _whole_word(token: str) -> str | None:
+    if token.endswith("</w>"):
+        word = token.removesuffix("</w>")
+    elif token.startswith(("▁", "Ġ")):
+        word = token[1:]
+    else:
+        return None
+    return word.lower() if len(word) >= 3 and word.isascii() and word.isalpha() else None

@@ -1,0 +1,73 @@
+"""What the studies share: the embedded model's judge, seeds, and results that survive."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers_fdu import Concept
+from diffusers_fdu.emoji import (
+    CONCEPTS,
+    Scores,
+    cells,
+    judge_cells,
+    load_emoji_judge,
+    scores,
+)
+from diffusers_fdu.intervals import Estimate, estimate
+
+RUNS = {"guidance_scale": 4.0}
+DRAW = {"num_inference_steps": 15}
+OWN, STYLE, OTHER = (
+    8,
+    2,
+    1,
+)  # pictures of each cell: of a target, of a target that is a style, else
+
+
+def concept(target: str, anchor: str) -> Concept:
+    """Of the kind that the embedded model has it in."""
+    return Concept(target, anchor, kind="object" if target in CONCEPTS else "style")
+
+
+def judged(pipe: Any, target: str) -> Scores:
+    """UA, IRA, CRA: 156 pictures for a concept, 160 for a style, in 15 steps."""
+    judge = load_emoji_judge()
+    own = [cell for cell in cells() if target in cell]
+    rest = [cell for cell in cells() if target not in cell]
+    count = OWN if target in CONCEPTS else STYLE
+    verdicts = judge_cells(pipe, judge, own, range(100, 100 + count), **DRAW)
+    verdicts += judge_cells(pipe, judge, rest, range(100, 100 + OTHER), **DRAW)
+    return scores(verdicts, target)
+
+
+class Results:
+    """Rows in a file of JSON lines; what is there is not measured again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+    def find(self, **key: Any) -> dict[str, Any] | None:
+        """The row with these values."""
+        return next((r for r in self.rows if all(r.get(k) == v for k, v in key.items())), None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a row."""
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def over(rows: Sequence[dict[str, Any]], name: str) -> Estimate:
+    """Mean and interval of one figure over rows."""
+    return estimate([row[name] for row in rows])
+
+
+def line(cells: Sequence[Any]) -> str:
+    """A row of a table in Markdown."""
+    return "| " + " | ".join(map(str, cells)) + " |"

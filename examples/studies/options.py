@@ -1,0 +1,121 @@
+"""Study of what is retained, of surgery, of states and of timesteps, on the embedded model.
+
+    python -m examples.studies.options --output runs/options.jsonl
+
+trains dog -> cat and blob -> noto with every line of `VARIANTS` and three seeds, under hellinger;
+first from zero (`init="lora"`), where there is much to be lost, then the two ends again from the
+closed form. `--seeds 1` is faster. An interrupted study goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffusers_fdu import FDUnlearner
+from diffusers_fdu.emoji import load_emoji_pipeline
+from diffusers_fdu.replay import ReplayBuffer
+
+from .bench import RUNS, Results, concept, judged, line, over
+
+PAIRS = (("dog", "cat"), ("blob", "noto"))
+ZERO = {"init": "lora"}
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {**ZERO, "retain_weight": 0.0},
+    {**ZERO},
+    {**ZERO, "retain_from": "neighbours"},
+    {**ZERO, "retain_from": "mined"},
+    {**ZERO, "surgery": True},
+    {**ZERO, "retain_from": "mined", "surgery": True},
+    {**ZERO, "states": "renoise"},
+    {**ZERO, "timestep_sampling": "min_snr"},
+    {**ZERO, "timestep_weights": "min_snr"},
+    {"retain_weight": 0.0},
+    {},
+    {"retain_from": "mined", "surgery": True},
+)
+COLUMNS = ("target", "settings", "UA", "IRA", "CRA", "record s", "train s")
+
+
+DATA = ("retain_from", "states")  # what is recorded anew for
+
+
+class Recordings:
+    """The buffer of the last target, seed and data, since most variants share one."""
+
+    def __init__(self) -> None:
+        self.key: Any = None
+        self.buffer: ReplayBuffer | None = None
+        self.seconds = 0.0
+
+    def get(self, worker: FDUnlearner, target: str, anchor: str, variant: dict) -> ReplayBuffer:
+        """Recorded now, or before."""
+        key = (target, worker.config.seed, *(variant.get(name) for name in DATA))
+        if self.buffer is None or key != self.key:
+            started = time.monotonic()
+            options = {name: variant[name] for name in DATA if name in variant}
+            full = FDUnlearner(
+                worker.pipe, RUNS, progress=False, seed=worker.config.seed, **options
+            )
+            self.buffer, self.key = full.record(concept(target, anchor)), key
+            self.seconds = time.monotonic() - started
+        return self.buffer
+
+
+def study(
+    target: str, anchor: str, variant: dict[str, Any], seed: int, recordings: Recordings
+) -> dict[str, Any]:
+    """One training and its scores."""
+    pipe = load_emoji_pipeline()
+    worker = FDUnlearner(pipe, RUNS, progress=False, seed=seed, **variant)
+    buffer = recordings.get(worker, target, anchor, variant)
+    worker.unlearn(concept(target, anchor), f="hellinger", buffer=buffer)
+    result = judged(pipe, target).as_dict()
+    train = worker.recipe["seconds"]["train"]
+    return {
+        "target": target,
+        "variant": json.dumps(variant),
+        "seed": seed,
+        "record": recordings.seconds,
+        "train": train,
+        **result,
+    }
+
+
+def table(results: Results) -> str:
+    """Means over seeds with 95 % confidence intervals."""
+    lines = [line(COLUMNS), "|---" * len(COLUMNS) + "|"]
+    for target, _ in PAIRS:
+        for variant in VARIANTS:
+            key = json.dumps(variant)
+            rows = [r for r in results.rows if (r["target"], r["variant"]) == (target, key)]
+            if rows:
+                name = ", ".join(f"{k}={v}" for k, v in variant.items()) or "defaults"
+                figures = [over(rows, k) for k in ("ua", "ira", "cra")]
+                costs = [f"{over(rows, k).mean:.0f}" for k in ("record", "train")]
+                lines.append(line([target, name, *figures, *costs]))
+    return "\n".join(lines)
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="JSON lines.")] = Path("runs/options.jsonl"),
+    seeds: Annotated[int, typer.Option(help="Trainings of each variant.")] = 3,
+) -> None:
+    """Train and judge what is not in the file yet."""
+    results = Results(output)
+    recordings = Recordings()
+    for seed in range(seeds):
+        for target, anchor in PAIRS:
+            for variant in sorted(VARIANTS, key=lambda v: [str(v.get(name)) for name in DATA]):
+                key = {"target": target, "variant": json.dumps(variant), "seed": seed}
+                if results.find(**key) is None:
+                    results.add(study(target, anchor, variant, seed, recordings))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    typer.run(main)

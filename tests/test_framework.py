@@ -1,0 +1,244 @@
+"""Anchors, estimators, several concepts: every part of the framework through the front door."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import build_tiny_pipe, latents
+from safetensors.torch import load_file
+from tiny import RUNS, state, unlearner
+
+from diffusers_fdu import (
+    Concept,
+    Conjugate,
+    FDUnlearner,
+    NegativeGuidance,
+    Variational,
+    divergence,
+    retrain,
+)
+from diffusers_fdu.answers import ask
+from diffusers_fdu.emoji import cells, judge_cells, load_emoji_judge, load_emoji_pipeline
+
+OPTIONS = [
+    {"surgery": True},
+    {"surgery": True, "gradient_accumulation_steps": 2},
+    {"retain_from": "neighbours"},
+    {"retain_from": "mined"},
+    {"states": "renoise"},
+    {"timestep_sampling": "min_snr", "timestep_weights": "min_snr"},
+    {"timestep_weights": lambda t: 1000 - t},
+    {"estimator": "variational"},
+    {"estimator": Variational(warmup_steps=2, critic_steps=2, gradient_penalty=1.0)},
+    {"retain_weight": 0.0, "surgery": True},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_option_trains_and_is_in_the_recipe(pipe, tmp_path, options) -> None:
+    before = state(pipe)
+    worker = unlearner(pipe, steps=30, init="lora", **options)
+    worker.unlearn("dog", "cat", f="hellinger")
+    first, last = (
+        sum(record.distance for record in part)
+        for part in (worker.history[:5], worker.history[-5:])
+    )
+    assert last < first or "estimator" in options  # a critic has no time to learn here
+    folder = worker.save(tmp_path)
+    recipe = json.loads((folder / "recipe.json").read_text())
+    everything = {**recipe["config"], **recipe["performance"]}
+    assert set(options) <= set(everything)
+    keys = load_file(folder / "pytorch_lora_weights.safetensors")
+    assert all("attn2.to_" in key for key in keys)  # no critic in the file
+    pipe.unload_lora_weights()
+    after = state(pipe)
+    assert {k: after[k] for k in ("grad", "training", "scheduler", "rng")} == {
+        k: before[k] for k in ("grad", "training", "scheduler", "rng")
+    }
+
+
+@pytest.mark.parametrize(
+    ("target", "anchor", "f", "options"),
+    [
+        ("dog", NegativeGuidance(0.5), "js", {}),
+        (["dog", "apple"], ["cat", "tree"], "hellinger", {"surgery": True}),
+        (Concept("dog", "cat", aliases=["red dog"]), None, "chi2", {"states": "renoise"}),
+        ("dog", None, "tv", {"estimator": Variational(warmup_steps=1)}),
+        ("dog", "cat", "alpha=0.3", {"timestep_sampling": "min_snr"}),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_recipe_trains_the_same_adapter_again(
+    pipe, tmp_path, target, anchor, f, options
+) -> None:
+    worker = unlearner(pipe, **options)
+    worker.unlearn(target, anchor, f=f)
+    folder = worker.save(tmp_path / "a")
+    recipe = json.loads((folder / "recipe.json").read_text())
+    retrain(build_tiny_pipe(), recipe, progress=False).save(tmp_path / "b")
+    name = "pytorch_lora_weights.safetensors"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    again = json.loads((tmp_path / "b" / "recipe.json").read_text())
+    again["seconds"] = recipe["seconds"]
+    assert again == recipe
+
+
+def test_a_recipe_with_a_function_is_refused(pipe) -> None:
+    worker = unlearner(pipe, timestep_weights=lambda t: t)
+    worker.unlearn("dog", "cat")
+    with pytest.raises(ValueError, match="names '<function .*which is not in it"):
+        retrain(pipe, worker.recipe)
+
+
+def test_each_concept_has_its_own_sigma_and_they_share_one_adapter(pipe) -> None:
+    worker = unlearner(pipe, steps=60)
+    worker.unlearn(["dog", "red"], ["cat", NegativeGuidance()], f="kl")
+    assert worker.adapter_name == "forget-dog-red"
+    first, second = worker.recipe["sigma"]
+    assert first > 0 and second > 0 and first != second
+    assert worker.history[-1].divergence < 0.7 * worker.history[0].divergence
+    assert [c["target"] for c in worker.recipe["concepts"]] == ["dog", "red"]
+
+
+def test_the_name_of_many_targets_is_short(pipe) -> None:
+    worker = unlearner(pipe, steps=1)
+    worker.unlearn(["dog", "cat", "tree", "apple", "house"], adapter_name=None)
+    assert worker.adapter_name == "forget-dog-cat-tree-2-more"
+
+
+def test_surgery_changes_what_is_learned_and_accumulation_does_not() -> None:
+    """Splitting a batch into micro-batches leaves the projection as it is."""
+
+    def weights(**options):
+        pipe = build_tiny_pipe()
+        worker = FDUnlearner(
+            pipe,
+            {"num_inference_steps": 1, "guidance_scale": 1.0},
+            progress=False,
+            **{"steps": 6, "trajectories": 1, "early_stop": 0.0, "learning_rate": 1e-2},
+            **{"init": "lora", "retain_weight": 0.5, **options},
+        )
+        # One row of each kind, so that every micro-batch is the same; and what is retained is
+        # what is to be unlearned, so that the two gradients conflict.
+        buffer = worker.record(Concept("dog", "cat", prompts=["a {}"]))
+        (dog,) = buffer.entries("unlearn")
+        answer = buffer.add_prediction(ask(pipe.unet, buffer, [dog])[0])
+        buffer.clear("retain")
+        buffer.add_row("retain", dog.state, dog.text, answer)
+        worker.unlearn(Concept("dog", "cat", prompts=["a {}"]), f="kl", buffer=buffer)
+        return {n: p.clone() for n, p in pipe.unet.named_parameters() if "lora_B" in n}
+
+    whole = weights(batch_size=8, surgery=True)
+    parts = weights(batch_size=2, gradient_accumulation_steps=4, surgery=True)
+    without = weights(batch_size=8)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-2, atol=2e-5)
+    assert any((whole[name] - without[name]).abs().max() > 1e-4 for name in whole)
+
+
+def test_a_recorded_buffer_serves_many_trainings(pipe) -> None:
+    worker = unlearner(pipe, retain_from="mined")
+    before = state(pipe)
+    buffer = worker.record("dog", "cat")
+    assert state(pipe) == before
+    files = []
+    for name in ("one", "two"):
+        worker.unlearn("dog", "cat", f="js", buffer=buffer, adapter_name=name)
+        layers = [p for n, p in pipe.unet.named_parameters() if f".{name}." in n]
+        files.append([p.clone() for p in layers])
+        pipe.delete_adapters(name)
+    assert all(torch.equal(a, b) for a, b in zip(*files, strict=True))
+    fresh = unlearner(build_tiny_pipe(), retain_from="mined")
+    fresh.unlearn("dog", "cat", f="js", adapter_name="one")
+    own = [p for n, p in fresh.model.named_parameters() if ".one." in n]
+    assert all(torch.equal(a, b) for a, b in zip(files[0], own, strict=True))
+
+
+def test_f_by_preference(pipe) -> None:
+    class Swept:
+        def best(self, prefer="balance"):
+            return type("Best", (), {"f": {"erase": "tv"}[prefer]})
+
+    worker = unlearner(pipe, steps=1)
+    worker.unlearn("dog", "cat", f="auto")
+    assert worker.recipe["f"] == "hellinger"
+    worker.unlearn("dog", "cat", f="auto", prefer="erase")
+    assert worker.recipe["f"] == "chi2"
+    worker.unlearn("dog", "cat", f="auto", prefer="erase", comparison=Swept())
+    assert worker.recipe["f"] == "tv"
+    with pytest.raises(ValueError, match="unknown preference 'most': choose erase, balance"):
+        worker.unlearn("dog", "cat", f="auto", prefer="most")
+
+
+def test_the_variational_estimator_wants_a_conjugate(pipe) -> None:
+    drawn = latents(pipe)
+    worker = unlearner(pipe, estimator="variational", steps=3)
+    with pytest.raises(ValueError, match="'le_cam' has no conjugate here"):
+        worker.unlearn("dog", "cat", f="le_cam")
+    with pytest.raises(TypeError, match="name of a divergence or a Conjugate, got Divergence"):
+        worker.unlearn("dog", "cat", f=divergence("kl"))
+    assert torch.equal(latents(pipe), drawn)
+    own = Conjugate("pearson", lambda u: u**2 / 4 + u, lambda v: v)
+    worker.unlearn("dog", "cat", f=own)
+    assert worker.recipe["f"] == "pearson"
+
+
+def test_training_that_fails_with_a_critic_leaves_the_pipe(pipe) -> None:
+    drawn, before = latents(pipe), state(pipe)
+
+    def stop(record):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        unlearner(pipe, estimator="variational").unlearn("dog", "cat", callback=stop)
+    assert state(pipe) == before and torch.equal(latents(pipe), drawn)
+
+
+def share(pipe, concept: str) -> float:
+    """Share of a concept's pictures that are judged it: 24 pictures of 12 steps."""
+    own = [cell for cell in cells() if cell[0] == concept]
+    verdicts = judge_cells(pipe, load_emoji_judge(), own, range(50, 56), num_inference_steps=12)
+    return sum(v.seen[0] == concept for v in verdicts) / len(verdicts)
+
+
+def test_earlier_erasures_stay_erased() -> None:
+    """The teacher of the second run is the model with the first adapter."""
+    pipe = load_emoji_pipeline()
+    first, second = (
+        FDUnlearner(pipe, {"guidance_scale": 4.0}, False, trajectories=24, steps=20)
+        for _ in range(2)
+    )
+    first.unlearn("dog", "cat", f="kl")
+    assert share(pipe, "dog") < 0.15 and share(pipe, "banana") > 0.85
+    second.unlearn("banana", "carrot", f="kl")
+    assert pipe.get_active_adapters() == ["forget-dog", "forget-banana"]
+    assert share(pipe, "banana") < 0.15 and share(pipe, "dog") < 0.15
+    assert share(pipe, "pizza") > 0.75
+
+
+def test_what_is_retained_is_the_pipe_with_its_adapters(pipe) -> None:
+    """A dog that is a cat already stays a cat."""
+    unlearner(pipe, steps=40).unlearn("dog", "cat")
+    worker = unlearner(pipe, retain=["a dog"])
+    buffer = worker.record("apple", "tree")
+    rows = buffer.entries("retain")
+    target = buffer.predictions(rows).float()
+    torch.testing.assert_close(ask(pipe.unet, buffer, rows), target, rtol=0, atol=5e-3)
+    pipe.disable_lora()
+    assert (ask(pipe.unet, buffer, rows) - target).abs().max() > 0.02
+
+
+def test_two_concepts_in_one_run() -> None:
+    pipe = load_emoji_pipeline()
+    worker = FDUnlearner(pipe, {"guidance_scale": 4.0}, False, trajectories=24, steps=20)
+    worker.unlearn(["dog", "banana"], ["cat", "carrot"], f="kl")
+    assert share(pipe, "dog") < 0.15 and share(pipe, "banana") < 0.15
+    assert share(pipe, "pizza") > 0.75 and share(pipe, "cat") > 0.75
+
+
+def test_runs_may_be_unguided(pipe) -> None:
+    worker = FDUnlearner(pipe, {**RUNS, "guidance_scale": 1.0}, False, steps=2, trajectories=2)
+    worker.unlearn("dog", NegativeGuidance())
+    assert len(worker.history) == 2

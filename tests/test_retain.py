@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from diffusers_fdu import Concept
+from diffusers_fdu.emoji import load_emoji_pipeline
+from diffusers_fdu.retain import neighbours, retain_prompts
+from diffusers_fdu.words import vocabulary
+
+WORDS = ["cat", "dog", "apple", "blue"]
+
+
+def rng() -> random.Random:
+    return random.Random(0)
+
+
+def test_retain_prompts_never_ask_for_the_target() -> None:
+    prompts = retain_prompts([Concept("dog", "cat")], None, 400, WORDS, rng())
+    assert len(prompts) == 400
+    assert not any("dog" in p.split() for p in prompts)
+    assert any("apple" in p.split() for p in prompts)
+
+
+def test_named_retain_prompts_are_used_as_they_are_and_in_templates() -> None:
+    prompts = retain_prompts([Concept("dog", "cat")], ["tree", "house"], 60, WORDS, rng())
+    assert "tree" in prompts and "a photo of a house" in prompts
+    assert all("tree" in p or "house" in p for p in prompts)
+
+
+def test_longer_prompts_are_retained_as_they_are() -> None:
+    named = ["in noto style", "a fox in the snow"]
+    assert set(retain_prompts([Concept("dog", "cat")], named, 60, WORDS, rng())) == set(named)
+
+
+def test_bad_retain() -> None:
+    for name in ("Dog", "a dog", "a red dog on grass"):
+        with pytest.raises(ValueError, match="it asks for the target"):
+            retain_prompts([Concept("dog", "cat")], ["tree", name], 4, WORDS, rng())
+    with pytest.raises(ValueError, match="list of prompts"):
+        retain_prompts([Concept("dog", "cat")], "tree", 4, WORDS, rng())
+
+
+def test_nothing_to_retain_by_falls_back_to_the_empty_prompt() -> None:
+    assert retain_prompts([Concept("dog", "cat")], None, 3, [], rng()) == [""] * 3
+
+
+def test_prompts_of_several_concepts() -> None:
+    """Templates of both kinds in turn, and no word of either target."""
+    several = [Concept("dog", "cat"), Concept("blue", "red", kind="style")]
+    prompts = retain_prompts(several, None, 100, WORDS, rng())
+    assert not any({"dog", "blue"} & set(p.split()) for p in prompts)
+    assert any("style" in p for p in prompts[1::2]) and "a photo of an apple" in prompts[::2]
+    with pytest.raises(ValueError, match="it asks for the target 'blue'"):
+        retain_prompts(several, ["blue sky"], 4, WORDS, rng())
+
+
+def test_every_second_prompt_is_of_a_near_word() -> None:
+    prompts = retain_prompts([Concept("dog", "cat")], None, 60, WORDS, rng(), near=["apple"])
+    assert all("apple" in p for p in prompts[1::2])
+
+
+def test_neighbours_have_the_nearest_embeddings() -> None:
+    """Against a nearest-neighbour search written out with numpy."""
+    pipe = load_emoji_pipeline()
+    words = vocabulary(pipe)
+    table = pipe.text_encoder.get_input_embeddings().weight.detach().double().numpy()
+    ids = pipe.tokenizer.get_vocab()
+    unit = {w: table[ids[f"{w}</w>"]] for w in words}
+    unit = {w: v / (v @ v) ** 0.5 for w, v in unit.items()}
+    others = [w for w in words if w not in ("dog", "cow")]
+    ranked = sorted(others, key=lambda w: -max(unit[w] @ unit["dog"], unit[w] @ unit["cow"]))
+    several = [Concept("dog", "cat"), Concept("cow")]
+    assert neighbours(pipe, several, words, 5) == ranked[:5]
+
+
+def test_plurals_are_no_neighbours(pipe) -> None:
+    near = neighbours(pipe, [Concept("dog")], ["dogs", "do", "tree", "house"])
+    assert sorted(near) == ["house", "tree"]
+    assert neighbours(pipe, [Concept("dog")], ["dogs"]) == []
+    pipe.text_encoder = None
+    with pytest.raises(ValueError, match="needs a tokenizer and a text_encoder"):
+        neighbours(pipe, [Concept("dog")], ["tree"])

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+from diffusers_fdu.replay import ReplayBuffer
+from diffusers_fdu.sampling import Sampler
+
+COUNTS = (9, 3, 1)  # rows of each concept
+
+
+def buffer(length: float = 1000.0) -> ReplayBuffer:
+    """States numbered by their `sample`; timesteps spread over the length."""
+    made = ReplayBuffer(torch.float32)
+    text = made.add_text("x", {"encoder_hidden_states": torch.zeros(2, 3)})
+    total = sum(COUNTS)
+    concepts = [k for k, count in enumerate(COUNTS) for _ in range(count)]
+    for i, concept in enumerate(concepts):
+        leaves = {
+            "sample": torch.full((1,), float(i)),
+            "timestep": torch.tensor(i / total * length),
+        }
+        answer = made.add_prediction(torch.full((4, 2, 2), float(i)))
+        state = made.add_state(leaves)
+        made.add_row("unlearn", state, text, answer, concept)
+        made.add_row("retain", state, text, answer)
+    return made
+
+
+def sampler(size: int = 6, **options) -> Sampler:
+    return Sampler(nn.Linear(1, 1), buffer(), size, 0, **options)
+
+
+def test_concepts_are_drawn_equally_often_however_many_rows_they_have() -> None:
+    draw = sampler()
+    seen: Counter = Counter()
+    for _ in range(30):
+        batch = draw()
+        assert batch.size == 6 and len(batch.target) == 12
+        seen.update(batch.concept.tolist())
+    assert seen == {0: 60, 1: 60, 2: 60}
+    # With a batch smaller than the concepts are many, they take turns.
+    draw = sampler(size=2)
+    turns = [k for _ in range(6) for k in draw().concept.tolist()]
+    assert turns == [0, 1, 2] * 4
+
+
+def test_rows_carry_their_own_concept_and_timestep() -> None:
+    draw = sampler()
+    for _ in range(5):
+        batch = draw()
+        number = batch.target[:, 0, 0, 0]
+        torch.testing.assert_close(batch.timestep, number / sum(COUNTS) * 1000)
+        owners = [0] * 9 + [1] * 3 + [2]
+        assert batch.concept.tolist() == [owners[int(i)] for i in number[:6]]
+        assert torch.equal(batch.inputs["sample"].flatten(), number)
+
+
+def test_timesteps_that_end_at_1_are_stretched() -> None:
+    batch = Sampler(nn.Linear(1, 1), buffer(1.0), 6, 0)()
+    torch.testing.assert_close(batch.timestep, batch.target[:, 0, 0, 0] / sum(COUNTS) * 1000)
+
+
+def test_sampling_follows_the_timestep() -> None:
+    draw = sampler(size=60, sampling=lambda t: t > 300)
+    batch = draw()
+    assert (batch.timestep > 300).all()
+    assert set(batch.concept.tolist()) == {0, 1, 2}
+
+
+def test_weights_follow_the_timestep() -> None:
+    batch = sampler(weights=lambda t: t + 1)()
+    expected = torch.arange(sum(COUNTS)) / sum(COUNTS) * 1000 + 1
+    expected = expected / expected.mean()
+    number = batch.target[:6, 0, 0, 0].long()
+    torch.testing.assert_close(batch.weights, expected[number])
+    assert sampler()().weights is None
+
+
+def test_half_of_what_is_retained_is_mined_once_there_is_any() -> None:
+    held = buffer()
+    draw = Sampler(nn.Linear(1, 1), held, 8, 0)
+    draw()
+    answer = held.add_prediction(torch.full((4, 2, 2), -7.0))
+    held.add_row("mined", 0, 0, answer)
+    retained = draw().target[8:, 0, 0, 0]
+    assert (retained == -7).sum() == 4
+
+
+def test_rows_to_retain_in_a_call_of_their_own() -> None:
+    together, apart = sampler()(), sampler(apart=True)()
+    assert together.held is None and len(apart.target) == apart.size == 6
+    assert apart.held.size == 0
+    torch.testing.assert_close(torch.cat([apart.target, apart.held.target]), together.target)
+    assert len(sampler(retains=False)().target) == 6
+    assert sampler(retains=False, apart=True)().held is None
+
+
+def test_spread_takes_each_row_at_most_once() -> None:
+    draw = sampler()
+    assert [i for _, i in draw.spread(0, 3)] == [0, 4, 8]
+    assert [i for _, i in draw.spread(1, 16)] == [9, 10, 11]
+
+
+def test_the_seed_decides() -> None:
+    first, again = sampler(), sampler()
+    other = Sampler(nn.Linear(1, 1), buffer(), 6, 1)
+    same = [torch.equal(first().target, again().target) for _ in range(3)]
+    assert all(same) and not torch.equal(sampler()().target, other().target)
+
+
+def test_bad_weightings_are_named() -> None:
+    with pytest.raises(ValueError, match="unknown weighting 'snr'"):
+        sampler(sampling="snr")

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import random
+
+from diffusers_fdu.words import fill, fill_words, slots, vocabulary, without
+
+
+def rng() -> random.Random:
+    return random.Random(0)
+
+
+def test_articles_follow_the_subject() -> None:
+    assert fill("a {} on a table", "apple") == "an apple on a table"
+    assert fill("a {}", "dog") == "a dog"
+    assert fill("banana {}", "apple") == "banana apple"
+    both = fill_words("in {word} style on a {word} background", ["apple"], rng())
+    assert both == "in apple style on an apple background"
+
+
+def test_vocabulary_is_whole_words(pipe) -> None:
+    from conftest import WORDS as KNOWN
+
+    assert vocabulary(pipe) == sorted(KNOWN)
+    assert vocabulary(object()) == []
+
+
+def test_without_compares_words_not_letters() -> None:
+    assert without(["car", "carrot"], ["Car"]) == ["carrot"]
+
+
+def test_slots_are_everything_in_braces() -> None:
+    assert slots("a {} in {word} {") == {"{}", "{word}", "{"}
+    assert slots("plain") == set()
