@@ -1,14 +1,16 @@
 """Concept unlearning for diffusers pipelines under any f-divergence, as a standard LoRA."""
 
-from .compare import Comparison, compare, load_comparison
+from .compare import compare
+from .comparison import Comparison, load_comparison
 from .concepts import Concept, NegativeGuidance
 from .config import DataConfig, TrainConfig
 from .conjugates import CONJUGATES, Conjugate
 from .divergences import DIVERGENCES, Divergence, divergence
 from .loss import DivergenceLoss
 from .performance import Performance
+from .retrain import retrain
 from .train import StepRecord
-from .unlearner import FDUnlearner, retrain
+from .unlearner import FDUnlearner
 from .variational import Variational
 
 __version__ = "0.1.0.dev0"

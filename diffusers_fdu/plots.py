@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .compare import Comparison
+from .comparison import Comparison
 from .divergences import DIVERGENCES, divergence
 
 FARTHEST = 32.0  # s of the profiles' pictures

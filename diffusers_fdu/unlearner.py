@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from peft import LoraConfig
 from . import adapters, recipe
 from .choice import Compared, Preference, choose
 from .closed_form import closed_form_start
-from .concepts import Anchor, Concept, NegativeGuidance, Target, concepts
+from .concepts import Anchor, Concept, Target, concepts
 from .config import RATE_TIMES_WIDTH, TrainConfig, settings
 from .conjugates import Conjugate, conjugate
 from .divergences import Divergence, Generator
@@ -29,7 +29,7 @@ from .retain import neighbours, retain_prompts
 from .sampling import Sampler
 from .train import Callback, StepRecord, initial_distances, train
 from .trajectories import record
-from .variational import Variational, VariationalLoss
+from .variational import VariationalLoss
 from .words import vocabulary, without
 
 RETAIN_PER_TRAJECTORY = 3
@@ -165,13 +165,12 @@ class FDUnlearner:
         try:
             self.model.eval()
             with torch.inference_mode(False), torch.enable_grad():
-                buffer = self._record(found) if buffer is None else buffer
+                buffer = self._record(found) if buffer is None else _checked(buffer, found)
                 recorded = time.monotonic()
                 with set_aside(self.pipe, self.model, self.performance.offload):
                     sampler, objective = self._prepare(loss, critic, config, buffer)
                     parameters = adapters.attach(self.model, name, lora, config.seed)
                     config = self._started(config, name, buffer)
-                    buffer.clear("mined")
                     history = train(
                         self.model,
                         parameters,
@@ -181,9 +180,7 @@ class FDUnlearner:
                         callback,
                         self.progress,
                         self.performance,
-                        Miner(self.model, name, buffer, config.seed)
-                        if buffer.candidates
-                        else None,
+                        self._miner(name, buffer),
                     )
             trained = time.monotonic()
             facts = recipe.describe(
@@ -241,6 +238,11 @@ class FDUnlearner:
             device = distances[0].device
             estimator = VariationalLoss(critic, shape, config.critic, device, config.seed)
         return sampler, Objective(loss, distances, config.retain_weight, estimator)
+
+    def _miner(self, name: str, buffer: ReplayBuffer) -> Miner | None:
+        """What refreshes the mined rows; an earlier training's are forgotten."""
+        buffer.clear("mined")
+        return Miner(self.model, name, buffer, self.config.seed) if buffer.candidates else None
 
     def _settled(self, lora: LoraConfig) -> TrainConfig:
         """The config with a value for every field that leaves one to the denoiser."""
@@ -315,6 +317,16 @@ class FDUnlearner:
         return folder
 
 
+def _checked(buffer: ReplayBuffer, found: Sequence[Concept]) -> ReplayBuffer:
+    held = {entry.concept for entry in buffer.entries("unlearn")}
+    if held != set(range(len(found))):
+        raise ValueError(
+            f"the buffer holds {len(held)} concepts and {len(found)} are to be unlearned: "
+            "record these"
+        )
+    return buffer
+
+
 def _checked_f(f: Any) -> str | Conjugate:
     if isinstance(f, str | Conjugate):
         return f
@@ -322,35 +334,3 @@ def _checked_f(f: Any) -> str | Conjugate:
         "the variational estimator needs the name of a divergence or a Conjugate, "
         f"got {type(f).__name__}"
     )
-
-
-def retrain(pipe: Any, facts: Mapping[str, Any], progress: bool = True) -> FDUnlearner:
-    """Train an adapter again from its recipe; on the same machine it is the same.
-
-    Args:
-        pipe: as the adapter was trained on.
-        facts: what `recipe.json` holds.
-        progress: show progress bars.
-
-    Returns:
-        The unlearner, the adapter loaded and active on the pipe.
-
-    Raises:
-        ValueError: if the recipe names a function that a file cannot hold, such as a generator.
-    """
-    options = {**facts["config"], **facts["performance"]}
-    if isinstance(options["estimator"], dict):
-        options["estimator"] = Variational(**options["estimator"])
-    named = [facts["f"], options["timestep_sampling"], options["timestep_weights"]]
-    for value in named:
-        if value.startswith(("generator:", "<")):
-            raise ValueError(f"the recipe names {value!r}, which is not in it: train by hand")
-    found = []
-    for fields in facts["concepts"]:
-        anchor = fields["anchor"]
-        if isinstance(anchor, Mapping):
-            anchor = NegativeGuidance(**anchor["NegativeGuidance"])
-        found.append(Concept(**{**fields, "anchor": anchor}))
-    worker = FDUnlearner(pipe, facts["pipeline_kwargs"], progress, **options)
-    worker.unlearn(found, f=facts["f"], adapter_name=facts["adapter_name"])
-    return worker

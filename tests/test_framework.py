@@ -156,6 +156,13 @@ def test_a_recorded_buffer_serves_many_trainings(pipe) -> None:
     assert all(torch.equal(a, b) for a, b in zip(files[0], own, strict=True))
 
 
+def test_a_buffer_of_other_concepts_is_refused(pipe) -> None:
+    worker = unlearner(pipe)
+    buffer = worker.record("dog", "cat")
+    with pytest.raises(ValueError, match="holds 1 concepts and 2 are to be unlearned"):
+        worker.unlearn(["dog", "apple"], "cat", buffer=buffer)
+
+
 def test_f_by_preference(pipe) -> None:
     class Swept:
         def best(self, prefer="balance"):

@@ -14,8 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from tiny import FAST, RUNS, add_other_adapter, state, unlearner
 
-from diffusers_fdu import Concept, FDUnlearner
-from diffusers_fdu.unlearner import retrain
+from diffusers_fdu import Concept, FDUnlearner, retrain
 
 
 @pytest.mark.parametrize("f", ["kl", "hellinger", "chi2", "js", "tv", "alpha=0.3"])
