@@ -151,7 +151,7 @@ def unlearn(
     }
     settings(values)
     device = _checked_device(device, dtype)
-    kwargs = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+    kwargs = _run_arguments(model, guidance_scale)
     pipe = _load_pipeline(model, device, dtype)
     if not hasattr(pipe, "save_lora_weights"):
         raise ValueError(f"{type(pipe).__name__} has no LoRA loader in diffusers")
@@ -198,9 +198,7 @@ def compare(
     found = _concepts([target], [anchor], kind, None, None)
     device = _checked_device(device, dtype)
     pipe = _load_pipeline(model, device, dtype)
-    kwargs = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
-    if model == "emoji":
-        kwargs = {"guidance_scale": 4.0, **kwargs}
+    kwargs = _run_arguments(model, guidance_scale)
     is_known = model == "emoji" and target in (*CONCEPTS, *STYLES)
     result = run(
         pipe,
@@ -244,6 +242,13 @@ def _concepts(
             for one, other in zip(targets, anchors, strict=True)
         ]
     )
+
+
+def _run_arguments(model: str, guidance_scale: float | None) -> dict[str, Any]:
+    """Of the recorded runs; the embedded model is drawn with a guidance of 4."""
+    if guidance_scale is None and model == "emoji":
+        guidance_scale = 4.0
+    return {} if guidance_scale is None else {"guidance_scale": guidance_scale}
 
 
 def _values(options: list[str] | None) -> dict[str, Any]:

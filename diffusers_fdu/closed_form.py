@@ -65,8 +65,10 @@ def closed_form_start(
     """
     layers = _adapted(model, adapter_name)
     pairs, kept = _rows(buffer)
+    if not pairs:
+        return 0
     capture = _Capture(model, buffer, layers)
-    twins = _twins(buffer) if pairs else None
+    twins = _twins(buffer)
     names = capture.text_layers(*twins) if twins else []
     groups = capture.groups(twins[0], names) if twins and names else []
     heads = [group[0] for group in groups]

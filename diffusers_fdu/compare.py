@@ -20,7 +20,8 @@ from . import adapters
 from .answers import ask
 from .comparison import Comparison, Point
 from .concepts import Anchor, Concept, Target, concepts
-from .config import settings
+from .config import TrainConfig, settings
+from .conjugates import conjugate
 from .divergences import divergence
 from .recipe import as_json, writable_folder
 from .replay import ReplayBuffer
@@ -28,7 +29,7 @@ from .unlearner import FDUnlearner
 
 FS = ("kl", "hellinger", "chi2", "js", "tv")
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-HELD_OUT = 100_003  # added to the seed: prompts and noise that no training saw
+HELD_OUT = 100_003  # added to the seed: noise and fillers that no training saw
 
 Measure = Callable[[Any], tuple[float, float]]
 """From a pipe to (erased, kept), both 0 to 1: how far the target is gone, the rest still there."""
@@ -58,7 +59,7 @@ def compare(
         seeds: how many, or which. Each is recorded once, for all fs.
         strengths: weights of the adapter at which to measure.
         measure: from a pipe to (erased, kept); None: `prediction_measure`, which needs no judge.
-            A function with a name, so that the cache knows it.
+            For a cache a function with a name of its own, or an attribute `cache_key`.
         cache: a folder for the results of each training; what is there is not trained again, so
             an interrupted comparison goes on. None: nothing is kept.
         pipeline_kwargs: of the recorded runs.
@@ -67,24 +68,26 @@ def compare(
 
     Raises:
         ValueError: for a bad argument, before anything is trained.
-        TypeError: for an unknown option.
+        TypeError: for an unknown option, or an f that is no name.
     """
     found = concepts(target, anchor)
-    names = [divergence(f).name for f in fs]
-    numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not names or not numbers or not strengths:
+    numbers = list(dict.fromkeys(range(seeds) if isinstance(seeds, int) else seeds))
+    if not fs or not numbers or not strengths:
         raise ValueError("nothing to compare: fs, seeds and strengths need one entry each")
     if "seed" in options:
         raise ValueError("pass seeds, not seed")
-    settings(options)
+    names = _checked_fs(fs, settings(options).train)
     store = _Store(cache)
     title = " + ".join(concept.target for concept in found)
     points: list[Point] = []
     bar = tqdm(total=len(names) * len(numbers), desc="compare", disable=not progress, unit="run")
     before: tuple[float, float] | None = None
+    key: dict[str, Any] = {}
     for seed in numbers:
         worker = FDUnlearner(pipe, pipeline_kwargs, progress, seed=seed, **options)
-        key = _key(worker, found, strengths, measure)
+        if cache is not None:
+            _check_names(worker, measure)
+            key = _key(worker, found, strengths, measure)
         judge, buffer = measure, None
         before = before or store.get({**key, "f": None})
         for f in names:
@@ -136,7 +139,7 @@ def prediction_measure(worker: FDUnlearner, found: Sequence[Concept]) -> Measure
         erased = 1 - d(student(target), teacher(anchor)) / d(teacher(target), teacher(anchor))
         kept   = 1 - d(student(other), teacher(other))   / d(teacher(target), teacher(anchor))
 
-    with d the mean squared distance over states that no training saw, cut to [0, 1].
+    with d the mean squared distance over states from other noise than training's, cut to [0, 1].
 
     Args:
         worker: of the frozen pipe; its options say what is recorded.
@@ -161,8 +164,24 @@ def prediction_measure(worker: FDUnlearner, found: Sequence[Concept]) -> Measure
 def _options(worker: FDUnlearner) -> dict[str, Any]:
     """Of a smaller recording with another seed."""
     fields = {**vars(worker.config), **vars(worker.data), **vars(worker.performance)}
-    count = max(8, worker.data.trajectories // 4)
-    return {**fields, "seed": worker.config.seed + HELD_OUT, "trajectories": count}
+    return {
+        **fields,
+        "seed": worker.config.seed + HELD_OUT,
+        "trajectories": max(8, worker.data.trajectories // 4),
+        "retain_weight": 1.0,  # what is kept is measured, whether it was trained or not
+        "retain_from": "vocabulary",
+    }
+
+
+def _checked_fs(fs: Sequence[str], config: TrainConfig) -> list[str]:
+    """Each name once, if the estimator knows it."""
+    for f in fs:
+        if not isinstance(f, str):
+            raise TypeError(f"fs must be names of divergences, got {type(f).__name__}")
+        divergence(f)
+        if config.critic:
+            conjugate(f)
+    return list(dict.fromkeys(fs))
 
 
 def _key(
@@ -172,17 +191,51 @@ def _key(
     measure: Measure | None,
 ) -> dict[str, Any]:
     """Everything that a result depends on."""
-    name = "predictions" if measure is None else getattr(measure, "__qualname__", repr(measure))
     parts = {
         "concepts": [vars(concept) for concept in found],
         "options": [vars(worker.config), vars(worker.data), vars(worker.performance)],
         "pipeline_kwargs": worker.pipeline_kwargs,
-        "pipe": str(getattr(worker.pipe, "name_or_path", "")),
+        "pipe": type(worker.pipe).__name__,
+        "scheduler": dict(getattr(worker.pipe.scheduler, "config", {})),
+        "weights": _fingerprint(worker),
         "adapters": adapters.strengths(worker.model, adapters.snapshot(worker.model).active),
         "strengths": list(strengths),
-        "measure": name,
+        "measure": "predictions" if measure is None else _name(measure),
     }
     return as_json(parts)
+
+
+def _check_names(worker: FDUnlearner, measure: Measure | None) -> None:
+    """Refuse functions that a cache cannot tell apart."""
+    weightings = (worker.data.timestep_sampling, worker.data.timestep_weights)
+    for function in (measure, *weightings):
+        if callable(function):
+            _name(function)
+
+
+def _name(function: Any) -> str:
+    """What a cache knows a function by."""
+    name = getattr(function, "cache_key", None)
+    if name is None:
+        name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '<')}"
+        if "<" in name:
+            raise ValueError(
+                f"a cache cannot tell {function!r} from others: give it an attribute cache_key, a "
+                "text that changes with what it does"
+            )
+    return str(name)
+
+
+@torch.no_grad()
+def _fingerprint(worker: FDUnlearner) -> str:
+    """Of the dtype and the weights of everything in the pipe."""
+    digest = hashlib.sha256()
+    for name, part in sorted(worker.pipe.components.items()):
+        if isinstance(part, torch.nn.Module):
+            for key, value in part.state_dict().items():
+                total = value.double().sum() if value.dtype != torch.bool else value.sum()
+                digest.update(f"{name}.{key}:{value.dtype}:{total.item():.17g}\n".encode())
+    return digest.hexdigest()
 
 
 class _Store:

@@ -214,7 +214,8 @@ def concepts(
     Args:
         target: what to forget, or a list of them; a `Concept` says more, such as that it is a
             style.
-        anchor: what takes the place of each, in the same order; one for all if it is no list.
+        anchor: what takes the place of each, in the same order; one for all strings if it is no
+            list.
 
     Raises:
         ValueError: if there is none, one comes twice, the lists differ in length, a `Concept`
@@ -222,8 +223,10 @@ def concepts(
     """
     is_one = isinstance(target, str | Concept)
     targets: list[Target] = [target] if is_one else list(target)  # type: ignore[list-item, arg-type]
+    anchors: list[Anchor]
     if isinstance(anchor, str | NegativeGuidance | None):
-        anchors: list[Anchor] = [anchor] * len(targets)
+        # In a list, one for all is one for those that do not bring their own.
+        anchors = [None if isinstance(one, Concept) and not is_one else anchor for one in targets]
     else:
         anchors = list(anchor)
     if not targets:

@@ -131,6 +131,11 @@ class Recorder:
         for name in OWN:
             if name in self.kwargs:
                 raise ValueError(f"pipeline_kwargs may not hold {name!r}: recording sets it")
+        self.has_negative = any(
+            name.startswith("negative_prompt") and bool(value)
+            for name, value in self.kwargs.items()
+            if isinstance(value, str | list)
+        )
         self._parameters = inspect.signature(pipe.__call__).parameters
         default = getattr(self._parameters.get("num_inference_steps"), "default", STEPS)
         self.steps = self.kwargs.pop("num_inference_steps", None) or min(default, STEPS)

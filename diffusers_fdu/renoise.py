@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .replay import Leaves
-from .timesteps import noise_levels
+from .timesteps import is_flow, noise_levels
 
 COPIES = 6
 """Noised states of one picture, as many as a recorded run has steps on average."""
@@ -60,12 +60,12 @@ def noised(
         ValueError: see `noise_levels`.
     """
     length = scheduler.config.num_train_timesteps
-    if torch.is_tensor(getattr(scheduler, "alphas_cumprod", None)):
-        t = torch.randint(length, (1,), generator=generator).double()
-    else:
+    if is_flow(scheduler):
         t = torch.rand(1, generator=generator, dtype=torch.float64)
         t = t if is_unit else t * length
-    signal, noise = (level.item() for level in noise_levels(scheduler, t))
+    else:
+        t = torch.randint(length, (1,), generator=generator).double()
+    signal, noise = (level.item() for level in noise_levels(scheduler, t, is_unit))
     x = state[name].detach().cpu().float()
     eps = torch.randn(x.shape, generator=generator)
     return {

@@ -61,11 +61,13 @@ class ReplayBuffer:
 
     Attributes:
         candidates: indices of texts that no row has yet, among which to mine.
+        about: what the recording depended on.
     """
 
     dtype: torch.dtype = torch.float16
     constants: dict[str, Any] = field(default_factory=dict)
     candidates: list[int] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
     _states: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     _texts: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     _predictions: list[Tensor] = field(default_factory=list)
@@ -73,6 +75,7 @@ class ReplayBuffer:
         default_factory=lambda: {"unlearn": [], "retain": [], "mined": []}
     )
     _text_ids: dict[str, int] = field(default_factory=dict)
+    _free: list[int] = field(default_factory=list)
 
     def add_text(self, prompt: str, leaves: Leaves) -> int:
         """Keep a prompt's conditioning (leaves without batch dimension); returns its index."""
@@ -92,6 +95,10 @@ class ReplayBuffer:
 
     def add_prediction(self, prediction: Tensor) -> int:
         """Keep a prediction of the frozen denoiser, without batch dimension."""
+        if self._free:
+            index = self._free.pop()
+            self._predictions[index] = self._stored(prediction)
+            return index
         self._predictions.append(self._stored(prediction))
         return len(self._predictions) - 1
 
@@ -102,7 +109,9 @@ class ReplayBuffer:
         self._rows[role].append(Entry(state, text, prediction, concept))
 
     def clear(self, role: Role) -> None:
-        """Forget the rows of a role."""
+        """Forget the rows of a role, and the predictions that no other row has."""
+        rest = {e.prediction for own, rows in self._rows.items() if own != role for e in rows}
+        self._free += sorted({e.prediction for e in self._rows[role]} - rest)
         self._rows[role].clear()
 
     def _stored(self, value: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from .concepts import TEMPLATES, Concept
-from .words import fill, fill_words, plain, without
+from .words import fill, fill_words, parts, plain, with_plurals, without
 
 RetainFrom = Literal["vocabulary", "neighbours", "mined"]
 SOURCES = ("vocabulary", "neighbours", "mined")
@@ -61,7 +61,7 @@ def retain_prompts(
         if named and (i % 2 == 0 or " " in noun):
             prompts.append(subject)
         else:
-            template = rng.choice(templates[i % len(templates)])
+            template = rng.choice(templates[i // 2 % len(templates)])
             prompts.append(fill(fill_words(template, free, rng), noun))
     return prompts
 
@@ -69,7 +69,7 @@ def retain_prompts(
 def _check_named(named: Sequence[str], targets: Sequence[str]) -> None:
     for name in named:
         for target in targets:
-            if set(plain(target).split()) <= set(plain(name).split()):
+            if all(with_plurals({part}) & parts(name) for part in parts(target)):
                 raise ValueError(f"cannot retain {name!r}: it asks for the target {target!r}")
 
 
@@ -95,8 +95,8 @@ def neighbours(
     if tokenizer is None or encoder is None:
         raise ValueError("retain_from='neighbours' needs a tokenizer and a text_encoder")
     targets = [plain(name) for concept in concepts for name in concept.names]
-    parts = [part for name in targets for part in name.split()]
-    others = [w for w in words if not any(w.startswith(p) or p.startswith(w) for p in parts)]
+    own = [part for name in targets for part in name.split()]
+    others = [w for w in words if not any(w.startswith(p) or p.startswith(w) for p in own)]
     if not others:
         return []
     table = encoder.get_input_embeddings().weight.float()

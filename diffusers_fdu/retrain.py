@@ -5,31 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .adapters import snapshot, strengths
 from .concepts import Concept, NegativeGuidance
 from .unlearner import FDUnlearner
 from .variational import Variational
 
 
-def retrain(pipe: Any, facts: Mapping[str, Any], progress: bool = True) -> FDUnlearner:
+def retrain(
+    pipe: Any,
+    facts: Mapping[str, Any],
+    adapter_name: str | None = None,
+    progress: bool = True,
+) -> FDUnlearner:
     """Train an adapter again from its recipe; on the same machine it is the same.
 
     Args:
         pipe: as the adapter was trained on.
         facts: what `recipe.json` holds.
+        adapter_name: of the new adapter; None: the recipe's.
         progress: show progress bars.
 
     Returns:
         The unlearner, the adapter loaded and active on the pipe.
 
     Raises:
-        ValueError: if the recipe names a function that a file cannot hold, such as a generator.
+        ValueError: if the recipe names a function that a file cannot hold, such as a generator,
+            or if other adapters are active on the pipe than were then.
     """
     options = {**facts["config"], **facts["performance"]}
     if isinstance(options["estimator"], dict):
         options["estimator"] = Variational(**options["estimator"])
     named = [facts["f"], options["timestep_sampling"], options["timestep_weights"]]
     for value in named:
-        if value.startswith(("generator:", "<")):
+        if value.startswith(("generator:", "conjugate:", "<")):
             raise ValueError(f"the recipe names {value!r}, which is not in it: train by hand")
     found = []
     for fields in facts["concepts"]:
@@ -38,5 +46,11 @@ def retrain(pipe: Any, facts: Mapping[str, Any], progress: bool = True) -> FDUnl
             anchor = NegativeGuidance(**anchor["NegativeGuidance"])
         found.append(Concept(**{**fields, "anchor": anchor}))
     worker = FDUnlearner(pipe, facts["pipeline_kwargs"], progress, **options)
-    worker.unlearn(found, f=facts["f"], adapter_name=facts["adapter_name"])
+    active = strengths(worker.model, snapshot(worker.model).active)
+    if active != facts["active_adapters"]:
+        raise ValueError(
+            f"it was trained on a pipe with the adapters {facts['active_adapters']}, and this one "
+            f"has {active}: load and set those first"
+        )
+    worker.unlearn(found, f=facts["f"], adapter_name=adapter_name or facts["adapter_name"])
     return worker

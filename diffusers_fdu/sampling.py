@@ -52,7 +52,7 @@ class Sampler:
         scheduler: see `timestep_weights`.
 
     Raises:
-        ValueError: see `timestep_weights`.
+        ValueError: if there is nothing to draw, and see `timestep_weights`.
     """
 
     def __init__(
@@ -72,6 +72,10 @@ class Sampler:
         self.generator = torch.Generator().manual_seed(seed)
         entries = buffer.entries("unlearn")
         self.concepts = 1 + max(entry.concept for entry in entries)
+        if retains and not buffer.count("retain"):
+            raise ValueError(
+                "nothing was recorded to retain: use guidance_scale > 1, or retain_weight=0"
+            )
         self._own = [
             torch.tensor([i for i, entry in enumerate(entries) if entry.concept == k])
             for k in range(self.concepts)
@@ -85,9 +89,12 @@ class Sampler:
             self._weights = timestep_weights(weights, scheduler, at)
         self._chances: dict[Role, Tensor] = {}
         if sampling != "uniform":
-            for role in ("unlearn", "retain"):
+            roles: tuple[Role, ...] = ("unlearn", "retain") if retains else ("unlearn",)
+            for role in roles:
                 at = timesteps[[entry.state for entry in buffer.entries(role)]]
                 self._chances[role] = timestep_weights(sampling, scheduler, at)
+            if not all(self._chances["unlearn"][own].any() for own in self._own):
+                raise ValueError("timestep_sampling never draws one of the concepts")
         self._turn = 0
 
     def __call__(self) -> Batch:

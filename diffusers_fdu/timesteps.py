@@ -19,12 +19,26 @@ GAMMA = 5.0
 Weighting = Literal["uniform", "min_snr"] | Callable[[Tensor], Tensor]
 
 
-def noise_levels(scheduler: Any, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+def is_flow(scheduler: Any) -> bool:
+    """Whether x_t = (1 - sigma) x_0 + sigma eps."""
+    config: Any = getattr(scheduler, "config", {})
+    return (
+        "FlowMatch" in type(scheduler).__name__
+        or bool(config.get("use_flow_sigmas"))
+        or config.get("prediction_type") == "flow_prediction"
+    )
+
+
+def noise_levels(
+    scheduler: Any, timesteps: Tensor, is_unit: bool | None = None
+) -> tuple[Tensor, Tensor]:
     """Signal and noise of x_t.
 
     Args:
         scheduler: of diffusers, with `alphas_cumprod`, or of flow matching.
         timesteps: as the denoiser is given them, (B,), also fractional.
+        is_unit: whether those of flow matching end at 1 and not at the number of training
+            timesteps; None: if none is larger than 1.
 
     Returns:
         Two tensors (B,), float64.
@@ -33,21 +47,21 @@ def noise_levels(scheduler: Any, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: if the scheduler is of neither kind.
     """
     t = timesteps.detach().cpu().double()
+    if is_flow(scheduler):
+        is_unit = bool((t <= 1).all()) if is_unit is None else is_unit
+        noise = t if is_unit else t / scheduler.config.num_train_timesteps
+        return 1 - noise, noise
     alphas = getattr(scheduler, "alphas_cumprod", None)
-    if torch.is_tensor(alphas):
-        alphas = alphas.cpu().double()
-        low = t.floor().long().clamp(0, len(alphas) - 1)
-        high = (low + 1).clamp(max=len(alphas) - 1)
-        square = torch.lerp(alphas[low], alphas[high], t - low)
-        return square.sqrt(), (1 - square).clamp(min=0).sqrt()
-    if "FlowMatch" in type(scheduler).__name__:
-        # Pipelines give t in [0, 1] or in [0, T].
-        length = scheduler.config.num_train_timesteps if bool((t > 1).any()) else 1
-        return 1 - t / length, t / length
-    raise ValueError(
-        f"cannot tell the noise level of {type(scheduler).__name__}: it has no alphas_cumprod "
-        "and is no flow-matching scheduler"
-    )
+    if not torch.is_tensor(alphas):
+        raise ValueError(
+            f"cannot tell the noise level of {type(scheduler).__name__}: it has no alphas_cumprod "
+            "and is no flow-matching scheduler"
+        )
+    alphas = alphas.cpu().double()
+    low = t.floor().long().clamp(0, len(alphas) - 1)
+    high = (low + 1).clamp(max=len(alphas) - 1)
+    square = torch.lerp(alphas[low], alphas[high], t - low)
+    return square.sqrt(), (1 - square).clamp(min=0).sqrt()
 
 
 def timestep_weights(weighting: Weighting, scheduler: Any, timesteps: Tensor) -> Tensor:
@@ -90,8 +104,8 @@ def _min_snr(scheduler: Any, timesteps: Tensor) -> Tensor:
     signal, noise = noise_levels(scheduler, timesteps)
     tiny = torch.finfo(signal.dtype).tiny
     snr = (signal / noise.clamp(min=tiny)).square().clamp(1e-8, 1e8)
-    kind = getattr(scheduler.config, "prediction_type", "epsilon")
-    if "FlowMatch" in type(scheduler).__name__:
+    kind = scheduler.config.get("prediction_type", "epsilon")
+    if is_flow(scheduler):
         scale = (snr.sqrt() + 1).square()
     else:
         scale = {"v_prediction": snr + 1, "sample": torch.ones_like(snr)}.get(kind, snr)

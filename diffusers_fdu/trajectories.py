@@ -267,9 +267,10 @@ class _Recording:
                 self.buffer.add_row("unlearn", entry.state, text, answer, concept)
 
     def _empty_text(self) -> int:
-        if self.empty is None:  # runs without guidance never ask for it
+        # Runs without guidance never ask for it, and a negative prompt is not empty.
+        if self.empty is None or self.recorder.has_negative:
             leaves = self.recorder.conditioning([""], self.names)[""]
-            self.empty = self.buffer.add_text("", leaves)
+            return self.buffer.add_text("", leaves)
         return self.empty
 
     def _asked(self, entries: list[Entry]) -> Tensor:

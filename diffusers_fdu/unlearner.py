@@ -17,7 +17,7 @@ from .choice import Compared, Preference, choose
 from .closed_form import closed_form_start
 from .concepts import Anchor, Concept, Target, concepts
 from .config import RATE_TIMES_WIDTH, TrainConfig, settings
-from .conjugates import Conjugate, conjugate
+from .conjugates import CONJUGATES, Conjugate, conjugate
 from .divergences import Divergence, Generator
 from .loss import DivergenceLoss
 from .mining import Miner
@@ -153,8 +153,11 @@ class FDUnlearner:
         config = self._settled(lora)
         f = choose(prefer, comparison) if f == "auto" else f
         critic = conjugate(_checked_f(f)) if config.critic else None
-        # A conjugate of the user's own has no profile: sigma and units are those of kl.
-        loss = DivergenceLoss("kl" if isinstance(f, Conjugate) else f, config.sigma)
+        if isinstance(f, Conjugate):
+            if critic is None:
+                raise TypeError("a Conjugate needs estimator='variational'")
+            f = "kl"  # it has no profile: sigma and the scale of s are those of kl
+        loss = DivergenceLoss(f, config.sigma)
         targets = [concept.target for concept in found]
         name = adapter_name or adapters.default_adapter_name(targets, self.model)
         adapters.check_adapter_name(name, self.model)
@@ -165,7 +168,7 @@ class FDUnlearner:
         try:
             self.model.eval()
             with torch.inference_mode(False), torch.enable_grad():
-                buffer = self._record(found) if buffer is None else _checked(buffer, found)
+                buffer = self._record(found) if buffer is None else self._checked(buffer, found)
                 recorded = time.monotonic()
                 with set_aside(self.pipe, self.model, self.performance.offload):
                     sampler, objective = self._prepare(loss, critic, config, buffer)
@@ -188,10 +191,11 @@ class FDUnlearner:
                 (config, self.data, self.performance),
                 self.pipeline_kwargs,
                 concepts=[vars(concept) for concept in found],
-                f=critic.name if critic else loss.divergence.name,
+                f=_name(critic) if critic else loss.divergence.name,
                 sigma=objective.sigmas,
                 steps_done=len(history),
                 divergence={"first": history[0].divergence, "last": history[-1].divergence},
+                distance={"first": objective.first, "last": history[-1].distance},
                 adapter_name=name,
                 active_adapters=adapters.strengths(self.model, before.active),
                 buffer={
@@ -260,8 +264,9 @@ class FDUnlearner:
         layers = closed_form_start(self.model, name, buffer, 2 * config.batch_size)
         if not layers and config.init == "closed_form":
             raise ValueError(
-                f"no adapted layer of {type(self.model).__name__} reads the text alone, which "
-                "init='closed_form' needs: use init='lora'"
+                f"init='closed_form' needs an anchor in words, and layers that read the text "
+                f"alone, of which {type(self.model).__name__} has none adapted here: use "
+                "init='lora'"
             )
         return replace(config, init="closed_form" if layers else "lora")
 
@@ -289,7 +294,36 @@ class FDUnlearner:
         recorder = Recorder(self.pipe, self.pipeline_kwargs, self.config.seed)
         is_bf16 = getattr(self.model, "dtype", None) == torch.bfloat16
         dtype = torch.bfloat16 if is_bf16 else torch.float16
-        return record(recorder, pairs, retain, dtype, self.progress, data.states, candidates)
+        buffer = record(recorder, pairs, retain, dtype, self.progress, data.states, candidates)
+        buffer.about = self._about(found)
+        return buffer
+
+    def _about(self, found: Sequence[Concept]) -> dict[str, Any]:
+        """What a recording depends on."""
+        names = ("trajectories", "retain", "retain_from", "states")
+        active = adapters.snapshot(self.model).active
+        facts = {name: getattr(self.data, name) for name in names}
+        return recipe.as_json(
+            {
+                "concepts": [vars(concept) for concept in found],
+                "seed": self.config.seed,
+                "retains": self.config.retain_weight > 0,
+                "pipeline_kwargs": self.pipeline_kwargs,
+                "active_adapters": adapters.strengths(self.model, active),
+                **facts,
+            }
+        )
+
+    def _checked(self, buffer: ReplayBuffer, found: Sequence[Concept]) -> ReplayBuffer:
+        """A buffer that was recorded for this very training."""
+        wanted = self._about(found)
+        for name, value in wanted.items():
+            if buffer.about.get(name) != value:
+                raise ValueError(
+                    f"the buffer was recorded with {name}={buffer.about.get(name)!r} and is to be "
+                    f"trained on with {value!r}: record it anew"
+                )
+        return buffer
 
     def save(self, directory: str | Path) -> Path:
         """Write the adapter and its recipe.
@@ -317,14 +351,9 @@ class FDUnlearner:
         return folder
 
 
-def _checked(buffer: ReplayBuffer, found: Sequence[Concept]) -> ReplayBuffer:
-    held = {entry.concept for entry in buffer.entries("unlearn")}
-    if held != set(range(len(found))):
-        raise ValueError(
-            f"the buffer holds {len(held)} concepts and {len(found)} are to be unlearned: "
-            "record these"
-        )
-    return buffer
+def _name(critic: Conjugate) -> str:
+    """As the recipe has it: one of the user's own is in no file."""
+    return critic.name if CONJUGATES.get(critic.name) is critic else f"conjugate:{critic.name}"
 
 
 def _checked_f(f: Any) -> str | Conjugate:

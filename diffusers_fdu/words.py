@@ -38,10 +38,20 @@ def plain(text: str) -> str:
     return " ".join(text.lower().split())
 
 
+def parts(name: str) -> set[str]:
+    """The words of a name in lower case, without punctuation."""
+    return set(re.findall(r"[\w'-]+", name.lower()))
+
+
+def with_plurals(words: set[str]) -> set[str]:
+    """The words, and what they are in the plural as a rule."""
+    return words | {word + ending for word in words for ending in ("s", "es")}
+
+
 def without(words: Sequence[str], taken: Sequence[str]) -> list[str]:
-    """The words that are no part of the taken names."""
-    parts = {part for name in taken for part in plain(name).split()}
-    return [word for word in words if plain(word) not in parts]
+    """The words that are no part of the taken names, in the plural neither."""
+    names = with_plurals({part for name in taken for part in parts(name)})
+    return [word for word in words if plain(word) not in names]
 
 
 def vocabulary(pipe: Any) -> list[str]:

@@ -87,6 +87,7 @@ def test_several_concepts() -> None:
     assert found == [Concept("dog", "cat"), own]
     assert [c.anchor for c in concepts(["dog", "cow"], "cat")] == ["cat", "cat"]
     assert concepts("dog", "cat") == [Concept("dog", "cat")]
+    assert concepts(["dog", own], "cat") == [Concept("dog", "cat"), own]
     assert concepts(own) == [own]
 
 

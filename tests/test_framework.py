@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
 from conftest import build_tiny_pipe, latents
 from safetensors.torch import load_file
-from tiny import RUNS, state, unlearner
+from tiny import FAST, RUNS, add_other_adapter, state, unlearner
 
 from diffusers_fdu import (
     Concept,
@@ -21,6 +22,9 @@ from diffusers_fdu import (
 )
 from diffusers_fdu.answers import ask
 from diffusers_fdu.emoji import cells, judge_cells, load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.mining import KEPT
+from diffusers_fdu.recipe import as_json
+from diffusers_fdu.variational import VariationalLoss
 
 OPTIONS = [
     {"surgery": True},
@@ -36,20 +40,38 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_every_option_trains_and_is_in_the_recipe(pipe, tmp_path, options) -> None:
-    before = state(pipe)
+def trained(pipe, **options):
+    """An unlearner, and its weights on the CPU."""
     worker = unlearner(pipe, steps=30, init="lora", **options)
-    worker.unlearn("dog", "cat", f="hellinger")
+    worker.unlearn("dog", "cat", f="hellinger", adapter_name="new")
+    layers = [p for n, p in pipe.unet.named_parameters() if ".new." in n]
+    return worker, torch.cat([p.flatten().clone() for p in layers])
+
+
+@pytest.fixture(scope="module")
+def defaults() -> torch.Tensor:
+    return trained(build_tiny_pipe())[1]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_option_changes_what_is_trained(pipe, tmp_path, options, defaults) -> None:
+    before = state(pipe)
+    worker, weights = trained(pipe, **options)
     first, last = (
         sum(record.distance for record in part)
         for part in (worker.history[:5], worker.history[-5:])
     )
     assert last < first or "estimator" in options  # a critic has no time to learn here
+    # Accumulation of independent rows is another draw anyway.
+    assert (weights - defaults).abs().max() > 1e-4
     folder = worker.save(tmp_path)
     recipe = json.loads((folder / "recipe.json").read_text())
     everything = {**recipe["config"], **recipe["performance"]}
-    assert set(options) <= set(everything)
+    for name, value in options.items():
+        if not isinstance(value, Variational):
+            assert everything[name] == as_json(value)
+        else:
+            assert everything[name] == asdict(value)
     keys = load_file(folder / "pytorch_lora_weights.safetensors")
     assert all("attn2.to_" in key for key in keys)  # no critic in the file
     pipe.unload_lora_weights()
@@ -156,11 +178,70 @@ def test_a_recorded_buffer_serves_many_trainings(pipe) -> None:
     assert all(torch.equal(a, b) for a, b in zip(files[0], own, strict=True))
 
 
-def test_a_buffer_of_other_concepts_is_refused(pipe) -> None:
-    worker = unlearner(pipe)
+def test_a_buffer_recorded_otherwise_is_refused(pipe) -> None:
+    buffer = unlearner(pipe).record("dog", "cat")
+    cases = {
+        "concepts": ({}, ("apple", "tree")),
+        "seed": ({"seed": 1}, ("dog", "cat")),
+        "retains": ({"retain_weight": 0.0}, ("dog", "cat")),
+        "states": ({"states": "renoise"}, ("dog", "cat")),
+        "trajectories": ({"trajectories": 5}, ("dog", "cat")),
+    }
+    for name, (options, concept) in cases.items():
+        with pytest.raises(ValueError, match=f"recorded with {name}=.*record it anew"):
+            unlearner(pipe, **options).unlearn(*concept, buffer=buffer)
+    other = FDUnlearner(pipe, {**RUNS, "guidance_scale": 2.0}, False, **FAST)
+    with pytest.raises(ValueError, match="recorded with pipeline_kwargs="):
+        other.unlearn("dog", "cat", buffer=buffer)
+    add_other_adapter(pipe)
+    with pytest.raises(ValueError, match="recorded with active_adapters="):
+        unlearner(pipe).unlearn("dog", "cat", buffer=buffer)
+
+
+def test_mined_rows_are_there_and_are_used(pipe) -> None:
+    worker = unlearner(pipe, retain_from="mined")
     buffer = worker.record("dog", "cat")
-    with pytest.raises(ValueError, match="holds 1 concepts and 2 are to be unlearned"):
-        worker.unlearn(["dog", "apple"], "cat", buffer=buffer)
+    worker.unlearn("dog", "cat", buffer=buffer)
+    assert buffer.count("mined") == KEPT
+    size = buffer.nbytes
+    pipe.unload_lora_weights()
+    worker.unlearn("dog", "cat", buffer=buffer)
+    assert buffer.nbytes == size  # those of the first training made room
+
+
+@pytest.mark.parametrize(("warmup", "each"), [(0, 1), (7, 1), (2, 3)])
+def test_a_critic_is_updated_as_often_as_asked(pipe, monkeypatch, warmup, each) -> None:
+    calls = []
+    original = VariationalLoss.update
+
+    def counted(self, *args, **kwargs):
+        calls.append(1)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(VariationalLoss, "update", counted)
+    options = Variational(warmup_steps=warmup, critic_steps=each)
+    unlearner(pipe, steps=4, estimator=options).unlearn(["dog", "apple"], "cat")
+    assert len(calls) == warmup + 4 * each
+
+
+def test_a_conjugate_is_not_taken_for_kl(pipe) -> None:
+    own = Conjugate("mine", lambda u: u**2, lambda v: v)
+    with pytest.raises(TypeError, match="a Conjugate needs estimator='variational'"):
+        unlearner(pipe).unlearn("dog", "cat", f=own)
+
+
+def test_a_recipe_knows_the_adapters_that_were_there(pipe) -> None:
+    add_other_adapter(pipe)
+    worker = unlearner(pipe)
+    worker.unlearn("dog", "cat")
+    with pytest.raises(ValueError, match="on a pipe with the adapters {'other'.*has {}: load"):
+        retrain(build_tiny_pipe(), worker.recipe, progress=False)
+    fresh = build_tiny_pipe()
+    add_other_adapter(fresh)
+    retrain(fresh, worker.recipe, "again", progress=False)
+    pairs = zip(pipe.unet.named_parameters(), fresh.unet.named_parameters(), strict=True)
+    for (name, one), (_, other) in pairs:
+        assert torch.equal(one, other), name
 
 
 def test_f_by_preference(pipe) -> None:
@@ -189,7 +270,9 @@ def test_the_variational_estimator_wants_a_conjugate(pipe) -> None:
     assert torch.equal(latents(pipe), drawn)
     own = Conjugate("pearson", lambda u: u**2 / 4 + u, lambda v: v)
     worker.unlearn("dog", "cat", f=own)
-    assert worker.recipe["f"] == "pearson"
+    assert worker.recipe["f"] == "conjugate:pearson"
+    with pytest.raises(ValueError, match="names 'conjugate:pearson', which is not in it"):
+        retrain(build_tiny_pipe(), worker.recipe)
 
 
 def test_training_that_fails_with_a_critic_leaves_the_pipe(pipe) -> None:

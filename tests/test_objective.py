@@ -110,6 +110,16 @@ def test_a_critic_takes_the_profiles_place() -> None:
     assert figures[2].item() == pytest.approx(s.mean().item(), rel=1e-5)
 
 
+def test_a_critic_sees_several_concepts_as_they_are() -> None:
+    answer, rows = batch((0, 1, 0))
+    critic = VariationalLoss("kl", SHAPE)
+    starts = [torch.tensor([1.0]), torch.tensor([16.0])]
+    objective = Objective(DivergenceLoss("kl", "auto"), starts, 0.0, critic)
+    _, figures = objective(answer, rows)
+    s = distances(answer, rows)[:3] / torch.tensor([0.5, 2.0, 0.5]) ** 2
+    assert figures[2].item() == pytest.approx(s.mean().item(), rel=1e-5)
+
+
 def test_no_slope_left() -> None:
     with pytest.raises(
         ValueError, match="hellinger has slope 0.0 at sigma=0.001.*use sigma='auto'"

@@ -35,7 +35,7 @@ def test_longer_prompts_are_retained_as_they_are() -> None:
 
 
 def test_bad_retain() -> None:
-    for name in ("Dog", "a dog", "a red dog on grass"):
+    for name in ("Dog", "a dog", "a red dog on grass", "a dog, sleeping", "dog.", "two dogs"):
         with pytest.raises(ValueError, match="it asks for the target"):
             retain_prompts([Concept("dog", "cat")], ["tree", name], 4, WORDS, rng())
     with pytest.raises(ValueError, match="list of prompts"):
@@ -51,7 +51,9 @@ def test_prompts_of_several_concepts() -> None:
     several = [Concept("dog", "cat"), Concept("blue", "red", kind="style")]
     prompts = retain_prompts(several, None, 100, WORDS, rng())
     assert not any({"dog", "blue"} & set(p.split()) for p in prompts)
-    assert any("style" in p for p in prompts[1::2]) and "a photo of an apple" in prompts[::2]
+    assert any("style" in p for p in prompts) and "a photo of an apple" in prompts
+    named = retain_prompts(several, ["tree", "house"], 100, WORDS, rng())
+    assert any("in tree style" in p for p in named) and "a photo of a tree" in named
     with pytest.raises(ValueError, match="it asks for the target 'blue'"):
         retain_prompts(several, ["blue sky"], 4, WORDS, rng())
 

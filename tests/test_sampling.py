@@ -112,6 +112,16 @@ def test_the_seed_decides() -> None:
     assert all(same) and not torch.equal(sampler()().target, other().target)
 
 
+def test_nothing_to_draw() -> None:
+    held = buffer()
+    held.clear("retain")
+    with pytest.raises(ValueError, match="nothing was recorded to retain: use guidance_scale"):
+        Sampler(nn.Linear(1, 1), held, 4, 0)
+    assert Sampler(nn.Linear(1, 1), held, 4, 0, retains=False, sampling=lambda t: t + 1)()
+    with pytest.raises(ValueError, match="never draws one of the concepts"):
+        sampler(sampling=lambda t: t < 600)
+
+
 def test_bad_weightings_are_named() -> None:
     with pytest.raises(ValueError, match="unknown weighting 'snr'"):
         sampler(sampling="snr")

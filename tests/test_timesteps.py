@@ -2,7 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
 from diffusers_fdu.timesteps import GAMMA, noise_levels, timestep_weights
 
@@ -31,6 +36,23 @@ def test_levels_of_flow_matching(scale) -> None:
     signal, noise = noise_levels(scheduler, at / 1000 * scale)
     found = signal.float()[:, None, None, None] * x + noise.float()[:, None, None, None] * eps
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_flow_sigmas_of_other_solvers() -> None:
+    """They have alphas_cumprod too, and do not use them."""
+    scheduler = DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=1.0
+    )
+    scheduler.set_timesteps(8)
+    _, noise = noise_levels(scheduler, scheduler.timesteps)
+    expected = scheduler.sigmas[:-1].double()
+    torch.testing.assert_close(noise, expected, rtol=0, atol=2e-3)
+
+
+def test_a_timestep_below_1_of_a_thousand_is_small() -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    assert noise_levels(scheduler, torch.tensor([0.8]), is_unit=False)[1] == pytest.approx(8e-4)
+    assert noise_levels(scheduler, torch.tensor([0.8]), is_unit=True)[1] == pytest.approx(0.8)
 
 
 def test_fractional_timesteps_lie_between() -> None:

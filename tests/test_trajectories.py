@@ -270,6 +270,17 @@ def test_negative_guidance_is_the_equation(pipe, guidance_scale, states) -> None
     assert any(torch.allclose(k, encode(pipe, "a cat")[0], atol=1e-4) for k in kept)
 
 
+def test_a_negative_prompt_is_not_the_empty_one(pipe) -> None:
+    kwargs = {"num_inference_steps": 2, "guidance_scale": 5.0, "negative_prompt": "red house"}
+    pairs = [Pair("a dog", "", 0, 1.0)]
+    buffer = record(Recorder(pipe, kwargs), pairs, [], torch.float32, progress=False)
+    call, target = buffer.batch(rows(buffer, "unlearn"), torch.device("cpu"), torch.float32)
+    with torch.no_grad():
+        x, t = call["sample"][:1], call["timestep"][0]
+        own, empty = (pipe.unet(x, t, encode(pipe, p))[0] for p in ("a dog", ""))
+    torch.testing.assert_close(target[:1], 2 * empty - own, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
 def test_states_noised_anew(pipe, guidance_scale) -> None:
     """x_t = signal x_0 + noise eps of the picture that the pipe itself draws."""

@@ -28,6 +28,11 @@ def test_without_compares_words_not_letters() -> None:
     assert without(["car", "carrot"], ["Car"]) == ["carrot"]
 
 
+def test_without_leaves_plurals_out_too() -> None:
+    words = ["dogs", "dog", "foxes", "doge", "tree"]
+    assert without(words, ["Dog,", "fox"]) == ["doge", "tree"]
+
+
 def test_slots_are_everything_in_braces() -> None:
     assert slots("a {} in {word} {") == {"{}", "{word}", "{"}
     assert slots("plain") == set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -142,9 +142,7 @@ def scores(verdicts: Sequence[Verdict], target: str) -> Scores:
     )
 
 
-def tradeoff(
-    target: str, own_seeds: int = 8, other_seeds: int = 1, **kwargs: Any
-) -> Callable[[Any], tuple[float, float]]:
+def tradeoff(target: str, own_seeds: int = 8, other_seeds: int = 1, **kwargs: Any) -> Tradeoff:
     """A measure of a pipe for `compare`: UA, and the mean of IRA and CRA.
 
     Args:
@@ -158,17 +156,32 @@ def tradeoff(
     """
     if target not in (*CONCEPTS, *STYLES):
         raise ValueError(f"{target!r} is no concept or style of the embedded model")
-    judge = load_emoji_judge()
-    own = [cell for cell in cells() if target in cell]
-    rest = [cell for cell in cells() if target not in cell]
     count = own_seeds if target in CONCEPTS else max(1, own_seeds // 4)
+    return Tradeoff(target, count, other_seeds, kwargs)
 
-    def measure(pipe: Any) -> tuple[float, float]:
-        verdicts = judge_cells(pipe, judge, own, range(100, 100 + count), **kwargs)
-        verdicts += judge_cells(pipe, judge, rest, range(100, 100 + other_seeds), **kwargs)
-        found = scores(verdicts, target)
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """See `tradeoff`."""
+
+    target: str
+    own_seeds: int
+    other_seeds: int
+    kwargs: dict[str, Any]
+
+    @property
+    def cache_key(self) -> str:
+        """What a cache knows this measure by."""
+        return f"emoji:{asdict(self)}"
+
+    def __call__(self, pipe: Any) -> tuple[float, float]:
+        """UA, and the mean of IRA and CRA."""
+        judge = load_emoji_judge()
+        own = [cell for cell in cells() if self.target in cell]
+        rest = [cell for cell in cells() if self.target not in cell]
+        first = 100
+        seeds = range(first, first + self.own_seeds), range(first, first + self.other_seeds)
+        verdicts = judge_cells(pipe, judge, own, seeds[0], **self.kwargs)
+        verdicts += judge_cells(pipe, judge, rest, seeds[1], **self.kwargs)
+        found = scores(verdicts, self.target)
         return found.ua, (found.ira + found.cra) / 2
-
-    settings = "".join(f",{k}={v}" for k, v in kwargs.items())
-    measure.__qualname__ = f"emoji:{target},{count},{other_seeds}{settings}"
-    return measure

@@ -46,7 +46,7 @@ def study(name: str, seed: int) -> dict[str, Any]:
     return {
         "anchor": name,
         "seed": seed,
-        "left": left / worker.history[0].distance,
+        "left": left / worker.recipe["distance"]["first"],
         "seen": [verdict.seen[0] for verdict in seen],
         **judged(pipe, TARGET).as_dict(),
     }

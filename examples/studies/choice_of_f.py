@@ -6,8 +6,10 @@ Three concepts and two styles, three seeds, from zero (`init="lora"`, since the 
 f little to decide), at most 60 steps. Every method first gets its own learning rate: of `RATES`
 times the default, the one with the best mean harmonic mean of UA and (IRA + CRA) / 2 over the
 pairs, with seed 0. Then every adapter is measured at each of `STRENGTHS`; "kept at 0.9" is
-preservation where the erasure passes 0.9, interpolated between strengths. Differences from kl are
-paired by target and seed. An interrupted study goes on.
+preservation where the erasure passes 0.9, interpolated between strengths and, below the first,
+from the model as it was. Intervals are Student's over the five targets' means, since seeds of one
+target are not independent. Differences from kl are paired by target and seed. Seed 0 chose the
+rate and is counted too. An interrupted study goes on.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from diffusers_fdu.emoji import load_emoji_pipeline
 from diffusers_fdu.intervals import estimate
 from diffusers_fdu.replay import ReplayBuffer
 
-from .bench import RUNS, Results, concept, judged, line, over
+from .bench import RUNS, Results, concept, judged, line
 
 PAIRS = (
     ("dog", "cat"),
@@ -37,6 +39,7 @@ METHODS = ("kl", "hellinger", "chi2", "js", "tv", "variational kl", "variational
 RATES = (0.5, 1.0, 2.0)
 STRENGTHS = (0.4, 0.6, 0.8, 1.0)
 STEPS, MATCHED = 60, 0.9
+BEFORE = "(before)"
 BASE_RATE = RATE_TIMES_WIDTH / 128  # the embedded model's text is 128 wide
 
 
@@ -68,8 +71,6 @@ def scored(worker: Any, target: str, strength: float = 1.0) -> dict[str, float]:
 def kept_at(rows: Sequence[dict[str, Any]], erased: float = MATCHED) -> float | None:
     """Preservation where the erasure passes a level, from rows of growing strength."""
     rows = sorted(rows, key=lambda row: row["strength"])
-    if rows[0]["erased"] >= erased:
-        return rows[0]["kept"]
     for low, high in zip(rows, rows[1:], strict=False):
         if high["erased"] >= erased:
             share = (erased - low["erased"]) / (high["erased"] - low["erased"])
@@ -92,7 +93,8 @@ def best_rates(results: Results) -> dict[str, float]:
             rows = [
                 r
                 for r in results.rows
-                if (r["method"], r["rate"], r["seed"], r["strength"]) == (method, rate, 0, 1.0)
+                if (r["method"], r.get("rate"), r.get("seed"), r["strength"])
+                == (method, rate, 0, 1.0)
             ]
             means[rate] = sum(map(harmonic, rows)) / len(rows)
         found[method] = max(means, key=lambda rate: means[rate])
@@ -118,6 +120,12 @@ def measure(results: Results, seeds: int) -> None:
             seconds = worker.recipe["seconds"]["train"]
             results.add({**key, "strength": strength, "seconds": seconds, **figures})
 
+    for target, _ in PAIRS:
+        if results.find(method=BEFORE, target=target) is None:
+            found = judged(load_emoji_pipeline(), target)
+            kept = (found.ira + found.cra) / 2
+            row = {"method": BEFORE, "target": target, "strength": 0.0}
+            results.add({**row, "erased": found.ua, "kept": kept})
     for pair in PAIRS:
         for method in METHODS:
             for rate in RATES:
@@ -129,56 +137,78 @@ def measure(results: Results, seeds: int) -> None:
                 run(pair, method, rates[method], seed, STRENGTHS)
 
 
+def matched(results: Results, method: str, rate: float, seeds: int) -> dict[str, list]:
+    """Preservation at matched erasure by target, one value or None for each seed."""
+    found: dict[str, list] = {}
+    for target, _ in PAIRS:
+        before = results.find(method=BEFORE, target=target)
+        for seed in range(seeds):
+            key = (method, rate, target, seed)
+            rows = [
+                r
+                for r in results.rows
+                if (r["method"], r.get("rate"), r["target"], r.get("seed")) == key
+            ]
+            found.setdefault(target, []).append(kept_at([*([before] if before else []), *rows]))
+    return found
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are there."""
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else None
+
+
+def across(values: Sequence[float | None]) -> Any:
+    """Mean and interval over targets; empty if there are none."""
+    there = [value for value in values if value is not None]
+    return estimate(there) if there else ""
+
+
 def table(results: Results, seeds: int) -> str:
-    """Means over targets and seeds with 95 % confidence intervals."""
+    """Means with 95 % confidence intervals over targets."""
     rates = best_rates(results)
-    columns = ("method", "rate", "erased", "kept", "kept at 0.9", "minus kl", "train s")
+    columns = ("method", "rate", "erased", "kept", "kept at 0.9", "reached", "minus kl", "train s")
     lines = [line(columns), "|---" * len(columns) + "|"]
-    matched: dict[str, dict[tuple[str, int], float | None]] = {}
+    base = matched(results, "kl", rates["kl"], seeds)
     for method in METHODS:
-        rows = [r for r in results.rows if (r["method"], r["rate"]) == (method, rates[method])]
-        rows = [r for r in rows if r["seed"] < seeds]
-        matched[method] = {
-            (target, seed): kept_at(
-                [r for r in rows if (r["target"], r["seed"]) == (target, seed)]
-            )
-            for target, _ in PAIRS
-            for seed in range(seeds)
-        }
-        full = [r for r in rows if r["strength"] == 1.0]
-        reached = [v for v in matched[method].values() if v is not None]
-        differences = [
-            v - base
-            for key, v in matched[method].items()
-            if v is not None and (base := matched["kl"][key]) is not None
+        rows = [
+            r
+            for r in results.rows
+            if (r["method"], r.get("rate"), r["strength"]) == (method, rates[method], 1.0)
+            and r["seed"] < seeds
         ]
-        at = f"{estimate(reached)} ({len(reached)} of {len(matched[method])})" if reached else ""
-        minus = f"{estimate(differences)}" if differences and method != "kl" else ""
-        figures = [over(full, "erased"), over(full, "kept"), at, minus]
-        lines.append(line([method, rates[method], *figures, f"{over(full, 'seconds').mean:.0f}"]))
+        own = matched(results, method, rates[method], seeds)
+
+        def by_target(name: str, rows: list = rows) -> list[float | None]:
+            return [mean([r[name] for r in rows if r["target"] == t]) for t, _ in PAIRS]
+
+        differences = [
+            mean([a - b for a, b in zip(own[t], base[t], strict=True) if None not in (a, b)])
+            for t, _ in PAIRS
+        ]
+        reached = sum(v is not None for values in own.values() for v in values)
+        cells = [
+            method,
+            rates[method],
+            across(by_target("erased")),
+            across(by_target("kept")),
+            across([mean(values) for values in own.values()]),
+            f"{reached} of {len(PAIRS) * seeds}",
+            "" if method == "kl" else across(differences),
+            f"{mean([r['seconds'] for r in rows]):.0f}",
+        ]
+        lines.append(line(cells))
     return "\n".join(lines)
 
 
 def by_target(results: Results, seeds: int) -> str:
     """Preservation at matched erasure for each target, means over seeds."""
     rates = best_rates(results)
-    targets = [target for target, _ in PAIRS]
-    lines = [line(["method", *targets]), "|---" * (1 + len(targets)) + "|"]
+    lines = [line(["method", *(t for t, _ in PAIRS)]), "|---" * (1 + len(PAIRS)) + "|"]
     for method in METHODS:
-        cells = []
-        for target in targets:
-            found = []
-            for seed in range(seeds):
-                rows = [
-                    r
-                    for r in results.rows
-                    if (r["method"], r["rate"], r["target"], r["seed"])
-                    == (method, rates[method], target, seed)
-                ]
-                found.append(kept_at(rows))
-            reached = [v for v in found if v is not None]
-            cells.append(f"{sum(reached) / len(reached):.3f}" if reached else "not reached")
-        lines.append(line([method, *cells]))
+        values = [mean(v) for v in matched(results, method, rates[method], seeds).values()]
+        lines.append(line([method, *("not reached" if v is None else f"{v:.3f}" for v in values)]))
     return "\n".join(lines)
 
 

@@ -44,6 +44,11 @@ COLUMNS = ("target", "settings", "UA", "IRA", "CRA", "record s", "train s")
 DATA = ("retain_from", "states")  # what is recorded anew for
 
 
+def recorded_with(variant: dict[str, Any]) -> list[str]:
+    """Variants of one recording stand together."""
+    return [str(variant.get(name)) for name in (*DATA, "retain_weight")]
+
+
 class Recordings:
     """The buffer of the last target, seed and data, since most variants share one."""
 
@@ -54,10 +59,12 @@ class Recordings:
 
     def get(self, worker: FDUnlearner, target: str, anchor: str, variant: dict) -> ReplayBuffer:
         """Recorded now, or before."""
-        key = (target, worker.config.seed, *(variant.get(name) for name in DATA))
+        retains = worker.config.retain_weight > 0
+        key = (target, worker.config.seed, retains, *(variant.get(name) for name in DATA))
         if self.buffer is None or key != self.key:
             started = time.monotonic()
             options = {name: variant[name] for name in DATA if name in variant}
+            options["retain_weight"] = worker.config.retain_weight
             full = FDUnlearner(
                 worker.pipe, RUNS, progress=False, seed=worker.config.seed, **options
             )
@@ -110,7 +117,7 @@ def main(
     recordings = Recordings()
     for seed in range(seeds):
         for target, anchor in PAIRS:
-            for variant in sorted(VARIANTS, key=lambda v: [str(v.get(name)) for name in DATA]):
+            for variant in sorted(VARIANTS, key=recorded_with):
                 key = {"target": target, "variant": json.dumps(variant), "seed": seed}
                 if results.find(**key) is None:
                     results.add(study(target, anchor, variant, seed, recordings))
