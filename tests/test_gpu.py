@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusers_fdu import FDUnlearner
+from diffusers_fdu import FDUnlearner, NegativeGuidance
 from diffusers_fdu.emoji import STYLES, judge_cells, load_emoji_judge, load_emoji_pipeline
 
 pytestmark = [
@@ -68,3 +68,27 @@ def test_every_option_trains_the_same(options) -> None:
         worker.unlearn("dog", "cat", f="kl")
         distances.append(sum(r.distance for r in worker.history[-5:]) / 5)
     assert distances[1] == pytest.approx(distances[0], rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"surgery": True, "gradient_accumulation_steps": 2},
+        {"estimator": "variational"},
+        {"retain_from": "mined"},
+        {"states": "renoise", "timestep_weights": "min_snr"},
+    ],
+    ids=str,
+)
+def test_the_whole_framework_on_cuda(dtype, options) -> None:
+    """Two concepts, one of them without an anchor's words, in every precision."""
+    pipe = load_emoji_pipeline(torch_dtype=dtype).to("cuda")
+    worker = FDUnlearner(
+        pipe, {"guidance_scale": 4.0}, False, steps=25, trajectories=8, early_stop=0.0, **options
+    )
+    worker.unlearn(["dog", "banana"], ["cat", NegativeGuidance(0.5)])
+    assert len(worker.history) == 25
+    assert all(p.device.type == "cuda" for p in pipe.unet.parameters())
+    first, last = worker.history[0].distance, worker.history[-1].distance
+    assert last < 1.5 * first  # it does not run away
