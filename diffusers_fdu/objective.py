@@ -12,6 +12,8 @@ from .loss import DivergenceLoss, calibrated
 from .sampling import Batch
 from .variational import VariationalLoss
 
+STRONGEST = 1e4  # a critic without any slope must not be scaled to infinity
+
 
 class Objective:
     """unlearn / (2 phi'(s_half)) + retain_weight * retain.
@@ -27,7 +29,7 @@ class Objective:
         distances: initial distances of the rows to unlearn, before sigma, one tensor (N,) for
             each concept.
         retain_weight: 0: no row is there to retain.
-        critic: takes the place of the profile: the variational estimator.
+        critic: takes the place of the profile: the variational estimator; see `balance`.
 
     Attributes:
         sigmas: of each concept.
@@ -57,7 +59,8 @@ class Objective:
         middle = sorted(self.sigmas)[len(self.sigmas) // 2]
         self._retain = DivergenceLoss("kl", middle, loss.reduction, loss.kernel)
         units = [2 * _slope(loss, start, s) for start, s in zip(starts, self.sigmas, strict=True)]
-        self._unit = 1.0 if critic is not None else sum(units) / len(units)
+        self._unit = sum(units) / len(units)
+        self._force = 1.0
         self._sigmas = None if is_one else torch.tensor(self.sigmas, device=device)
         self._shares = torch.tensor([self._unit / unit for unit in units], device=device)
 
@@ -119,6 +122,26 @@ class Objective:
         assert self.critic is not None
         self.critic.update(answer, batch.target, batch.timestep, weights=batch.weights)
 
+    @torch.enable_grad()
+    def balance(self, answer: Tensor, batch: Batch) -> None:
+        """Scale the critic's pull to the one that the profile has on the same predictions.
+
+        A critic's slope is in no unit that could be weighed against the retain loss.
+
+        Args:
+            answer: the student's predictions of rows to unlearn alone, before the first step.
+            batch: theirs.
+        """
+        assert self.critic is not None
+        critic, self.critic = self.critic, None
+        leaf = answer.detach().float().requires_grad_()
+        (exact,) = torch.autograd.grad(self.unlearn(leaf, batch)[0], leaf)
+        self.critic = critic
+        bound = critic(leaf, batch.target, batch.timestep, weights=batch.weights)
+        (own,) = torch.autograd.grad(bound, leaf)
+        tiny = torch.finfo(torch.float32).tiny
+        self._force = (exact.norm() / own.norm().clamp(min=tiny)).clamp(max=STRONGEST).item()
+
     def _from_critic(self, answer: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         assert self.critic is not None
         time, weights = batch.timestep[: batch.size], batch.weights
@@ -127,7 +150,8 @@ class Objective:
         bound = self.critic(answer, target, time, weights=weights)
         distance = self._unlearn.distance(answer.detach(), target)
         sigmas = self.sigmas[0] if self._sigmas is None else self._sigmas[batch.concept]
-        return bound, torch.stack([bound, (distance / sigmas**2).mean()]).detach()
+        figures = torch.stack([bound, (distance / sigmas**2).mean()]).detach()
+        return self._force * bound, figures
 
     def _scaled(self, value: Tensor, batch: Batch) -> Tensor:
         assert self._sigmas is not None

@@ -179,10 +179,12 @@ class _Loop:
 
     @torch.no_grad()
     def prepare(self, steps: int) -> None:
-        """Steps of the critic alone."""
+        """Steps of the critic alone, and the scale of its pull."""
         for _ in range(steps):
             batch = self.sampler.unlearn_only()
             self.objective.prepare(_answer(self.model, batch, self.autocast), batch)
+        batch = self.sampler.unlearn_only()
+        self.objective.balance(_answer(self.model, batch, self.autocast), batch)
 
     def run(
         self,

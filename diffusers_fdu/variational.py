@@ -33,6 +33,9 @@ SMALLEST = 4  # a map is halved until its shorter side is this
 class Variational:
     """The variational estimator and its critic's training.
 
+    The release of f-DMU takes 500 steps with a rate of 1e-4 and no penalty. In the 100 steps that
+    are the default here such a critic learns too little.
+
     Args:
         learning_rate: of the critic's AdamW.
         warmup_steps: steps of the critic alone before the student's first.
@@ -45,10 +48,10 @@ class Variational:
         ValueError: for a number out of range.
     """
 
-    learning_rate: float = 1e-4
+    learning_rate: float = 1e-3
     warmup_steps: int = 30
     critic_steps: int = 1
-    gradient_penalty: float = 0.0
+    gradient_penalty: float = 10.0
     width: int = 64
 
     def __post_init__(self) -> None:

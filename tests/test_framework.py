@@ -35,7 +35,7 @@ OPTIONS = [
     {"timestep_sampling": "min_snr", "timestep_weights": "min_snr"},
     {"timestep_weights": lambda t: 1000 - t},
     {"estimator": "variational"},
-    {"estimator": Variational(warmup_steps=2, critic_steps=2, gradient_penalty=1.0)},
+    {"estimator": Variational(warmup_steps=2, critic_steps=2, gradient_penalty=0.0)},
     {"retain_weight": 0.0, "surgery": True},
 ]
 

@@ -110,6 +110,23 @@ def test_a_critic_takes_the_profiles_place() -> None:
     assert figures[2].item() == pytest.approx(s.mean().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("concepts", [(0, 0, 0), (0, 1, 0)])
+def test_a_critic_is_balanced_to_the_profiles_pull(concepts) -> None:
+    answer, rows = batch(concepts, retained=0)
+    starts = [torch.tensor([4.0]), torch.tensor([9.0])][: 1 + max(concepts)]
+    exact = Objective(DivergenceLoss("js", "auto"), starts, 1.0)
+    (wanted,) = torch.autograd.grad(exact.unlearn(answer, rows)[0], answer)
+    critic = VariationalLoss("js", SHAPE)
+    critic.critic.eval()  # its power iterations would go on
+    objective = Objective(DivergenceLoss("js", "auto"), starts, 1.0, critic)
+    objective.balance(answer, rows)
+    assert objective.critic is critic
+    critic.options = Variational(learning_rate=1e-12)
+    critic.optimizer.param_groups[0]["lr"] = 0.0
+    (found,) = torch.autograd.grad(objective.unlearn(answer, rows)[0], answer)
+    assert found.norm().item() == pytest.approx(wanted.norm().item(), rel=1e-3)
+
+
 def test_a_critic_sees_several_concepts_as_they_are() -> None:
     answer, rows = batch((0, 1, 0))
     critic = VariationalLoss("kl", SHAPE)
