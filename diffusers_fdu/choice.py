@@ -9,10 +9,9 @@ Preference = Literal["erase", "balance", "preserve"]
 RULES: dict[str, str] = {"erase": "chi2", "balance": "hellinger", "preserve": "le_cam"}
 """f by preference, where nothing was compared.
 
-From the profiles: chi2 pulls the samples that are farthest from the anchor hardest and lets go of
-none; hellinger and le_cam are bounded and let go of far samples, le_cam at half the distance. On
-the embedded model the differences are small (docs/benchmarks.md): `compare` measures them where
-it matters.
+From the profiles, and not measured: chi2 pulls the samples that are farthest from the anchor
+hardest and lets go of none; hellinger and le_cam are bounded and let go of far samples, le_cam
+sooner. `compare` measures what they do where it matters.
 """
 
 
