@@ -69,7 +69,8 @@ def test_demo_refuses_unknown_concepts(tmp_path) -> None:
 
 def test_unlearn_writes_a_lora(tmp_path) -> None:
     folder = tmp_path / "lora"
-    result = run(*UNLEARN, "--f", "kl", "--output-dir", str(folder), "--steps", "2")
+    small = ("--steps", "2", "--set", "trajectories=2")
+    result = run(*UNLEARN, "--f", "kl", "--output-dir", str(folder), *small)
     assert result.returncode == 0, result.stderr
     assert "2 steps, divergence" in result.stdout
     assert (folder / "pytorch_lora_weights.safetensors").stat().st_size > 1000
