@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from transformers.utils import logging as transformers_logging
+
+from .inputs import checked_device, load_pipeline, named_concepts, run_arguments, values
 
 app = typer.Typer(
     help="Make a text-to-image model forget a concept, as a standard LoRA.",
@@ -109,7 +110,8 @@ def unlearn(
         float | None, typer.Option(help="Peak learning rate; none: by the layers' width.")
     ] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="Of the recorded runs; none: the pipeline's own.")
+        float | None,
+        typer.Option(help="Of the recorded runs; none: the pipeline's own, 4 of `emoji`."),
     ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the denoiser.")] = False,
     gradient_checkpointing: Annotated[
@@ -133,10 +135,10 @@ def unlearn(
     if negative_guidance is not None and anchor:
         raise ValueError("pass --anchor or --negative-guidance, not both")
     guided = None if negative_guidance is None else NegativeGuidance(negative_guidance)
-    found = _concepts(target, anchor or [guided], kind, prompts, alias)
+    found = named_concepts(target, anchor or [guided], kind, prompts, alias)
     f = choose(prefer, None) if f == "auto" else f  # type: ignore[arg-type]
     divergence(f)
-    values: dict[str, Any] = {
+    settled: dict[str, Any] = {
         "rank": rank,
         "steps": steps,
         "batch_size": batch_size,
@@ -147,15 +149,15 @@ def unlearn(
         "compile": compile,
         "gradient_checkpointing": gradient_checkpointing,
         "optimizer": optimizer,
-        **_values(options),
+        **values(options),
     }
-    settings(values)
-    device = _checked_device(device, dtype)
-    kwargs = _run_arguments(model, guidance_scale)
-    pipe = _load_pipeline(model, device, dtype)
+    settings(settled)
+    device = checked_device(device, dtype)
+    kwargs = run_arguments(model, guidance_scale)
+    pipe = load_pipeline(model, device, dtype)
     if not hasattr(pipe, "save_lora_weights"):
         raise ValueError(f"{type(pipe).__name__} has no LoRA loader in diffusers")
-    unlearner = FDUnlearner(pipe, kwargs, **values)
+    unlearner = FDUnlearner(pipe, kwargs, **settled)
     writable_folder(output_dir)
     unlearner.unlearn(found, f=f)
     unlearner.save(output_dir)
@@ -183,7 +185,8 @@ def compare(
         list[float] | None, typer.Option(help="Weight of the adapter; may be repeated.")
     ] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="Of the recorded runs; none: the pipeline's own.")
+        float | None,
+        typer.Option(help="Of the recorded runs; none: the pipeline's own, 4 of `emoji`."),
     ] = None,
     options: Options = None,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; none: cuda if there.")] = None,
@@ -195,10 +198,10 @@ def compare(
     from .emoji import CONCEPTS, STYLES, tradeoff
     from .plots import plot_tradeoff
 
-    found = _concepts([target], [anchor], kind, None, None)
-    device = _checked_device(device, dtype)
-    pipe = _load_pipeline(model, device, dtype)
-    kwargs = _run_arguments(model, guidance_scale)
+    found = named_concepts([target], [anchor], kind, None, None)
+    device = checked_device(device, dtype)
+    pipe = load_pipeline(model, device, dtype)
+    kwargs = run_arguments(model, guidance_scale)
     is_known = model == "emoji" and target in (*CONCEPTS, *STYLES)
     result = run(
         pipe,
@@ -209,7 +212,7 @@ def compare(
         measure=tradeoff(target) if is_known else None,
         cache=output_dir / "cache",
         pipeline_kwargs=kwargs,
-        **_values(options),
+        **values(options),
     )
     result.save(output_dir)
     typer.echo(result.table())
@@ -218,85 +221,6 @@ def compare(
         typer.echo(f"{prefer}: f={best.f}, strength {best.strength:g}")
     plot_tradeoff(result, output_dir / "tradeoff.png")
     typer.echo(f"written to {output_dir}: comparison.json, comparison.md, tradeoff.png")
-
-
-def _concepts(
-    targets: list[str],
-    anchors: list[Any],
-    kind: str,
-    prompts: Path | None,
-    aliases: list[str] | None,
-) -> list[Any]:
-    """Concepts of one kind; one anchor serves all."""
-    from .concepts import Concept, concepts
-
-    if len(anchors) == 1:
-        anchors = anchors * len(targets)
-    if len(anchors) != len(targets):
-        raise ValueError(f"{len(targets)} targets and {len(anchors)} anchors: pass one for each")
-    if aliases and len(targets) > 1:
-        raise ValueError("--alias is for a single --target")
-    return concepts(
-        [
-            Concept(one, other, kind, prompts, aliases or ())  # type: ignore[arg-type]
-            for one, other in zip(targets, anchors, strict=True)
-        ]
-    )
-
-
-def _run_arguments(model: str, guidance_scale: float | None) -> dict[str, Any]:
-    """Of the recorded runs; the embedded model is drawn with a guidance of 4."""
-    if guidance_scale is None and model == "emoji":
-        guidance_scale = 4.0
-    return {} if guidance_scale is None else {"guidance_scale": guidance_scale}
-
-
-def _values(options: list[str] | None) -> dict[str, Any]:
-    """name=value as JSON where it is JSON, else as text."""
-    values: dict[str, Any] = {}
-    for option in options or ():
-        name, sign, text = option.partition("=")
-        if not sign:
-            raise ValueError(f"--set {option!r}: write name=value")
-        try:
-            values[name] = json.loads(text)
-        except ValueError:
-            values[name] = text
-    return values
-
-
-def _checked_device(device: str | None, dtype: str) -> str:
-    import torch
-
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"unknown dtype {dtype!r}: choose float32, bfloat16 or float16")
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {device!r} cannot be used here: {reason}") from error
-    return device
-
-
-def _load_pipeline(model: str, device: str, dtype: str) -> Any:
-    import torch
-    from diffusers import DiffusionPipeline
-
-    from .emoji import load_emoji_pipeline
-
-    torch_dtype = getattr(torch, dtype)
-    if model == "emoji":
-        pipe: Any = load_emoji_pipeline(torch_dtype=torch_dtype)
-        return pipe.to(device)
-    try:
-        return DiffusionPipeline.from_pretrained(model, torch_dtype=torch_dtype).to(device)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"cannot load {model!r}: {reason} (pass a folder, a Hub id, or `emoji`)"
-        ) from error
 
 
 def main() -> None:

@@ -78,6 +78,7 @@ ALLOWED = {
     },  # fmt: skip
     "emoji": set(),
     "demo": {"concepts", "config", "divergences", "emoji", "recipe", "unlearner"},
+    "inputs": {"concepts", "emoji"},
     "cli": {
         "choice",
         "compare",
@@ -86,6 +87,7 @@ ALLOWED = {
         "demo",
         "divergences",
         "emoji",
+        "inputs",
         "plots",
         "recipe",
         "unlearner",

@@ -1,0 +1,104 @@
+"""What the command line is given, as the library takes it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def named_concepts(
+    targets: list[str],
+    anchors: list[Any],
+    kind: str,
+    prompts: Path | None,
+    aliases: list[str] | None,
+) -> list[Any]:
+    """Concepts of one kind; one anchor serves all.
+
+    Raises:
+        ValueError: if their numbers do not fit, or for a bad concept.
+    """
+    from .concepts import Concept, concepts
+
+    if len(anchors) == 1:
+        anchors = anchors * len(targets)
+    if len(anchors) != len(targets):
+        raise ValueError(f"{len(targets)} targets and {len(anchors)} anchors: pass one for each")
+    if aliases and len(targets) > 1:
+        raise ValueError("--alias is for a single --target")
+    return concepts(
+        [
+            Concept(one, other, kind, prompts, aliases or ())  # type: ignore[arg-type]
+            for one, other in zip(targets, anchors, strict=True)
+        ]
+    )
+
+
+def run_arguments(model: str, guidance_scale: float | None) -> dict[str, Any]:
+    """Of the recorded runs; the embedded model is drawn with a guidance of 4."""
+    if guidance_scale is None and model == "emoji":
+        guidance_scale = 4.0
+    return {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+
+
+def values(options: list[str] | None) -> dict[str, Any]:
+    """name=value as JSON where it is JSON, else as text.
+
+    Raises:
+        ValueError: for an option without "=".
+    """
+    found: dict[str, Any] = {}
+    for option in options or ():
+        name, sign, text = option.partition("=")
+        if not sign:
+            raise ValueError(f"--set {option!r}: write name=value")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
+
+
+def checked_device(device: str | None, dtype: str) -> str:
+    """A device that is there; None: CUDA if it is.
+
+    Raises:
+        ValueError: for a device that cannot be used, or an unknown dtype.
+    """
+    import torch
+
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"unknown dtype {dtype!r}: choose float32, bfloat16 or float16")
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} cannot be used here: {reason}") from error
+    return device
+
+
+def load_pipeline(model: str, device: str, dtype: str) -> Any:
+    """The embedded pipeline, or one from a folder or the Hub.
+
+    Raises:
+        ValueError: if it cannot be loaded.
+    """
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from .emoji import load_emoji_pipeline
+
+    torch_dtype = getattr(torch, dtype)
+    if model == "emoji":
+        pipe: Any = load_emoji_pipeline(torch_dtype=torch_dtype)
+        return pipe.to(device)
+    try:
+        return DiffusionPipeline.from_pretrained(model, torch_dtype=torch_dtype).to(device)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"cannot load {model!r}: {reason} (pass a folder, a Hub id, or `emoji`)"
+        ) from error
