@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,18 +22,12 @@ from .loss import DivergenceLoss
 from .mining import Miner
 from .objective import Objective
 from .performance import set_aside
-from .recorder import Recorder, denoiser_name
+from .recorder import denoiser_name
+from .recording import Recording
 from .replay import ReplayBuffer
-from .retain import neighbours, retain_prompts
 from .sampling import Sampler
 from .train import Callback, StepRecord, initial_distances, train
-from .trajectories import record
 from .variational import VariationalLoss
-from .words import vocabulary, without
-
-RETAIN_PER_TRAJECTORY = 3
-CANDIDATES = 256
-"""Prompts among which mining looks, a word of the vocabulary in each."""
 
 
 class FDUnlearner:
@@ -102,7 +95,7 @@ class FDUnlearner:
         try:
             self.model.eval()
             with torch.inference_mode(False):
-                return self._record(found)
+                return self._recording(found).run(self.progress)
         finally:
             adapters.restore_flags(self.model, before)
 
@@ -168,7 +161,8 @@ class FDUnlearner:
         try:
             self.model.eval()
             with torch.inference_mode(False), torch.enable_grad():
-                buffer = self._record(found) if buffer is None else self._checked(buffer, found)
+                recording = self._recording(found)
+                buffer = recording.check(buffer) if buffer else recording.run(self.progress)
                 recorded = time.monotonic()
                 with set_aside(self.pipe, self.model, self.performance.offload):
                     sampler, objective = self._prepare(loss, critic, config, buffer)
@@ -270,60 +264,10 @@ class FDUnlearner:
             )
         return replace(config, init="closed_form" if layers else "lora")
 
-    def _record(self, found: Sequence[Concept]) -> ReplayBuffer:
-        rng = random.Random(self.config.seed)
-        words = vocabulary(self.pipe)
-        free = without(words, [name for concept in found for name in concept.names])
-        count, data = self.data.trajectories, self.data
-        pairs = [
-            pair
-            for i, concept in enumerate(found)
-            for pair in concept.prompt_pairs(count, free, rng, i)
-        ]
-        retain: list[str] = []
-        candidates: list[str] = []
-        if self.config.retain_weight:
-            is_free = data.retain is None
-            is_near = is_free and data.retain_from == "neighbours"
-            near = neighbours(self.pipe, found, words) if is_near else []
-            number = RETAIN_PER_TRAJECTORY * count
-            retain = retain_prompts(found, data.retain, number, words, rng, near)
-            if is_free and data.retain_from == "mined":
-                drawn = retain_prompts(found, None, CANDIDATES, words, rng)
-                candidates = list(dict.fromkeys(drawn))
-        recorder = Recorder(self.pipe, self.pipeline_kwargs, self.config.seed)
-        is_bf16 = getattr(self.model, "dtype", None) == torch.bfloat16
-        dtype = torch.bfloat16 if is_bf16 else torch.float16
-        buffer = record(recorder, pairs, retain, dtype, self.progress, data.states, candidates)
-        buffer.about = self._about(found)
-        return buffer
-
-    def _about(self, found: Sequence[Concept]) -> dict[str, Any]:
-        """What a recording depends on."""
-        names = ("trajectories", "retain", "retain_from", "states")
-        active = adapters.snapshot(self.model).active
-        facts = {name: getattr(self.data, name) for name in names}
-        return recipe.as_json(
-            {
-                "concepts": [vars(concept) for concept in found],
-                "seed": self.config.seed,
-                "retains": self.config.retain_weight > 0,
-                "pipeline_kwargs": self.pipeline_kwargs,
-                "active_adapters": adapters.strengths(self.model, active),
-                **facts,
-            }
-        )
-
-    def _checked(self, buffer: ReplayBuffer, found: Sequence[Concept]) -> ReplayBuffer:
-        """A buffer that was recorded for this very training."""
-        wanted = self._about(found)
-        for name, value in wanted.items():
-            if buffer.about.get(name) != value:
-                raise ValueError(
-                    f"the buffer was recorded with {name}={buffer.about.get(name)!r} and is to be "
-                    f"trained on with {value!r}: record it anew"
-                )
-        return buffer
+    def _recording(self, found: Sequence[Concept]) -> Recording:
+        retains = self.config.retain_weight > 0
+        kwargs = self.pipeline_kwargs
+        return Recording(self.pipe, found, self.data, kwargs, self.config.seed, retains)
 
     def save(self, directory: str | Path) -> Path:
         """Write the adapter and its recipe.

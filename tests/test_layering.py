@@ -54,6 +54,17 @@ ALLOWED = {
         "unlearner",
     },  # fmt: skip
     "plots": {"comparison", "divergences"},
+    "recording": {
+        "adapters",
+        "concepts",
+        "config",
+        "recipe",
+        "recorder",
+        "replay",
+        "retain",
+        "trajectories",
+        "words",
+    },  # fmt: skip
     "unlearner": {
         "adapters",
         "choice",
@@ -68,13 +79,11 @@ ALLOWED = {
         "performance",
         "recipe",
         "recorder",
+        "recording",
         "replay",
-        "retain",
         "sampling",
         "train",
-        "trajectories",
         "variational",
-        "words",
     },  # fmt: skip
     "emoji": set(),
     "demo": {"concepts", "config", "divergences", "emoji", "recipe", "unlearner"},

@@ -12,6 +12,7 @@ from torch import nn
 
 from diffusers_fdu import Performance
 from diffusers_fdu.performance import checkpointed, compiled, make_optimizer, set_aside
+from diffusers_fdu.recording import Recording
 
 
 def records(worker):
@@ -158,7 +159,7 @@ def test_a_model_without_gradient_checkpointing_is_refused_before_recording(
 ) -> None:
     monkeypatch.setattr(UNet2DConditionModel, "_supports_gradient_checkpointing", False)
     worker = unlearner(pipe, gradient_checkpointing=True)
-    monkeypatch.setattr(worker, "_record", lambda concept: pytest.fail("recorded"))
+    monkeypatch.setattr(Recording, "run", lambda *args: pytest.fail("recorded"))
     with pytest.raises(ValueError, match="UNet2DConditionModel has no gradient checkpointing"):
         worker.unlearn("dog", "cat")
 

@@ -1,0 +1,109 @@
+"""From concepts and options to a replay buffer: which prompts are drawn, and what is kept."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import adapters
+from .concepts import Concept
+from .config import DataConfig
+from .recipe import as_json
+from .recorder import Recorder
+from .replay import ReplayBuffer
+from .retain import neighbours, retain_prompts
+from .trajectories import record
+from .words import vocabulary, without
+
+RETAIN_PER_TRAJECTORY = 3
+CANDIDATES = 256
+"""Prompts among which mining looks, a word of the vocabulary in each."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What is to be recorded.
+
+    Args:
+        pipe: the frozen pipeline.
+        concepts: what is to be forgotten.
+        data: see `DataConfig`.
+        pipeline_kwargs: of the runs.
+        seed: of prompts and noise.
+        retains: whether prompts to retain are drawn.
+    """
+
+    pipe: Any
+    concepts: Sequence[Concept]
+    data: DataConfig
+    pipeline_kwargs: dict[str, Any]
+    seed: int
+    retains: bool
+
+    def run(self, progress: bool = True) -> ReplayBuffer:
+        """Record it.
+
+        Raises:
+            ValueError: see `record`.
+        """
+        rng, data = random.Random(self.seed), self.data
+        words = vocabulary(self.pipe)
+        free = without(words, [name for concept in self.concepts for name in concept.names])
+        pairs = [
+            pair
+            for i, concept in enumerate(self.concepts)
+            for pair in concept.prompt_pairs(data.trajectories, free, rng, i)
+        ]
+        retain, candidates = self._retained(words, rng) if self.retains else ([], [])
+        recorder = Recorder(self.pipe, self.pipeline_kwargs, self.seed)
+        is_bf16 = getattr(recorder.model, "dtype", None) == torch.bfloat16
+        dtype = torch.bfloat16 if is_bf16 else torch.float16
+        buffer = record(recorder, pairs, retain, dtype, progress, data.states, candidates)
+        buffer.about = self.about()
+        return buffer
+
+    def _retained(self, words: Sequence[str], rng: random.Random) -> tuple[list[str], list[str]]:
+        """Prompts to retain, and prompts among which to mine more."""
+        data = self.data
+        source = data.retain_from if data.retain is None else None
+        near = neighbours(self.pipe, self.concepts, words) if source == "neighbours" else []
+        number = RETAIN_PER_TRAJECTORY * data.trajectories
+        retain = retain_prompts(self.concepts, data.retain, number, words, rng, near)
+        if source != "mined":
+            return retain, []
+        drawn = retain_prompts(self.concepts, None, CANDIDATES, words, rng)
+        return retain, list(dict.fromkeys(drawn))
+
+    def about(self) -> dict[str, Any]:
+        """Everything that the buffer depends on besides the pipe's weights, as JSON types."""
+        names = ("trajectories", "retain", "retain_from", "states")
+        model = Recorder(self.pipe).model
+        active = adapters.snapshot(model).active
+        return as_json(
+            {
+                "concepts": [vars(concept) for concept in self.concepts],
+                "seed": self.seed,
+                "retains": self.retains,
+                "pipeline_kwargs": self.pipeline_kwargs,
+                "active_adapters": adapters.strengths(model, active),
+                **{name: getattr(self.data, name) for name in names},
+            }
+        )
+
+    def check(self, buffer: ReplayBuffer) -> ReplayBuffer:
+        """A buffer, if this is what was recorded.
+
+        Raises:
+            ValueError: with what differs.
+        """
+        for name, value in self.about().items():
+            if buffer.about.get(name) != value:
+                raise ValueError(
+                    f"the buffer was recorded with {name}={buffer.about.get(name)!r} and is to be "
+                    f"trained on with {value!r}: record it anew"
+                )
+        return buffer
