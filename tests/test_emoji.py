@@ -22,6 +22,7 @@ from diffusers_fdu.emoji import (
     load_emoji_judge,
     load_emoji_pipeline,
     scores,
+    tradeoff,
 )
 
 
@@ -132,3 +133,19 @@ def test_unlearning_a_concept_with_the_defaults(base, judge) -> None:
     pipe.unload_lora_weights()
     again = judge_cells(pipe, judge, cells()[:16], [7])
     assert again == base[:16]
+
+
+@pytest.mark.parametrize(("target", "own_seeds"), [("dog", 2), ("blob", 4)])
+def test_a_tradeoff_is_ua_and_what_is_kept(target, own_seeds) -> None:
+    pipe, judge = load_emoji_pipeline(), load_emoji_judge()
+    measure = tradeoff(target, own_seeds, num_inference_steps=2)
+    own = [cell for cell in cells() if target in cell]
+    rest = [cell for cell in cells() if target not in cell]
+    count = own_seeds if target == "dog" else own_seeds // 4
+    verdicts = judge_cells(pipe, judge, own, range(100, 100 + count), num_inference_steps=2)
+    verdicts += judge_cells(pipe, judge, rest, [100], num_inference_steps=2)
+    found = scores(verdicts, target)
+    assert measure(pipe) == (found.ua, (found.ira + found.cra) / 2)
+    assert tradeoff(target).cache_key != measure.cache_key
+    with pytest.raises(ValueError, match="no concept or style"):
+        tradeoff("unicorn")
