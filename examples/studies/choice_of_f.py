@@ -85,9 +85,12 @@ def harmonic(row: dict[str, Any]) -> float:
 
 
 def best_rates(results: Results) -> dict[str, float]:
-    """Of each method, the rate with the best mean over the pairs."""
+    """Of each method that was tried on all pairs, the rate with the best mean over them."""
     found = {}
     for method in METHODS:
+        tried = [r for r in results.rows if r["method"] == method and r["seed"] == 0]
+        if len({(r["target"], r["rate"]) for r in tried}) < len(PAIRS) * len(RATES):
+            continue
         means = {}
         for rate in RATES:
             rows = [
@@ -101,7 +104,7 @@ def best_rates(results: Results) -> dict[str, float]:
     return found
 
 
-def measure(results: Results, seeds: int) -> None:
+def measure(results: Results, seeds: int, methods: Sequence[str] = METHODS) -> None:
     """Train and judge what is not in the file yet."""
     buffers: dict[tuple[str, int], ReplayBuffer] = {}
 
@@ -127,13 +130,13 @@ def measure(results: Results, seeds: int) -> None:
             row = {"method": BEFORE, "target": target, "strength": 0.0}
             results.add({**row, "erased": found.ua, "kept": kept})
     for pair in PAIRS:
-        for method in METHODS:
+        for method in methods:
             for rate in RATES:
                 run(pair, method, rate, 0, (1.0,))
     rates = best_rates(results)
     for seed in range(seeds):
         for pair in PAIRS:
-            for method in METHODS:
+            for method in methods:
                 run(pair, method, rates[method], seed, STRENGTHS)
 
 
@@ -171,7 +174,7 @@ def table(results: Results, seeds: int) -> str:
     columns = ("method", "rate", "erased", "kept", "kept at 0.9", "reached", "minus kl", "train s")
     lines = [line(columns), "|---" * len(columns) + "|"]
     base = matched(results, "kl", rates["kl"], seeds)
-    for method in METHODS:
+    for method in rates:
         rows = [
             r
             for r in results.rows
@@ -206,7 +209,7 @@ def by_target(results: Results, seeds: int) -> str:
     """Preservation at matched erasure for each target, means over seeds."""
     rates = best_rates(results)
     lines = [line(["method", *(t for t, _ in PAIRS)]), "|---" * (1 + len(PAIRS)) + "|"]
-    for method in METHODS:
+    for method in rates:
         values = [mean(v) for v in matched(results, method, rates[method], seeds).values()]
         lines.append(line([method, *("not reached" if v is None else f"{v:.3f}" for v in values)]))
     return "\n".join(lines)
@@ -215,10 +218,13 @@ def by_target(results: Results, seeds: int) -> str:
 def main(
     output: Annotated[Path, typer.Option(help="JSON lines.")] = Path("runs/choice.jsonl"),
     seeds: Annotated[int, typer.Option(help="Trainings of each method and target.")] = 3,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Measure this one alone; may be repeated.")
+    ] = None,
 ) -> None:
-    """Measure, and print the tables."""
+    """Measure, and print the tables of all methods measured so far."""
     results = Results(output)
-    measure(results, seeds)
+    measure(results, seeds, method or METHODS)
     print(table(results, seeds))
     print()
     print(by_target(results, seeds))
