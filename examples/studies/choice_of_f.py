@@ -85,6 +85,15 @@ def harmonic(row: dict[str, Any]) -> float:
     return 2 * a * b / (a + b) if a + b else 0.0
 
 
+def chosen(results: Results, method: str, rate: float, seeds: int) -> list[dict[str, Any]]:
+    """Rows of a method at its rate, of every target and strength."""
+    return [
+        r
+        for r in results.rows
+        if (r["method"], r.get("rate")) == (method, rate) and r["seed"] < seeds
+    ]
+
+
 def best_rates(results: Results) -> dict[str, float]:
     """Of each method that was tried on all pairs, the rate with the best mean over them."""
     found = {}
@@ -94,12 +103,7 @@ def best_rates(results: Results) -> dict[str, float]:
             continue
         means = {}
         for rate in RATES:
-            rows = [
-                r
-                for r in results.rows
-                if (r["method"], r.get("rate"), r.get("seed"), r["strength"])
-                == (method, rate, 0, 1.0)
-            ]
+            rows = [r for r in chosen(results, method, rate, 1) if r["strength"] == 1.0]
             means[rate] = sum(map(harmonic, rows)) / len(rows)
         found[method] = max(means, key=lambda rate: means[rate])
     return found
@@ -149,11 +153,10 @@ def matched(
     for target, _ in PAIRS:
         before = results.find(method=BEFORE, target=target)
         for seed in range(seeds):
-            key = (method, rate, target, seed)
             rows = [
                 r
-                for r in results.rows
-                if (r["method"], r.get("rate"), r["target"], r.get("seed")) == key
+                for r in chosen(results, method, rate, seeds)
+                if (r["target"], r["seed"]) == (target, seed)
             ]
             found.setdefault(target, []).append(
                 kept_at([*([before] if before else []), *rows], level)
@@ -181,12 +184,7 @@ def table(results: Results, seeds: int) -> str:
         columns += [f"kept at {level}", "reached", "minus kl"]
     lines = [line([*columns, "train s"]), "|---" * (len(columns) + 1) + "|"]
     for method in rates:
-        rows = [
-            r
-            for r in results.rows
-            if (r["method"], r.get("rate"), r["strength"]) == (method, rates[method], 1.0)
-            and r["seed"] < seeds
-        ]
+        rows = [r for r in chosen(results, method, rates[method], seeds) if r["strength"] == 1.0]
 
         def by_target(name: str, rows: list = rows) -> list[float | None]:
             return [mean([r[name] for r in rows if r["target"] == t]) for t, _ in PAIRS]
@@ -214,17 +212,8 @@ def by_target(results: Results, seeds: int) -> str:
     rates = best_rates(results)
     lines = [line(["method", "", *(t for t, _ in PAIRS)]), "|---" * (2 + len(PAIRS)) + "|"]
     for method in rates:
-        erased = [
-            mean(
-                [
-                    r["erased"]
-                    for r in results.rows
-                    if (r["method"], r.get("rate"), r["target"], r["strength"])
-                    == (method, rates[method], target, 1.0)
-                ]
-            )
-            for target, _ in PAIRS
-        ]
+        full = [r for r in chosen(results, method, rates[method], seeds) if r["strength"] == 1.0]
+        erased = [mean([r["erased"] for r in full if r["target"] == t]) for t, _ in PAIRS]
         lines.append(line([method, "erased", *map(shown, erased)]))
         for level in MATCHED:
             found = matched(results, method, rates[method], seeds, level).values()
@@ -244,9 +233,9 @@ def main(
         list[str] | None, typer.Option(help="Measure this one alone; may be repeated.")
     ] = None,
 ) -> None:
-    """Measure, and print the tables of all methods measured so far."""
+    """Measure, and print the tables of all methods measured so far; kl is the base of all."""
     results = Results(output)
-    measure(results, seeds, method or METHODS)
+    measure(results, seeds, ["kl", *(m for m in method if m != "kl")] if method else METHODS)
     print(table(results, seeds))
     print()
     print(by_target(results, seeds))
