@@ -12,6 +12,7 @@ from .retrain import retrain
 from .train import StepRecord
 from .unlearner import FDUnlearner
 from .variational import Variational
+from .weights import load_unlearned
 
 __version__ = "0.1.0.dev0"
 
@@ -33,5 +34,6 @@ __all__ = [
     "compare",
     "divergence",
     "load_comparison",
+    "load_unlearned",
     "retrain",
 ]

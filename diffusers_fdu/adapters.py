@@ -1,29 +1,23 @@
-"""LoRA adapters on a pipe's own denoiser: attach, remove, save."""
+"""LoRA adapters on a pipe's own denoiser: attach, remove, switch."""
 
 from __future__ import annotations
 
-import json
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.training_utils import cast_training_params
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-CROSS_ATTENTION = ("attn2.to_k", "attn2.to_v")
-"""Where the text enters a UNet: the keys and values of cross-attention, as in the paper."""
+from .targets import target_modules
 
 NAMED = 3  # targets in the name of an adapter
-
-WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -56,36 +50,6 @@ def default_adapter_name(targets: Sequence[str], model: nn.Module) -> str:
     while name in taken:
         name, i = f"forget-{slug}-{i}", i + 1
     return name
-
-
-def target_modules(model: nn.Module, wanted: Sequence[str] | None) -> list[str]:
-    """Names of the layers to adapt, or the default for this denoiser.
-
-    Args:
-        model: the denoiser.
-        wanted: suffixes of module names, such as "attn2.to_q"; None for `CROSS_ATTENTION`.
-
-    Raises:
-        ValueError: if a suffix matches no linear layer of the model.
-    """
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | BaseTunerLayer)]
-    chosen = list(wanted) if wanted is not None else list(CROSS_ATTENTION)
-    for suffix in chosen or [""]:
-        if not suffix or not any(n == suffix or n.endswith(f".{suffix}") for n in names):
-            raise ValueError(
-                f"no linear layer of {type(model).__name__} is named {suffix!r}: "
-                "set target_modules to suffixes such as 'attn2.to_k'"
-            )
-    return chosen
-
-
-def input_width(model: nn.Module, modules: Sequence[str]) -> int:
-    """The most inputs that any linear layer with one of these suffixes has."""
-    return max(
-        getattr(module, "in_features", 0)
-        for name, module in model.named_modules()
-        if any(name == suffix or name.endswith(f".{suffix}") for suffix in modules)
-    )
 
 
 def tuner_layers(model: nn.Module) -> list[BaseTunerLayer]:
@@ -172,7 +136,7 @@ def attach(
     """Put a new LoRA on a denoiser, active beside what was active; only it is trainable.
 
     Args:
-        model: the denoiser, a diffusers model with PEFT support.
+        model: the denoiser.
         adapter_name: its name.
         config: see `lora_config`.
         seed: of its initial weights.
@@ -184,7 +148,10 @@ def attach(
     # The CPU generator alone: torch.manual_seed would seed every device, and not give it back.
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
-        model.add_adapter(config, adapter_name)  # type: ignore[operator]
+        if hasattr(model, "add_adapter"):
+            model.add_adapter(config, adapter_name)  # type: ignore[operator]
+        else:  # PixArt and HunyuanDiT are without diffusers' own
+            inject_adapter_in_model(config, model, adapter_name)
     activate(model, [*before.active, adapter_name])
     model.requires_grad_(False)
     model.eval()
@@ -237,15 +204,16 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 def remove(model: nn.Module, adapter_name: str, before: AdapterState) -> None:
     """Take an adapter away and give everything back as it was; fine if it is not there."""
-    # PEFT names an adapter in `peft_config` last: one that failed half-way is in layers only.
-    known = adapter_name in getattr(model, "peft_config", {})
-    if before.had_adapters and (known or adapter_parameters(model, adapter_name)):
-        model.delete_adapters(adapter_name)  # type: ignore[operator]
-        _unwrap_empty(model)
-        activate(model, before.active)
-    elif not before.had_adapters and (known or tuner_layers(model)):
-        model.unload_lora()  # type: ignore[operator]
-        model._hf_peft_config_loaded = False  # type: ignore[assignment]
+    for layer in tuner_layers(model):
+        layer.delete_adapter(adapter_name)
+    _unwrap_empty(model)
+    configs: dict[str, Any] = getattr(model, "peft_config", {})
+    configs.pop(adapter_name, None)
+    if not configs and "peft_config" in model.__dict__:
+        del model.peft_config
+        if hasattr(model, "_hf_peft_config_loaded"):
+            model._hf_peft_config_loaded = False  # type: ignore[assignment]
+    activate(model, before.active)
     restore_flags(model, before)
 
 
@@ -268,64 +236,3 @@ def restore_flags(model: nn.Module, before: AdapterState) -> None:
     for name, module in model.named_modules():
         plain = name.replace(".base_layer", "")
         module.training = before.training.get(name, before.training.get(plain, False))
-
-
-def lora_metadata(model: nn.Module, adapter_name: str) -> dict[str, Any]:
-    """What a file needs beside the weights; without it alpha is read as the rank.
-
-    Not the whole LoraConfig: older PEFT versions refuse fields that they do not know.
-    """
-    config: Any = model.peft_config[adapter_name]  # type: ignore[index]
-    modules = config.target_modules
-    return {
-        "r": config.r,
-        "lora_alpha": config.lora_alpha,
-        "target_modules": modules if isinstance(modules, str) else sorted(modules),
-        # diffusers 0.37 reads the first of these without asking whether it is there.
-        "rank_pattern": dict(config.rank_pattern),
-        "alpha_pattern": dict(config.alpha_pattern),
-    }
-
-
-def save_adapter(pipe: Any, component: str, adapter_name: str, folder: Path) -> None:
-    """Write `pytorch_lora_weights.safetensors`, as `pipe.load_lora_weights(folder)` reads it.
-
-    Args:
-        pipe: pipeline whose class saves LoRA weights.
-        component: "unet" or "transformer".
-        adapter_name: which adapter.
-        folder: an existing folder.
-
-    Raises:
-        ValueError: if the pipeline class cannot save LoRA weights.
-    """
-    if not hasattr(pipe, "save_lora_weights"):
-        raise ValueError(f"{type(pipe).__name__} has no LoRA loader in diffusers")
-    model = getattr(pipe, component)
-    layers = get_peft_model_state_dict(model, adapter_name=adapter_name)
-    # Written beside it and moved, so that a failure leaves an older file whole.
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        pipe.save_lora_weights(
-            temporary,
-            weight_name=WEIGHTS_NAME,
-            **{
-                f"{component}_lora_layers": {k: v.contiguous() for k, v in layers.items()},
-                f"{component}_lora_adapter_metadata": lora_metadata(model, adapter_name),
-            },
-        )
-        # A new file, since safetensors lets nobody but the owner read its own.
-        path = Path(temporary) / "sorted"
-        path.write_bytes(_with_sorted_header((Path(temporary) / WEIGHTS_NAME).read_bytes()))
-        path.replace(folder / WEIGHTS_NAME)
-
-
-def _with_sorted_header(content: bytes) -> bytes:
-    """A safetensors file with its header's keys sorted; they are written in a random order.
-
-    The format: 8 bytes of length, a JSON header padded with spaces, the data.
-    """
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":"))
-    encoded = header.encode()
-    encoded += b" " * (-len(encoded) % 8)
-    return len(encoded).to_bytes(8, "little") + encoded + content[end:]

@@ -7,8 +7,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .denoiser import predicted, sample_name
 from .performance import float_parameter
-from .replay import Entry, ReplayBuffer
+from .replay import Entry, Part, ReplayBuffer
+
+
+def predict(model: nn.Module, calls: Sequence[Part]) -> Tensor:
+    """What a denoiser predicts in several calls, in the order of their rows, (B, ...).
+
+    Args:
+        model: the denoiser.
+        calls: see `ReplayBuffer.calls`.
+    """
+    name = sample_name(model)
+    answers = [predicted(model(**call.inputs), call.inputs[name]) for call in calls]
+    if len(answers) == 1:
+        return answers[0]
+    places = torch.tensor([place for call in calls for place in call.places])
+    return torch.cat(answers)[places.argsort().to(answers[0].device)]
 
 
 @torch.no_grad()
@@ -29,8 +45,8 @@ def ask(
     parameter = float_parameter(model)
     answers = []
     for start in range(0, len(entries), size):
-        call = buffer.call(entries[start : start + size], parameter.device, parameter.dtype)
-        answers.append(model(**call)[0].float().cpu())
+        calls = buffer.calls(entries[start : start + size], parameter.device, parameter.dtype)
+        answers.append(predict(model, calls).float().cpu())
     return torch.cat(answers)
 
 

@@ -47,6 +47,8 @@ Examples:
   --seeds 1 --set trajectories=24 --output-dir runs/blob
 """
 
+LOADERS = {"diffusers": "pipe.load_lora_weights", "peft": "diffusers_fdu.load_unlearned(pipe, "}
+
 SET_HELP = "Any other option of the library, as name=value; may be repeated."
 Options = Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)]
 
@@ -119,6 +121,9 @@ def unlearn(
     ] = False,
     optimizer: Annotated[str, typer.Option(help="adamw or adamw_8bit.")] = "adamw",
     seed: Annotated[int, typer.Option(help="Of prompts, noise and weights.")] = 0,
+    format: Annotated[
+        str, typer.Option(help="diffusers, or peft where diffusers has no LoRA loader.")
+    ] = "diffusers",
     options: Options = None,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; none: cuda if there.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
@@ -130,6 +135,7 @@ def unlearn(
     from .divergences import divergence
     from .recipe import writable_folder
     from .unlearner import FDUnlearner
+    from .weights import check_format
 
     # What can be refused at once is refused before a model is loaded, the rest before training.
     if negative_guidance is not None and anchor:
@@ -155,16 +161,15 @@ def unlearn(
     device = checked_device(device, dtype)
     kwargs = run_arguments(model, guidance_scale)
     pipe = load_pipeline(model, device, dtype)
-    if not hasattr(pipe, "save_lora_weights"):
-        raise ValueError(f"{type(pipe).__name__} has no LoRA loader in diffusers")
+    check_format(pipe, format)
     unlearner = FDUnlearner(pipe, kwargs, **settled)
     writable_folder(output_dir)
     unlearner.unlearn(found, f=f)
-    unlearner.save(output_dir)
+    unlearner.save(output_dir, format)  # type: ignore[arg-type]
     first, last = unlearner.history[0], unlearner.history[-1]
     typer.echo(
         f"{len(unlearner.history)} steps, divergence {first.divergence:.4g} -> "
-        f"{last.divergence:.4g}; load it with pipe.load_lora_weights({str(output_dir)!r})"
+        f"{last.divergence:.4g}; load it with {LOADERS[format]}({str(output_dir)!r})"
     )
 
 

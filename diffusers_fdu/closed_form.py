@@ -61,11 +61,12 @@ def closed_form_start(
         size: rows in one call of the denoiser.
 
     Returns:
-        How many layers were set; 0 if none reads the text alone, as in joint attention.
+        How many layers were set; 0 if none reads the text alone, as in joint attention, or if
+        texts differ in length.
     """
     layers = _adapted(model, adapter_name)
     pairs, kept = _rows(buffer)
-    if not pairs:
+    if not pairs or buffer.is_ragged:
         return 0
     capture = _Capture(model, buffer, layers)
     twins = _twins(buffer)
@@ -128,6 +129,9 @@ class _Capture:
 
     def __init__(self, model: nn.Module, buffer: ReplayBuffer, layers: dict[str, Any]) -> None:
         self.model, self.buffer, self.layers = model, buffer, layers
+        self.queries = {name: _queries(model, name) for name in layers}
+        found = {name: model.get_submodule(name) for name in self.queries.values() if name}
+        self.watched = {**layers, **found}
 
     def inputs(self, rows: Sequence[Row], names: Sequence[str]) -> Inputs:
         """Inputs of the named layers, (B, L, D)."""
@@ -141,10 +145,11 @@ class _Capture:
 
             return hook
 
-        handles = [self.layers[n].register_forward_pre_hook(keep(n)) for n in names]
+        handles = [self.watched[n].register_forward_pre_hook(keep(n)) for n in names]
         parameter = float_parameter(self.model)
         try:
-            self.model(**self.buffer.batch(rows, parameter.device, parameter.dtype)[0])
+            calls, _ = self.buffer.batch(rows, parameter.device, parameter.dtype)
+            self.model(**calls[0].inputs)
         except _Seen:
             pass
         finally:
@@ -153,10 +158,14 @@ class _Capture:
         return seen
 
     def text_layers(self, row: Row, same_text: Row) -> list[str]:
-        """Layers that are given the same in two states of one text."""
-        own = self.inputs([row], list(self.layers))
-        other = self.inputs([same_text], list(self.layers))
-        return [n for n, v in own.items() if v.dim() == 3 and _same(v, other[n])]
+        """Layers that are given the same in two states of one text, and whose queries are not.
+
+        Where the text attends to itself, another key does not make it another text.
+        """
+        own = self.inputs([row], list(self.watched))
+        other = self.inputs([same_text], list(self.watched))
+        fixed = {n for n, v in own.items() if v.dim() == 3 and _same(v, other[n])}
+        return [n for n in self.layers if n in fixed and self.queries[n] not in fixed]
 
     def groups(self, row: Row, names: Sequence[str]) -> list[list[str]]:
         """Layers that are given the same tensor."""
@@ -168,6 +177,12 @@ class _Capture:
             else:
                 group.append(name)
         return [group for _, group in found]
+
+
+def _queries(model: nn.Module, name: str) -> str | None:
+    """The layer of the same attention that makes the queries; None if there is none."""
+    other = ".".join([*name.split(".")[:-1], "to_q"])
+    return other if other in dict(model.named_modules()) and other != name else None
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .denoiser import denoiser_name, predicted, sample_name
+from .layout import Layout, cloned, find_layout, same
 from .replay import Leaves, flatten
 
 BATCH = 8  # images drawn at once
@@ -25,8 +27,14 @@ STEPS = 8
 At the same cost, many prompts of few steps show the denoiser more of the concept than few prompts
 of many steps.
 """
-OWN = ("prompt", "generator", "output_type", "num_images_per_prompt")
+OWN = ("prompt", "generator", "output_type", "num_images_per_prompt", "num_videos_per_prompt")
 """Arguments of a pipeline that recording sets itself."""
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+GUIDANCE = ("guidance_scale", "true_cfg_scale")
+WITHOUT = (1.0, 0.0)
+"""Guidance scales without guidance: that of nearly all pipelines, and that of the others."""
+SHORTEST = ""
+"""A prompt that is shorter than all others, so that masks differ."""
 
 
 class _Stop(BaseException):
@@ -39,21 +47,6 @@ class Call:
 
     inputs: dict[str, Any]
     prediction: Tensor | None = None
-
-
-def denoiser_name(pipe: Any) -> str:
-    """The pipe's attribute that holds its denoiser: "unet" or "transformer".
-
-    Raises:
-        ValueError: if the pipe has neither.
-    """
-    for name in ("unet", "transformer"):
-        if isinstance(getattr(pipe, name, None), nn.Module):
-            return name
-    raise ValueError(
-        f"{type(pipe).__name__} has no denoiser: expected a diffusers pipeline with a `unet` "
-        "or a `transformer`"
-    )
 
 
 @contextmanager
@@ -80,22 +73,21 @@ def untouched(pipe: Any) -> Iterator[None]:
 
 @contextmanager
 def _hooked(model: nn.Module, on_call: Callable[[Call], None], stop: bool) -> Iterator[None]:
-    signature = inspect.signature(model.forward)
+    signature, name = inspect.signature(model.forward), sample_name(model)
     pending: list[Call] = []
 
     def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         bound = signature.bind(*args, **kwargs).arguments
         bound.update(bound.pop("kwargs", {}))
         inputs = flatten(bound)
-        kept = {k: v.detach().clone() if torch.is_tensor(v) else v for k, v in inputs.items()}
-        pending[:] = [Call(kept)]
+        pending[:] = [Call({name: cloned(value) for name, value in inputs.items()})]
         if stop:
             on_call(pending.pop())
             raise _Stop
 
     def after(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         call = pending.pop()
-        call.prediction = output[0].detach()
+        call.prediction = predicted(output, call.inputs[name]).detach()
         on_call(call)
 
     handles = [
@@ -136,8 +128,10 @@ class Recorder:
             for name, value in self.kwargs.items()
             if isinstance(value, str | list)
         )
-        self._parameters = inspect.signature(pipe.__call__).parameters
-        default = getattr(self._parameters.get("num_inference_steps"), "default", STEPS)
+        parameters = inspect.signature(pipe.__call__).parameters
+        self._guidance = [name for name in GUIDANCE if name in parameters]
+        self._off = WITHOUT[0]
+        default = getattr(parameters.get("num_inference_steps"), "default", STEPS)
         self.steps = self.kwargs.pop("num_inference_steps", None) or min(default, STEPS)
 
     @torch.no_grad()
@@ -161,7 +155,7 @@ class Recorder:
 
     def first_call(self, prompts: Sequence[str]) -> Call:
         """The first denoiser call without guidance: one row a prompt."""
-        off = {k: 1.0 for k in ("guidance_scale", "true_cfg_scale") if k in self._parameters}
+        off = dict.fromkeys(self._guidance, self._off)
         calls: list[Call] = []
         self.run(prompts, calls.append, self.seed, stop=True, num_inference_steps=2, **off)
         return calls[0]
@@ -172,45 +166,60 @@ class Recorder:
         Raises:
             ValueError: with the prompt and the limit.
         """
-        tokenizer = getattr(self.pipe, "tokenizer", None)
-        limit = getattr(tokenizer, "model_max_length", None)
-        if tokenizer is None or limit is None or limit > 100_000:
-            return
-        for prompt in dict.fromkeys(prompts):
-            length = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
-            if length > limit:
-                raise ValueError(
-                    f"prompt {prompt!r} has {length} tokens, the tokenizer takes {limit}: "
-                    "shorten it, or the concept it is about"
-                )
+        for name in TOKENIZERS:
+            tokenizer = getattr(self.pipe, name, None)
+            limit = getattr(tokenizer, "model_max_length", None)
+            if tokenizer is None or limit is None or limit > 100_000:
+                continue
+            for prompt in dict.fromkeys(prompts):
+                length = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+                if length > limit:
+                    raise ValueError(
+                        f"prompt {prompt!r} has {length} tokens, the {name} takes {limit}: "
+                        "shorten it, or the concept it is about"
+                    )
 
-    def text_names(self, prompt: str, other: str) -> list[str]:
-        """Names of the arguments that depend on the text: those in which two prompts differ.
+    def layout(self, prompt: str, other: str) -> Layout:
+        """How the pipeline calls its denoiser, see `find_layout`.
+
+        Args:
+            prompt: any.
+            other: one that should be told apart from it.
 
         Raises:
-            ValueError: if nothing differs.
+            ValueError: if nothing differs, or the pipeline cannot be recorded.
         """
-        a, b = self.first_call([prompt]).inputs, self.first_call([other]).inputs
-        names = [k for k, v in a.items() if torch.is_tensor(v) and not same(v, b[k])]
-        if not names:
+        prompts = (prompt, other, SHORTEST)
+        name = sample_name(self.model)
+        for self._off in WITHOUT:
+            alone = [self.first_call([one]).inputs for one in prompts]
+            if len(alone[0][name]) == 1:
+                break
+        else:
+            raise ValueError(
+                f"{type(self.pipe).__name__} asks its denoiser {len(alone[0][name])} questions "
+                "for one prompt, guidance or not: this pipeline cannot be recorded"
+            )
+        found = find_layout(alone, self.first_call(prompts).inputs)
+        if all(same(alone[0].get(text), alone[1].get(text)) for text in found.texts):
             raise ValueError(
                 f"the pipeline gives {prompt!r} and {other!r} the same conditioning: "
                 "the tokenizer does not tell them apart"
             )
-        return names
+        return found
 
     def conditioning(self, prompts: Sequence[str], names: Sequence[str]) -> dict[str, Leaves]:
-        """Text-dependent arguments of each prompt, without batch dimension."""
+        """Text-dependent arguments of each prompt, without batch dimension; None: left out."""
         texts: dict[str, Leaves] = {}
         unique = list(dict.fromkeys(prompts))
         for start in range(0, len(unique), BATCH):
             part = unique[start : start + BATCH]
             inputs = self.first_call(part).inputs
             for i, prompt in enumerate(part):
-                texts[prompt] = {name: inputs[name][i] for name in names}
+                texts[prompt] = entry(inputs, names, i)
         return texts
 
 
-def same(a: Any, b: Any) -> bool:
-    """Whether two tensors are equal, shapes included."""
-    return a.shape == b.shape and torch.equal(a, b)
+def entry(inputs: dict[str, Any], names: Sequence[str], i: int) -> Leaves:
+    """One prompt's part of these arguments, without batch dimension."""
+    return {name: None if inputs.get(name) is None else inputs[name][i] for name in names}

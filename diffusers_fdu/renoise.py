@@ -8,12 +8,12 @@ visit what the model meets when it draws; these visit what it was trained on.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .clock import Clock
 from .replay import Leaves
 from .timesteps import is_flow, noise_levels
 
@@ -39,13 +39,8 @@ class Clean(NamedTuple):
     guidance: float | None
 
 
-def sample_name(model: nn.Module) -> str:
-    """Name of the denoiser's argument that is noised: its first."""
-    return next(iter(inspect.signature(model.forward).parameters))
-
-
 def noised(
-    state: Leaves, name: str, scheduler: Any, generator: torch.Generator, is_unit: bool
+    state: Leaves, name: str, scheduler: Any, generator: torch.Generator, clock: Clock
 ) -> Leaves:
     """One picture at a random timestep.
 
@@ -54,24 +49,23 @@ def noised(
         name: see `sample_name`.
         scheduler: says how much noise there is at a timestep.
         generator: of timestep and noise, on the CPU.
-        is_unit: timesteps go to 1 and not to the number of training timesteps.
+        clock: how the denoiser is told the time.
 
     Raises:
         ValueError: see `noise_levels`.
     """
     length = scheduler.config.num_train_timesteps
     if is_flow(scheduler):
-        t = torch.rand(1, generator=generator, dtype=torch.float64)
-        t = t if is_unit else t * length
+        t = torch.rand(1, generator=generator, dtype=torch.float64) * length
     else:
         t = torch.randint(length, (1,), generator=generator).double()
-    signal, noise = (level.item() for level in noise_levels(scheduler, t, is_unit))
+    signal, noise = (level.item() for level in noise_levels(scheduler, t))
     x = state[name].detach().cpu().float()
     eps = torch.randn(x.shape, generator=generator)
     return {
         **state,
         name: signal * x + noise * eps,
-        "timestep": t.to(state["timestep"].dtype).reshape(state["timestep"].shape),
+        clock.name: clock.write(t, state[clock.name]),
     }
 
 

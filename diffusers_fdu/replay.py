@@ -15,9 +15,19 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .clock import Clock
+
 Role = Literal["unlearn", "retain", "mined"]
 Row = tuple[Role, int]
-Leaves = dict[str, Tensor]
+Leaves = dict[str, Any]
+"""Arguments of one row, by dotted name: tensors, or what else is given; None: left out."""
+
+
+class Part(NamedTuple):
+    """Rows that can be asked in one call: its keyword arguments, and the rows' places."""
+
+    inputs: dict[str, Any]
+    places: list[int]
 
 
 class Entry(NamedTuple):
@@ -58,6 +68,8 @@ class ReplayBuffer:
 
     Args:
         dtype: floating states and predictions are kept in this dtype; texts keep their own.
+        clock: how the denoiser is told the time.
+        listed: arguments that are given as lists of one entry for each row.
 
     Attributes:
         candidates: indices of texts that no row has yet, among which to mine.
@@ -65,32 +77,45 @@ class ReplayBuffer:
     """
 
     dtype: torch.dtype = torch.float16
+    clock: Clock = field(default_factory=Clock)
+    listed: frozenset[str] = frozenset()
     constants: dict[str, Any] = field(default_factory=dict)
     candidates: list[int] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
-    _states: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
-    _texts: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    _states: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    _texts: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     _predictions: list[Tensor] = field(default_factory=list)
     _rows: dict[Role, list[Entry]] = field(
         default_factory=lambda: {"unlearn": [], "retain": [], "mined": []}
     )
-    _text_ids: dict[str, int] = field(default_factory=dict)
+    _text_ids: dict[tuple, int] = field(default_factory=dict)
+    _shapes: list[tuple] = field(default_factory=list)
     _free: list[int] = field(default_factory=list)
 
     def add_text(self, prompt: str, leaves: Leaves) -> int:
-        """Keep a prompt's conditioning (leaves without batch dimension); returns its index."""
-        if prompt not in self._text_ids:
+        """Keep a prompt's conditioning (leaves without batch dimension); returns its index.
+
+        One prompt may have several, padded to different lengths.
+        """
+        shape = tuple(
+            None if key in self.listed else _shape(leaves[key]) for key in sorted(leaves)
+        )
+        if (prompt, shape) not in self._text_ids:
             for key, value in leaves.items():
-                self._texts[key].append(value.detach().cpu().clone())
-            self._text_ids[prompt] = len(self._text_ids)
-        return self._text_ids[prompt]
+                kept = value.detach().cpu().clone() if torch.is_tensor(value) else value
+                self._texts[key].append(kept)
+            self._text_ids[prompt, shape] = len(self._text_ids)
+            self._shapes.append(shape)
+        return self._text_ids[prompt, shape]
 
     def add_state(self, leaves: Leaves) -> int:
         """Keep a state (leaves without batch dimension); returns its index."""
         index = 0
         for key, value in leaves.items():
             index = len(self._states[key])
-            self._states[key].append(self._stored(value))
+            is_exact = self._is_exact(key, value)
+            kept = value.detach().cpu().clone() if torch.is_tensor(value) else value
+            self._states[key].append(kept if is_exact else self._stored(kept))
         return index
 
     def add_prediction(self, prediction: Tensor) -> int:
@@ -116,8 +141,7 @@ class ReplayBuffer:
 
     def _stored(self, value: Tensor) -> Tensor:
         value = value.detach().cpu()
-        is_long_float = value.is_floating_point() and value.dim() > 0
-        return value.to(self.dtype) if is_long_float else value.clone()
+        return value.to(self.dtype) if value.is_floating_point() else value.clone()
 
     def count(self, role: Role) -> int:
         """Number of rows of a role."""
@@ -136,18 +160,18 @@ class ReplayBuffer:
         """Bytes of all tensors kept."""
         kept = [*self._predictions]
         for lists in (self._states, self._texts):
-            kept += [value for values in lists.values() for value in values]
+            kept += [v for values in lists.values() for v in values if torch.is_tensor(v)]
         return sum(value.numel() * value.element_size() for value in kept)
 
     @property
     def timesteps(self) -> Tensor:
-        """The timestep of every state, (S,)."""
-        return torch.stack(self._states["timestep"])
+        """The time of every state as the scheduler has it, from noise down to 0, (S,) float64."""
+        return torch.stack([self.clock.read(value) for value in self._states[self.clock.name]])
 
     def batch(
         self, rows: Sequence[Row], device: torch.device, dtype: torch.dtype
-    ) -> tuple[dict[str, Any], Tensor]:
-        """Rows as one denoiser call.
+    ) -> tuple[list[Part], Tensor]:
+        """Rows as denoiser calls, one where all texts have the same shape.
 
         Args:
             rows: (role, index) of each row.
@@ -155,35 +179,70 @@ class ReplayBuffer:
             dtype: dtype of the denoiser, which floating inputs are given in.
 
         Returns:
-            The call's keyword arguments, batched (B, ...), and the predictions (B, ...) float32.
+            The calls, and the predictions (B, ...) float32 in the order of the rows.
         """
         entries = [self.entry(row) for row in rows]
         target = _given(self.predictions(entries), device, torch.float32)
-        return self.call(entries, device, dtype), target
+        return self.calls(entries, device, dtype), target
 
     def predictions(self, entries: Sequence[Entry]) -> Tensor:
         """What the frozen denoiser answered, (N, ...), as it is kept."""
         return torch.stack([self._predictions[entry.prediction] for entry in entries])
 
-    def call(
+    @property
+    def is_ragged(self) -> bool:
+        """Whether texts differ in length, so that some cannot be asked in one call."""
+        return len(set(self._shapes)) > 1
+
+    def calls(
+        self, entries: Sequence[Entry], device: torch.device, dtype: torch.dtype
+    ) -> list[Part]:
+        """Denoiser calls for states and texts in any combination, see `batch`."""
+        groups: dict[tuple, list[int]] = {}
+        for place, entry in enumerate(entries):
+            groups.setdefault(self._shapes[entry.text], []).append(place)
+        return [
+            Part(self._call([entries[place] for place in places], device, dtype), places)
+            for places in groups.values()
+        ]
+
+    def _call(
         self, entries: Sequence[Entry], device: torch.device, dtype: torch.dtype
     ) -> dict[str, Any]:
-        """The keyword arguments of a denoiser call for states and texts in any combination."""
-        flat: dict[str, Any] = dict(self.constants)
+        flat = {key: _given(value, device, None) for key, value in self.constants.items()}
         for key, values in self._states.items():
-            stacked = torch.stack([values[entry.state] for entry in entries])
-            # Timesteps keep their precision: bfloat16 cannot tell 999 from 996.
-            is_short = stacked.dim() == 1
-            flat[key] = _sent(stacked, device) if is_short else _given(stacked, device, dtype)
+            own = [values[e.state] for e in entries]
+            floating = None if self._is_exact(key, own[0]) else dtype
+            flat[key] = self._joined(key, own, device, floating)
         for key, values in self._texts.items():
-            stacked = torch.stack([values[entry.text] for entry in entries])
-            flat[key] = _given(stacked, device, dtype)
+            flat[key] = self._joined(key, [values[e.text] for e in entries], device, dtype)
         return unflatten(flat)
 
+    def _is_exact(self, key: str, value: Any) -> bool:
+        """The time keeps its precision: bfloat16 cannot tell 999 from 996."""
+        return key == self.clock.name or not torch.is_tensor(value) or value.dim() == 0
 
-def _given(value: Tensor, device: torch.device, floating: torch.dtype) -> Tensor:
+    def _joined(
+        self, key: str, values: list[Any], device: torch.device, floating: torch.dtype | None
+    ) -> Any:
+        if key in self.listed:
+            return [_given(value, device, floating) for value in values]
+        if values[0] is None:
+            return None
+        return _given(torch.stack(values), device, floating)
+
+
+def _shape(value: Any) -> tuple | None:
+    return tuple(value.shape) if torch.is_tensor(value) else None
+
+
+def _given(value: Any, device: torch.device, floating: torch.dtype | None) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(_given(item, device, floating) for item in value)
+    if not torch.is_tensor(value):
+        return value
     sent = _sent(value, device)
-    return sent.to(floating) if value.is_floating_point() else sent
+    return sent.to(floating) if floating and value.is_floating_point() else sent
 
 
 def _sent(value: Tensor, device: torch.device) -> Tensor:

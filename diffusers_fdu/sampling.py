@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from .performance import float_parameter
-from .replay import ReplayBuffer, Role, Row
+from .replay import Part, ReplayBuffer, Role, Row
 from .timesteps import Weighting, timestep_weights
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A denoiser call and what it is to answer; rows to unlearn come first.
+    """Denoiser calls and what they are to answer; rows to unlearn come first.
 
     Args:
-        inputs: the call's keyword arguments, (B, ...).
+        calls: what the denoiser is asked, (B, ...) in all.
         target: the predictions to reach, (B, ...), float32.
         size: how many rows are to unlearn.
         concept: index of the concept of each row to unlearn, (size,).
@@ -28,7 +28,7 @@ class Batch:
         held: the rows to retain, where they are asked apart.
     """
 
-    inputs: dict[str, Any]
+    calls: list[Part]
     target: Tensor
     size: int
     concept: Tensor
@@ -80,9 +80,8 @@ class Sampler:
             torch.tensor([i for i, entry in enumerate(entries) if entry.concept == k])
             for k in range(self.concepts)
         ]
-        timesteps = buffer.timesteps.double()
-        is_unit = bool((timesteps <= 1).all())  # as flow matching has them
-        self._timesteps = (timesteps * 1000 if is_unit else timesteps).float()
+        timesteps = buffer.timesteps
+        self._timesteps = (timesteps * (1000 / buffer.clock.length)).float()
         self._weights: Tensor | None = None
         if weights != "uniform":
             at = timesteps[[entry.state for entry in entries]]
@@ -119,12 +118,12 @@ class Sampler:
         """These rows as a batch."""
         parameter = float_parameter(self.model)
         rows = [*unlearn, *retain]
-        inputs, target = self.buffer.batch(rows, parameter.device, parameter.dtype)
+        calls, target = self.buffer.batch(rows, parameter.device, parameter.dtype)
         entries = [self.buffer.entry(row) for row in rows]
         timesteps = self._timesteps[[entry.state for entry in entries]]
         concept = torch.tensor([e.concept for e in entries[: len(unlearn)]], dtype=torch.long)
         batch = Batch(
-            inputs,
+            calls,
             target,
             len(unlearn),
             concept.to(target.device),

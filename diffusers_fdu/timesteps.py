@@ -29,16 +29,12 @@ def is_flow(scheduler: Any) -> bool:
     )
 
 
-def noise_levels(
-    scheduler: Any, timesteps: Tensor, is_unit: bool | None = None
-) -> tuple[Tensor, Tensor]:
+def noise_levels(scheduler: Any, timesteps: Tensor) -> tuple[Tensor, Tensor]:
     """Signal and noise of x_t.
 
     Args:
         scheduler: of diffusers, with `alphas_cumprod`, or of flow matching.
-        timesteps: as the denoiser is given them, (B,), also fractional.
-        is_unit: whether those of flow matching end at 1 and not at the number of training
-            timesteps; None: if none is larger than 1.
+        timesteps: as the scheduler has them, (B,), also fractional.
 
     Returns:
         Two tensors (B,), float64.
@@ -48,8 +44,7 @@ def noise_levels(
     """
     t = timesteps.detach().cpu().double()
     if is_flow(scheduler):
-        is_unit = bool((t <= 1).all()) if is_unit is None else is_unit
-        noise = t if is_unit else t / scheduler.config.num_train_timesteps
+        noise = t / scheduler.config.num_train_timesteps
         return 1 - noise, noise
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if not torch.is_tensor(alphas):
@@ -71,7 +66,7 @@ def timestep_weights(weighting: Weighting, scheduler: Any, timesteps: Tensor) ->
         weighting: "uniform": all the same. "min_snr": min(SNR, gamma) / SNR for models that
             predict the noise, / (SNR + 1) for v, and min(SNR, gamma) / (sqrt(SNR) + 1)^2 for
             flow matching: the loss of min-SNR on x_0 written for each prediction. A callable
-            gets the timesteps, (B,), as the denoiser does, and returns weights, (B,).
+            gets the timesteps, (B,), as the scheduler has them, and returns weights, (B,).
         scheduler: see `noise_levels`; not needed for "uniform".
         timesteps: (B,).
 

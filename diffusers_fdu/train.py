@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .answers import predict
 from .config import TrainConfig
 from .loss import DivergenceLoss
 from .objective import Objective
@@ -85,7 +86,8 @@ def initial_distances(
 def _answer(model: nn.Module, batch: Batch, autocast: Autocast = nullcontext) -> Tensor:
     """What the student predicts on a batch, where the targets are."""
     with autocast():
-        return model(**batch.inputs)[0].to(batch.target.device)  # offloading moves the answer
+        answer = predict(model, batch.calls)
+        return answer.to(batch.target.device)  # offloading moves the answer
 
 
 def learning_rate_factor(step: int, steps: int) -> float:

@@ -22,9 +22,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .answers import ask, guided
+from .clock import Clock, find_clock
 from .concepts import Pair
-from .recorder import BATCH, Call, Recorder, same, untouched
-from .renoise import COPIES, Clean, latents_like, noised, sample_name
+from .denoiser import sample_name, timestep_name
+from .layout import close, same
+from .recorder import BATCH, Call, Recorder, entry, untouched
+from .renoise import COPIES, Clean, latents_like, noised
 from .replay import Entry, Leaves, ReplayBuffer
 
 States = Literal["trajectory", "renoise"]
@@ -33,7 +36,6 @@ Run = tuple[str, Pair | None]
 OTHER_EVERY = 4  # one call in so many keeps the rows of the empty prompt, which is one prompt
 GOLDEN = (5**0.5 - 1) / 2  # multiples of it spread evenly over [0, 1) however many there are
 SQUARE = 2**0.5 - 1  # likewise, and independent of the multiples of the other
-CLOSE = 0.01  # one text encoded twice differs by rounding, relative; two texts by far more
 
 
 def record(
@@ -111,10 +113,12 @@ class _Recording:
         self, recorder: Recorder, pairs: Sequence[Pair], dtype: torch.dtype, states: States
     ) -> None:
         self.recorder, self.states = recorder, states
-        self.buffer = ReplayBuffer(dtype)
-        first = pairs[0]
-        self.names = recorder.text_names(first.target, first.anchor)
+        self.sample, self.time = sample_name(recorder.model), timestep_name(recorder.model)
+        self.layout = recorder.layout(pairs[0].target, pairs[0].anchor)
+        self.buffer = ReplayBuffer(dtype, Clock(self.time), self.layout.listed)
+        self.names = self.layout.texts
         self.texts = recorder.conditioning([pair.target for pair in pairs], self.names)
+        self.times: list[tuple[Tensor, Tensor]] = []  # first and last of each run
         self.empty: int | None = None  # index of the text of guided runs' other half
         self.guided: list[tuple[Entry, float]] = []  # to be answered away from the target
         self.clean: list[Clean] = []  # to be noised anew
@@ -138,12 +142,16 @@ class _Recording:
                 self._batch(part, steps, i)
                 bar.update(len(part))
                 bar.set_postfix(MB=f"{self.buffer.nbytes / 1e6:.1f}")
+        config: Any = getattr(scheduler, "config", {})
+        length = config.get("num_train_timesteps", 1000)
+        self.buffer.clock = find_clock(self.time, length, self.times)
 
     def _batch(self, runs: list[Run], steps: int, number: int) -> None:
         prompts = [prompt for prompt, _ in runs]
         own = self.recorder.first_call(prompts).inputs
         latest: dict[str, Any] = {}
         first: dict[str, Any] = {}
+        times: list[Tensor] = []
         calls = number  # so that the empty prompt is kept at other steps in each batch
 
         def on_call(call: Call) -> None:
@@ -151,13 +159,14 @@ class _Recording:
             is_kept, calls = calls % OTHER_EVERY == 0, calls + 1
             inputs, prediction = call.inputs, call.prediction
             assert prediction is not None  # only a stopped call has none
-            state, constants = _split_inputs(inputs, self.names, len(prediction))
+            state, constants = self._split(inputs, len(prediction))
+            times.append(state[self.time][0])
             self.buffer.constants.update(constants)
             for start in range(0, len(prediction), len(runs)):
                 block = slice(start, start + len(runs))
                 key = {name: value[block] for name, value in state.items()}
-                texts = {name: inputs[name][block] for name in self.names}
-                is_own = all(_close(texts[name], own[name]) for name in self.names)
+                texts = {n: v if (v := inputs.get(n)) is None else v[block] for n in self.names}
+                is_own = all(close(texts[name], own.get(name)) for name in self.names)
                 if not is_own and self.empty is None:
                     self.empty = self._other(texts, 0)
                 if self.states == "renoise":
@@ -172,22 +181,38 @@ class _Recording:
 
         seed = self.recorder.seed + BATCH * number
         latents = self.recorder.run(prompts, on_call, seed, num_inference_steps=steps)
+        self.times.append((times[0], times[-1]))
         if first:
-            name = sample_name(self.recorder.model)
+            name = self.sample
             key = {**first["key"], name: latents_like(latents, first["key"][name])}
             self._pictures(runs, key, first["texts"])
+
+    def _split(self, inputs: dict[str, Any], rows: int) -> tuple[Leaves, dict[str, Any]]:
+        """What besides the text belongs to a row, batched, and what is the same for all."""
+        state: Leaves = {}
+        constants: dict[str, Any] = {}
+        for name, value in inputs.items():
+            if name in self.names:
+                continue
+            if name == self.time and value.dim() == 0:
+                state[name] = value.expand(rows).clone()
+            elif name in self.layout.rows:
+                state[name] = value
+            else:
+                constants[name] = value
+        return state, constants
 
     def _states(self, key: Leaves, size: int) -> list[int]:
         return [self.buffer.add_state({n: v[i] for n, v in key.items()}) for i in range(size)]
 
     def _other(self, texts: Leaves, i: int) -> int:
         """Index of the conditioning of a run's other half: the empty or the negative prompt."""
-        row = {name: value[i] for name, value in texts.items()}
-        digest = ",".join(f"{value.cpu().double().sum().item():.9g}" for value in row.values())
-        return self.buffer.add_text(f"\0{digest}", row)
+        row = entry(texts, self.names, i)
+        sums = [value.cpu().double().sum().item() for value in row.values() if value is not None]
+        return self.buffer.add_text(f"\0{','.join(f'{value:.9g}' for value in sums)}", row)
 
     def _own(self, prompt: str, texts: Leaves, i: int) -> int:
-        return self.buffer.add_text(prompt, {name: value[i] for name, value in texts.items()})
+        return self.buffer.add_text(prompt, entry(texts, self.names, i))
 
     def _target(self, pair: Pair) -> int:
         return self.buffer.add_text(pair.target, self.texts[pair.target])
@@ -242,14 +267,12 @@ class _Recording:
     def _noise_anew(self) -> None:
         if not self.clean:
             return
-        model, scheduler = self.recorder.model, self.recorder.pipe.scheduler
-        name = sample_name(model)
+        scheduler = self.recorder.pipe.scheduler
         generator = torch.Generator().manual_seed(self.recorder.seed)
-        is_unit = all(float(clean.state["timestep"]) <= 1 for clean in self.clean)
         rows: list[tuple[Clean | None, Entry]] = []
         for i in range(COPIES * len(self.clean)):
             clean = self.clean[i % len(self.clean)]
-            state = noised(clean.state, name, scheduler, generator, is_unit)
+            state = noised(clean.state, self.sample, scheduler, generator, self.buffer.clock)
             entry = Entry(self.buffer.add_state(state), clean.own, -1, clean.concept)
             if clean.guidance is not None:
                 self.guided.append((entry, clean.guidance))
@@ -275,37 +298,3 @@ class _Recording:
 
     def _asked(self, entries: list[Entry]) -> Tensor:
         return ask(self.recorder.model, self.buffer, entries) if entries else torch.empty(0)
-
-
-def _split_inputs(
-    inputs: dict[str, Any], names: Sequence[str], rows: int
-) -> tuple[Leaves, dict[str, Any]]:
-    """What besides the text belongs to a row, batched, and what is the same for all."""
-    state: Leaves = {}
-    constants: dict[str, Any] = {}
-    for name, value in inputs.items():
-        if name in names:
-            continue
-        if name == "timestep":
-            state[name] = value.expand(rows).clone() if value.dim() == 0 else value
-        elif torch.is_tensor(value) and value.dim() > 0 and len(value) == rows:
-            state[name] = value
-        elif _holds_tensors(value):
-            raise ValueError(
-                f"cannot record this pipeline: its denoiser takes a list of tensors as {name!r}"
-            )
-        else:
-            constants[name] = value
-    return state, constants
-
-
-def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, list | tuple) and any(
-        torch.is_tensor(item) or _holds_tensors(item) for item in value
-    )
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or not a.is_floating_point():
-        return same(a, b)
-    return bool((a - b).float().norm() <= CLOSE * b.float().norm())

@@ -11,21 +11,22 @@ from typing import Any
 import torch
 from peft import LoraConfig
 
-from . import adapters, recipe
+from . import adapters, recipe, weights
 from .choice import Compared, Preference, choose
 from .closed_form import closed_form_start
 from .concepts import Anchor, Concept, Target, concepts
 from .config import RATE_TIMES_WIDTH, TrainConfig, settings
 from .conjugates import CONJUGATES, Conjugate, conjugate
+from .denoiser import denoiser_name
 from .divergences import Divergence, Generator
 from .loss import DivergenceLoss
 from .mining import Miner
 from .objective import Objective
 from .performance import set_aside
-from .recorder import denoiser_name
 from .recording import Recording
 from .replay import ReplayBuffer
 from .sampling import Sampler
+from .targets import input_width
 from .train import Callback, StepRecord, initial_distances, train
 from .variational import VariationalLoss
 
@@ -246,7 +247,7 @@ class FDUnlearner:
         """The config with a value for every field that leaves one to the denoiser."""
         modules, rate = sorted(lora.target_modules or ()), self.config.learning_rate
         if rate == "auto":
-            rate = RATE_TIMES_WIDTH / adapters.input_width(self.model, modules)
+            rate = RATE_TIMES_WIDTH / input_width(self.model, modules)
         return replace(
             self.config, learning_rate=rate, alpha=lora.lora_alpha, target_modules=modules
         )
@@ -269,7 +270,7 @@ class FDUnlearner:
         kwargs = self.pipeline_kwargs
         return Recording(self.pipe, found, self.data, kwargs, self.config.seed, retains)
 
-    def save(self, directory: str | Path) -> Path:
+    def save(self, directory: str | Path, format: weights.Format = "diffusers") -> Path:
         """Write the adapter and its recipe.
 
         `pytorch_lora_weights.safetensors` is what `pipe.load_lora_weights(directory)` reads
@@ -277,20 +278,24 @@ class FDUnlearner:
 
         Args:
             directory: made if missing.
+            format: "peft" for pipelines without a LoRA loader: `adapter_model.safetensors` and
+                `adapter_config.json`, see `load_unlearned`.
 
         Returns:
             The directory.
 
         Raises:
             RuntimeError: if nothing was unlearned yet, or the adapter was taken off the pipe.
-            ValueError: if the directory cannot be written.
+            ValueError: if the directory cannot be written, or diffusers has no loader for this
+                pipeline.
         """
         if self.adapter_name is None:
             raise RuntimeError("nothing to save: call unlearn first")
         if self.adapter_name not in getattr(self.model, "peft_config", {}):
             raise RuntimeError(f"adapter {self.adapter_name!r} is no longer on the pipe")
+        weights.check_format(self.pipe, format)
         folder = recipe.writable_folder(directory)
-        adapters.save_adapter(self.pipe, self.component, self.adapter_name, folder)
+        weights.save_adapter(self.pipe, self.component, self.adapter_name, folder, format)
         recipe.write(self.recipe, folder)
         return folder
 

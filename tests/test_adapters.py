@@ -2,41 +2,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from diffusers_fdu.adapters import (
     attach,
     default_adapter_name,
     finish,
-    input_width,
     lora_config,
-    lora_metadata,
     snapshot,
-    target_modules,
 )
-
-
-def test_default_targets_are_keys_and_values_of_cross_attention(pipe) -> None:
-    assert target_modules(pipe.unet, None) == ["attn2.to_k", "attn2.to_v"]
-    assert target_modules(pipe.unet, ["attn2.to_q"]) == ["attn2.to_q"]
-
-
-@pytest.mark.parametrize("suffix", ["to_z", "attn2", "o_k", ""])
-def test_a_suffix_that_names_no_linear_layer_is_refused(pipe, suffix) -> None:
-    with pytest.raises(ValueError, match="no linear layer of UNet2DConditionModel"):
-        target_modules(pipe.unet, [suffix])
-
-
-def test_width_is_that_of_the_layers_alone(pipe) -> None:
-    # 16 is the width of the text; the UNet's own widths are 8 and 16, its inner ones up to 64.
-    assert input_width(pipe.unet, ["attn2.to_k", "attn2.to_v"]) == 16
-    layers = nn.ModuleDict({"to_k": nn.Linear(7, 5), "net_to_k": nn.Linear(99, 1)})
-    assert input_width(layers, ["to_k"]) == 7
-
-
-def test_width_is_the_same_once_adapted(pipe) -> None:
-    attach(pipe.unet, "x", lora_config(pipe.unet, 2, None, None), seed=0)
-    assert input_width(pipe.unet, ["attn2.to_k"]) == 16
+from diffusers_fdu.weights import lora_metadata
 
 
 @pytest.mark.parametrize(("alpha", "scaling"), [(None, 1.0), (6, 2.0), (1.5, 0.5)])

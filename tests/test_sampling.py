@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from diffusers_fdu.clock import Clock
 from diffusers_fdu.replay import ReplayBuffer
 from diffusers_fdu.sampling import Sampler
 
@@ -14,7 +15,7 @@ COUNTS = (9, 3, 1)  # rows of each concept
 
 def buffer(length: float = 1000.0) -> ReplayBuffer:
     """States numbered by their `sample`; timesteps spread over the length."""
-    made = ReplayBuffer(torch.float32)
+    made = ReplayBuffer(torch.float32, Clock(is_unit=length == 1))
     text = made.add_text("x", {"encoder_hidden_states": torch.zeros(2, 3)})
     total = sum(COUNTS)
     concepts = [k for k, count in enumerate(COUNTS) for _ in range(count)]
@@ -56,7 +57,7 @@ def test_rows_carry_their_own_concept_and_timestep() -> None:
         torch.testing.assert_close(batch.timestep, number / sum(COUNTS) * 1000)
         owners = [0] * 9 + [1] * 3 + [2]
         assert batch.concept.tolist() == [owners[int(i)] for i in number[:6]]
-        assert torch.equal(batch.inputs["sample"].flatten(), number)
+        assert torch.equal(batch.calls[0].inputs["sample"].flatten(), number)
 
 
 def test_timesteps_that_end_at_1_are_stretched() -> None:

@@ -13,7 +13,8 @@ from diffusers import (
 )
 
 from diffusers_fdu.concepts import Pair
-from diffusers_fdu.recorder import Recorder, denoiser_name
+from diffusers_fdu.denoiser import denoiser_name
+from diffusers_fdu.recorder import Recorder
 from diffusers_fdu.renoise import COPIES
 from diffusers_fdu.replay import Entry, flatten, unflatten
 from diffusers_fdu.trajectories import OTHER_EVERY, record
@@ -31,9 +32,15 @@ def rows(buffer, role):
     return [(role, i) for i in range(buffer.count(role))]
 
 
+def batch(buffer, rows):
+    """Rows whose texts are equally long: one call."""
+    (call,), target = buffer.batch(rows, torch.device("cpu"), torch.float32)
+    return call.inputs, target
+
+
 @torch.no_grad()
 def replay(pipe, buffer, role):
-    kwargs, target = buffer.batch(rows(buffer, role), torch.device("cpu"), torch.float32)
+    kwargs, target = batch(buffer, rows(buffer, role))
     return pipe.unet(**kwargs)[0], target, kwargs
 
 
@@ -47,9 +54,7 @@ def test_retained_rows_replay_the_frozen_model(pipe, guidance_scale) -> None:
 def test_replay_is_exact_in_the_recorded_batch(pipe) -> None:
     buffer = recorded(pipe, guidance_scale=1.0)
     size = len(PAIRS)
-    kwargs, target = buffer.batch(
-        [("retain", i) for i in range(size)], torch.device("cpu"), torch.float32
-    )
+    kwargs, target = batch(buffer, [("retain", i) for i in range(size)])
     with torch.no_grad():
         assert torch.equal(pipe.unet(**kwargs)[0], target)
 
@@ -97,9 +102,7 @@ def test_guidance_adds_the_empty_prompt_now_and_then(pipe, steps, kept) -> None:
     assert without.count("retain") == without.count("unlearn") == with_guidance.count("unlearn")
     assert with_guidance.count("retain") == without.count("retain") + kept * len(PAIRS)
     assert with_guidance.nbytes < 1.6 * without.nbytes
-    kwargs, _ = with_guidance.batch(
-        rows(with_guidance, "retain"), torch.device("cpu"), torch.float32
-    )
+    kwargs, _ = batch(with_guidance, rows(with_guidance, "retain"))
     texts = kwargs["encoder_hidden_states"]
     ids = pipe.tokenizer("", padding="max_length", max_length=48, return_tensors="pt").input_ids
     with torch.no_grad():
@@ -253,7 +256,7 @@ def test_negative_guidance_is_the_equation(pipe, guidance_scale, states) -> None
     )
     guided = [r for r in rows(buffer, "unlearn") if buffer.entry(r).concept == 0]
     assert len(guided) > 2
-    call, target = buffer.batch(guided, torch.device("cpu"), torch.float32)
+    call, target = batch(buffer, guided)
     dogs = [encode(pipe, prompt)[0] for prompt in ("a dog", "red dog")]
     for i in range(len(guided)):
         text = call["encoder_hidden_states"][i]
@@ -264,7 +267,7 @@ def test_negative_guidance_is_the_equation(pipe, guidance_scale, states) -> None
         expected = empty - 2.5 * (own - empty)
         torch.testing.assert_close(target[i : i + 1], expected, rtol=1e-3, atol=1e-4)
     # The target itself is not retained, the other anchor is.
-    kept = buffer.batch(rows(buffer, "retain"), torch.device("cpu"), torch.float32)[0]
+    kept = batch(buffer, rows(buffer, "retain"))[0]
     kept = kept["encoder_hidden_states"]
     assert not any(torch.allclose(k, dog, atol=1e-4) for k in kept for dog in dogs)
     assert any(torch.allclose(k, encode(pipe, "a cat")[0], atol=1e-4) for k in kept)
@@ -274,7 +277,7 @@ def test_a_negative_prompt_is_not_the_empty_one(pipe) -> None:
     kwargs = {"num_inference_steps": 2, "guidance_scale": 5.0, "negative_prompt": "red house"}
     pairs = [Pair("a dog", "", 0, 1.0)]
     buffer = record(Recorder(pipe, kwargs), pairs, [], torch.float32, progress=False)
-    call, target = buffer.batch(rows(buffer, "unlearn"), torch.device("cpu"), torch.float32)
+    call, target = batch(buffer, rows(buffer, "unlearn"))
     with torch.no_grad():
         x, t = call["sample"][:1], call["timestep"][0]
         own, empty = (pipe.unet(x, t, encode(pipe, p))[0] for p in ("a dog", ""))
@@ -296,7 +299,7 @@ def test_states_noised_anew(pipe, guidance_scale) -> None:
     generators = [torch.Generator().manual_seed(5 + i) for i in range(len(PAIRS))]
     prompts = [pair.anchor for pair in PAIRS]
     drawn = pipe(prompts, output_type="latent", generator=generators, **kwargs).images
-    call, target = buffer.batch(rows(buffer, "unlearn"), torch.device("cpu"), torch.float32)
+    call, target = batch(buffer, rows(buffer, "unlearn"))
     noise = []
     for i, row in enumerate(rows(buffer, "unlearn")):
         alpha = pipe.scheduler.alphas_cumprod[int(call["timestep"][i])]
@@ -327,6 +330,7 @@ def test_candidates_have_a_text_and_no_row(pipe) -> None:
     assert without.candidates == []
     assert buffer.count("retain") == without.count("retain")
     entries = [Entry(0, text, -1) for text in buffer.candidates]
-    texts = buffer.call(entries, torch.device("cpu"), torch.float32)["encoder_hidden_states"]
+    (call,) = buffer.calls(entries, torch.device("cpu"), torch.float32)
+    texts = call.inputs["encoder_hidden_states"]
     for text, prompt in zip(texts, ["blue tree", "red house"], strict=True):
         torch.testing.assert_close(text[None], encode(pipe, prompt), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,55 @@
+"""How a denoiser is told the time.
+
+Schedulers count from the number of training timesteps, pure noise, down to 0. Denoisers are given
+that, or its share of the whole, or what is left of the whole; one number for each row, or one for
+each token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Between the scheduler's time and the denoiser's.
+
+    Args:
+        name: of the denoiser's argument.
+        length: number of training timesteps.
+        is_unit: the denoiser is given a share of the length.
+        is_reversed: it is given 0 for noise.
+    """
+
+    name: str = "timestep"
+    length: int = 1000
+    is_unit: bool = False
+    is_reversed: bool = False
+
+    def read(self, given: Tensor) -> Tensor:
+        """The scheduler's time, (), float64, from what the denoiser is given of one row."""
+        time = given.double().reshape(-1).amax()
+        time = time * self.length if self.is_unit else time
+        return self.length - time if self.is_reversed else time
+
+    def write(self, time: Tensor, like: Tensor) -> Tensor:
+        """What the denoiser is given for the scheduler's time, in shape and dtype of `like`."""
+        time = self.length - time if self.is_reversed else time
+        time = time / self.length if self.is_unit else time
+        return time.reshape(()).to(like.dtype).expand(like.shape).clone()
+
+
+def find_clock(name: str, length: int, runs: Sequence[tuple[Tensor, Tensor]]) -> Clock:
+    """The clock of a denoiser from what it was given in its runs.
+
+    Args:
+        name: of the argument.
+        length: number of training timesteps.
+        runs: first and last time of each run, of one row.
+    """
+    ends = [(a.double().amax().item(), b.double().amax().item()) for a, b in runs]
+    is_unit = all(time <= 1 for run in ends for time in run)
+    return Clock(name, length, is_unit, any(last > first for first, last in ends))

@@ -1,0 +1,101 @@
+"""How a pipeline calls its denoiser, found by comparing calls: no model family is named here.
+
+Some arguments have an entry for each prompt; the prompt decides some of those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Inputs = Mapping[str, Any]
+
+CLOSE = 0.01  # one text encoded twice differs by rounding, relative; two texts by far more
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Arguments of a denoiser call, by dotted name.
+
+    Args:
+        rows: tensors and lists that have one entry for each prompt.
+        listed: those of them that are lists.
+        texts: those of `rows` that depend on the prompt. An entry may be None: pipelines leave a
+            mask out where all prompts of a call are equally long.
+    """
+
+    rows: frozenset[str]
+    listed: frozenset[str]
+    texts: tuple[str, ...]
+
+
+def find_layout(singles: Sequence[Inputs], together: Inputs) -> Layout:
+    """Compare the calls for several prompts one by one with the call for all of them.
+
+    Args:
+        singles: the first call for each prompt, from the same noise; at least two.
+        together: the first call for all prompts at once.
+
+    Raises:
+        ValueError: if what depends on the prompt has no entry for each.
+    """
+    rows: set[str] = set()
+    texts: list[str] = []
+    for name in together:
+        alone = [single.get(name) for single in singles]
+        joint = together[name]
+        is_text = any(not same(value, alone[0]) for value in alone)
+        lengths = {_length(value) for value in alone if value is not None}
+        if _length(joint) == len(singles) and lengths <= {1}:
+            rows.add(name)
+            is_text |= None in alone  # a mask that only calls of several prompts have
+        if is_text:
+            texts.append(name)
+    if not set(texts) <= rows:
+        extra = ", ".join(sorted(set(texts) - rows))
+        raise ValueError(
+            f"cannot record this pipeline: its denoiser's argument {extra} depends on the prompt "
+            "and does not have an entry for each"
+        )
+    listed = {name for name in rows if not torch.is_tensor(together[name])}
+    return Layout(frozenset(rows), frozenset(listed), tuple(texts))
+
+
+def _length(value: Any) -> int | None:
+    if torch.is_tensor(value):
+        return len(value) if value.dim() else None
+    return len(value) if isinstance(value, list | tuple) else None
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two values are equal, tensors within lists and their shapes included."""
+    if torch.is_tensor(a) and torch.is_tensor(b):
+        return a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if torch.is_tensor(a) or torch.is_tensor(b):
+        return False
+    return a == b
+
+
+def close(a: Any, b: Any) -> bool:
+    """Whether two values are one text, encoded twice."""
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(close, a, b))
+    if not (torch.is_tensor(a) and torch.is_tensor(b)):
+        return same(a, b)
+    if a.shape != b.shape or not a.is_floating_point():
+        return same(a, b)
+    return bool((a - b).float().norm() <= CLOSE * b.float().norm())
+
+
+def cloned(value: Any) -> Any:
+    """A copy that no later step of the pipeline changes."""
+    if torch.is_tensor(value):
+        return value.detach().clone()
+    if isinstance(value, list | tuple):
+        return type(value)(map(cloned, value))
+    return value

@@ -1,0 +1,162 @@
+"""Adapters as files: what diffusers loads, and what PEFT loads where diffusers has no loader."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from peft import (
+    LoraConfig,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from . import adapters
+from .denoiser import denoiser_name
+
+Format = Literal["diffusers", "peft"]
+
+WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+PEFT_WEIGHTS_NAME, PEFT_CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"
+PEFT_PREFIX = "base_model.model."  # of every name in PEFT's own files
+
+
+def has_loader(pipe: Any) -> bool:
+    """Whether diffusers saves and loads LoRA weights for this pipeline."""
+    return hasattr(pipe, "save_lora_weights")
+
+
+def check_format(pipe: Any, format: str) -> None:
+    """Refuse a format that this pipeline's adapters cannot be written in.
+
+    Raises:
+        ValueError: with one that works.
+    """
+    if format not in ("diffusers", "peft"):
+        raise ValueError(f"unknown format {format!r}: choose diffusers or peft")
+    if format == "diffusers" and not has_loader(pipe):
+        raise ValueError(
+            f"{type(pipe).__name__} has no LoRA loader in diffusers: use format='peft', and "
+            "load it with diffusers_fdu.load_unlearned or peft.PeftModel.from_pretrained"
+        )
+
+
+def lora_metadata(model: nn.Module, adapter_name: str) -> dict[str, Any]:
+    """What a file needs beside the weights; without it alpha is read as the rank.
+
+    Not the whole LoraConfig: older PEFT versions refuse fields that they do not know.
+    """
+    config: Any = model.peft_config[adapter_name]  # type: ignore[index]
+    modules = config.target_modules
+    return {
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "target_modules": modules if isinstance(modules, str) else sorted(modules),
+        # diffusers 0.37 reads the first of these without asking whether it is there.
+        "rank_pattern": dict(config.rank_pattern),
+        "alpha_pattern": dict(config.alpha_pattern),
+    }
+
+
+def save_adapter(
+    pipe: Any, component: str, adapter_name: str, folder: Path, format: Format = "diffusers"
+) -> None:
+    """Write an adapter.
+
+    Args:
+        pipe: the pipeline.
+        component: "unet" or "transformer".
+        adapter_name: which adapter.
+        folder: an existing folder.
+        format: "diffusers": `pytorch_lora_weights.safetensors`, as
+            `pipe.load_lora_weights(folder)` reads it. "peft": `adapter_model.safetensors` and
+            `adapter_config.json`, as `PeftModel.from_pretrained(denoiser, folder)` reads them.
+
+    Raises:
+        ValueError: see `check_format`.
+    """
+    check_format(pipe, format)
+    model = getattr(pipe, component)
+    layers = get_peft_model_state_dict(model, adapter_name=adapter_name)
+    layers = {name: value.contiguous() for name, value in layers.items()}
+    metadata = lora_metadata(model, adapter_name)
+    # Written beside it and moved, so that a failure leaves an older file whole.
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        if format == "peft":
+            name, config = PEFT_WEIGHTS_NAME, Path(temporary) / PEFT_CONFIG_NAME
+            named = {f"{PEFT_PREFIX}{key}": value for key, value in layers.items()}
+            save_file(named, Path(temporary) / name, {"format": "pt"})
+            content = {"peft_type": "LORA", "inference_mode": True, **metadata}
+            config.write_text(json.dumps(content, indent=2) + "\n")
+            config.replace(folder / PEFT_CONFIG_NAME)
+        else:
+            name = WEIGHTS_NAME
+            given = {
+                f"{component}_lora_layers": layers,
+                f"{component}_lora_adapter_metadata": metadata,
+            }
+            pipe.save_lora_weights(temporary, weight_name=name, **given)
+        # A new file, since safetensors lets nobody but the owner read its own.
+        path = Path(temporary) / "sorted"
+        path.write_bytes(_with_sorted_header((Path(temporary) / name).read_bytes()))
+        path.replace(folder / name)
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """A safetensors file with its header's keys sorted; they are written in a random order.
+
+    The format: 8 bytes of length, a JSON header padded with spaces, the data.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":"))
+    encoded = header.encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return len(encoded).to_bytes(8, "little") + encoded + content[end:]
+
+
+def load_unlearned(pipe: Any, directory: str | Path, adapter_name: str | None = None) -> Any:
+    """Load an adapter that `FDUnlearner.save` wrote, in either format.
+
+    Args:
+        pipe: a pipeline like the one that it was trained on.
+        directory: what it was saved to.
+        adapter_name: its name on the pipe; None: the one it was trained with.
+
+    Returns:
+        The same pipe, the adapter active beside those that were.
+
+    Raises:
+        ValueError: if the folder holds no adapter, diffusers has no loader for it, or the name is
+            taken.
+    """
+    folder = Path(directory)
+    model = getattr(pipe, denoiser_name(pipe))
+    recipe = folder / "recipe.json"
+    if adapter_name is None and recipe.exists():
+        adapter_name = json.loads(recipe.read_text()).get("adapter_name")
+    name = adapter_name or adapters.default_adapter_name([folder.name], model)
+    adapters.check_adapter_name(name, model)
+    before = adapters.snapshot(model)
+    if (folder / WEIGHTS_NAME).exists():
+        if not has_loader(pipe):
+            raise ValueError(f"{type(pipe).__name__} has no LoRA loader in diffusers")
+        pipe.load_lora_weights(folder, weight_name=WEIGHTS_NAME, adapter_name=name)
+    elif (folder / PEFT_CONFIG_NAME).exists():
+        config = LoraConfig.from_pretrained(str(folder))
+        inject_adapter_in_model(config, model, name)
+        state = load_file(folder / PEFT_WEIGHTS_NAME)
+        state = {key.removeprefix(PEFT_PREFIX): value for key, value in state.items()}
+        set_peft_model_state_dict(model, state, adapter_name=name)
+        adapters.finish(model, name, before)
+    else:
+        raise ValueError(
+            f"{str(folder)!r} holds neither {WEIGHTS_NAME} nor {PEFT_CONFIG_NAME}: pass the "
+            "folder that an adapter was saved to"
+        )
+    adapters.activate(model, [*before.active, name])
+    return pipe
