@@ -67,16 +67,10 @@ def check_denoiser(model: nn.Module) -> None:
     """Refuse a denoiser on which a new adapter would train against the wrong model.
 
     Raises:
-        ValueError: if it is compiled, its weights are on the meta device (sequential offload),
-            or its adapters are fused or switched off.
+        ValueError: if it is compiled, or its adapters are fused or switched off.
     """
     if hasattr(model, "_orig_mod"):
         raise ValueError("the denoiser is compiled: unlearn first, then compile it")
-    if any(p.is_meta for p in model.parameters()):
-        raise ValueError(
-            "the denoiser's weights are offloaded one by one: use "
-            "pipe.enable_model_cpu_offload() instead of the sequential one"
-        )
     for layer in tuner_layers(model):
         if layer.merged:
             raise ValueError(
@@ -209,9 +203,9 @@ def remove(model: nn.Module, adapter_name: str, before: AdapterState) -> None:
     _unwrap_empty(model)
     configs: dict[str, Any] = getattr(model, "peft_config", {})
     configs.pop(adapter_name, None)
-    if not configs and "peft_config" in model.__dict__:
-        del model.peft_config
-        if hasattr(model, "_hf_peft_config_loaded"):
+    if not configs:  # one that failed half-way may have set one of these and not the other
+        model.__dict__.pop("peft_config", None)
+        if "_hf_peft_config_loaded" in model.__dict__:
             model._hf_peft_config_loaded = False  # type: ignore[assignment]
     activate(model, before.active)
     restore_flags(model, before)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .denoiser import predicted, sample_name
-from .performance import float_parameter
+from .offload import placement
 from .replay import Entry, Part, ReplayBuffer
 
 
@@ -42,10 +42,10 @@ def ask(
     Returns:
         Predictions on the CPU, (N, ...), float32.
     """
-    parameter = float_parameter(model)
+    where = placement(model)
     answers = []
     for start in range(0, len(entries), size):
-        calls = buffer.calls(entries[start : start + size], parameter.device, parameter.dtype)
+        calls = buffer.calls(entries[start : start + size], *where)
         answers.append(predict(model, calls).float().cpu())
     return torch.cat(answers)
 

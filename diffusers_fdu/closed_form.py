@@ -26,7 +26,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from .alignment import align
-from .performance import float_parameter
+from .offload import placement
 from .replay import ReplayBuffer, Row
 
 KEEP = 10.0
@@ -77,7 +77,7 @@ def closed_form_start(
     for group in groups:
         basis, rows = _map(moments[group[0]])
         for name in group:
-            _set(layers[name], adapter_name, basis, rows, float_parameter(model).dtype)
+            _set(layers[name], adapter_name, basis, rows, placement(model).dtype)
     return len(names)
 
 
@@ -146,9 +146,8 @@ class _Capture:
             return hook
 
         handles = [self.watched[n].register_forward_pre_hook(keep(n)) for n in names]
-        parameter = float_parameter(self.model)
         try:
-            calls, _ = self.buffer.batch(rows, parameter.device, parameter.dtype)
+            calls, _ = self.buffer.batch(rows, *placement(self.model))
             self.model(**calls[0].inputs)
         except _Seen:
             pass

@@ -40,26 +40,24 @@ def find_layout(singles: Sequence[Inputs], together: Inputs) -> Layout:
         together: the first call for all prompts at once.
 
     Raises:
-        ValueError: if what depends on the prompt has no entry for each.
+        ValueError: if what depends on the prompts has no entry for each.
     """
     rows: set[str] = set()
     texts: list[str] = []
     for name in together:
         alone = [single.get(name) for single in singles]
         joint = together[name]
-        is_text = any(not same(value, alone[0]) for value in alone)
         lengths = {_length(value) for value in alone if value is not None}
         if _length(joint) == len(singles) and lengths <= {1}:
             rows.add(name)
-            is_text |= None in alone  # a mask that only calls of several prompts have
-        if is_text:
-            texts.append(name)
-    if not set(texts) <= rows:
-        extra = ", ".join(sorted(set(texts) - rows))
-        raise ValueError(
-            f"cannot record this pipeline: its denoiser's argument {extra} depends on the prompt "
-            "and does not have an entry for each"
-        )
+            # None among them: a mask that only calls of several prompts have.
+            if any(v is None or not same(v, alone[0]) for v in alone):
+                texts.append(name)
+        elif not all(same(value, joint) for value in alone):
+            raise ValueError(
+                f"cannot record this pipeline: its denoiser's argument {name} depends on the "
+                "prompts and does not have an entry for each"
+            )
     listed = {name for name in rows if not torch.is_tensor(together[name])}
     return Layout(frozenset(rows), frozenset(listed), tuple(texts))
 

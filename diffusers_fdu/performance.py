@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from .offload import placement
+
 
 @dataclass(frozen=True)
 class Performance:
@@ -65,21 +67,15 @@ class Performance:
             )
 
 
-def float_parameter(model: nn.Module) -> nn.Parameter:
-    """One that tells the device and the dtype of a model."""
-    return next(p for p in model.parameters() if p.is_floating_point())
-
-
 def precision(
     model: nn.Module, mixed_precision: str
 ) -> tuple[Callable[[], AbstractContextManager], torch.amp.GradScaler]:
     """Autocast for the model's device, and the scaling that float16 gradients need."""
-    parameter = float_parameter(model)
-    device = parameter.device.type
+    device, own = placement(model)
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(mixed_precision)
-    is_half = dtype == torch.float16 or (dtype is None and parameter.dtype == torch.float16)
-    autocast = partial(torch.autocast, device, dtype=dtype, enabled=dtype is not None)
-    return autocast, torch.amp.GradScaler(device, enabled=is_half)
+    is_half = dtype == torch.float16 or (dtype is None and own == torch.float16)
+    autocast = partial(torch.autocast, device.type, dtype=dtype, enabled=dtype is not None)
+    return autocast, torch.amp.GradScaler(device.type, enabled=is_half)
 
 
 def make_optimizer(

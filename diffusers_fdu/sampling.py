@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .performance import float_parameter
+from .offload import placement
 from .replay import Part, ReplayBuffer, Role, Row
 from .timesteps import Weighting, timestep_weights
 
@@ -116,9 +116,8 @@ class Sampler:
 
     def batch(self, unlearn: Sequence[Row], retain: Sequence[Row]) -> Batch:
         """These rows as a batch."""
-        parameter = float_parameter(self.model)
         rows = [*unlearn, *retain]
-        calls, target = self.buffer.batch(rows, parameter.device, parameter.dtype)
+        calls, target = self.buffer.batch(rows, *placement(self.model))
         entries = [self.buffer.entry(row) for row in rows]
         timesteps = self._timesteps[[entry.state for entry in entries]]
         concept = torch.tensor([e.concept for e in entries[: len(unlearn)]], dtype=torch.long)

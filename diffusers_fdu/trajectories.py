@@ -198,8 +198,13 @@ class _Recording:
                 state[name] = value.expand(rows).clone()
             elif name in self.layout.rows:
                 state[name] = value
-            else:
+            elif same(value, self.buffer.constants.get(name, value)):
                 constants[name] = value
+            else:
+                raise ValueError(
+                    f"cannot record this pipeline: its denoiser's argument {name} changes from "
+                    "call to call and does not have an entry for each prompt"
+                )
         return state, constants
 
     def _states(self, key: Leaves, size: int) -> list[int]:

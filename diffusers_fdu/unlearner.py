@@ -22,6 +22,7 @@ from .divergences import Divergence, Generator
 from .loss import DivergenceLoss
 from .mining import Miner
 from .objective import Objective
+from .offload import is_streamed, onloaded, placement, streamed
 from .performance import set_aside
 from .recording import Recording
 from .replay import ReplayBuffer
@@ -166,19 +167,8 @@ class FDUnlearner:
                 buffer = recording.check(buffer) if buffer else recording.run(self.progress)
                 recorded = time.monotonic()
                 with set_aside(self.pipe, self.model, self.performance.offload):
-                    sampler, objective = self._prepare(loss, critic, config, buffer)
-                    parameters = adapters.attach(self.model, name, lora, config.seed)
-                    config = self._started(config, name, buffer)
-                    history = train(
-                        self.model,
-                        parameters,
-                        sampler,
-                        objective,
-                        config,
-                        callback,
-                        self.progress,
-                        self.performance,
-                        self._miner(name, buffer),
+                    history, objective, config = self._train(
+                        loss, critic, config, buffer, name, lora, callback, before
                     )
             trained = time.monotonic()
             facts = recipe.describe(
@@ -203,12 +193,43 @@ class FDUnlearner:
                     "train": round(trained - recorded, 2),
                 },
             )
-            adapters.finish(self.model, name, before)
         except BaseException:
             adapters.remove(self.model, name, before)
             raise
         self.adapter_name, self.history, self.recipe = name, history, facts
         return self.pipe
+
+    def _train(
+        self,
+        loss: DivergenceLoss,
+        critic: Conjugate | None,
+        config: TrainConfig,
+        buffer: ReplayBuffer,
+        name: str,
+        lora: LoraConfig,
+        callback: Callback | None,
+        before: adapters.AdapterState,
+    ) -> tuple[list[StepRecord], Objective, TrainConfig]:
+        """Attach the adapter and train it; config is returned with what it left open."""
+        model, device, streams = self.model, placement(self.model).device, is_streamed(self.model)
+        sampler, objective = self._prepare(loss, critic, config, buffer)
+        with onloaded(model):
+            parameters = adapters.attach(model, name, lora, config.seed)
+            with streamed(model, device, streams):
+                config = self._started(config, name, buffer)
+                history = train(
+                    model,
+                    parameters,
+                    sampler,
+                    objective,
+                    config,
+                    callback,
+                    self.progress,
+                    self.performance,
+                    self._miner(name, buffer),
+                )
+            adapters.finish(model, name, before)
+        return history, objective, config
 
     def _prepare(
         self,

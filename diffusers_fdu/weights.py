@@ -18,6 +18,7 @@ from torch import nn
 
 from . import adapters
 from .denoiser import denoiser_name
+from .offload import onloaded
 
 Format = Literal["diffusers", "peft"]
 
@@ -82,8 +83,9 @@ def save_adapter(
     """
     check_format(pipe, format)
     model = getattr(pipe, component)
-    layers = get_peft_model_state_dict(model, adapter_name=adapter_name)
-    layers = {name: value.contiguous() for name, value in layers.items()}
+    with onloaded(model):
+        layers = get_peft_model_state_dict(model, adapter_name=adapter_name)
+        layers = {name: value.contiguous() for name, value in layers.items()}
     metadata = lora_metadata(model, adapter_name)
     # Written beside it and moved, so that a failure leaves an older file whole.
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
@@ -148,11 +150,12 @@ def load_unlearned(pipe: Any, directory: str | Path, adapter_name: str | None = 
         pipe.load_lora_weights(folder, weight_name=WEIGHTS_NAME, adapter_name=name)
     elif (folder / PEFT_CONFIG_NAME).exists():
         config = LoraConfig.from_pretrained(str(folder))
-        inject_adapter_in_model(config, model, name)
         state = load_file(folder / PEFT_WEIGHTS_NAME)
         state = {key.removeprefix(PEFT_PREFIX): value for key, value in state.items()}
-        set_peft_model_state_dict(model, state, adapter_name=name)
-        adapters.finish(model, name, before)
+        with onloaded(model):
+            inject_adapter_in_model(config, model, name)
+            set_peft_model_state_dict(model, state, adapter_name=name)
+            adapters.finish(model, name, before)
     else:
         raise ValueError(
             f"{str(folder)!r} holds neither {WEIGHTS_NAME} nor {PEFT_CONFIG_NAME}: pass the "

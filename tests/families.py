@@ -628,6 +628,7 @@ class Family:
         run: arguments of a small picture.
         guided: its argument for guidance.
         off: the value without guidance.
+        streams: whether diffusers runs it under sequential offload at all.
     """
 
     name: str
@@ -637,6 +638,7 @@ class Family:
     run: dict[str, Any] = field(default_factory=dict)
     guided: str = "guidance_scale"
     off: float = 1.0
+    streams: bool = True
 
     def build(self) -> Any:
         """The same one at every call."""
@@ -680,7 +682,11 @@ FAMILIES = {
         | {"complex_human_instruction": None, "clean_caption": False},
     ),
     "hunyuan_dit": Family(
-        "HunyuanDiT", hunyuan_dit, "noise", run=BINS | {"height": 16, "width": 16}
+        "HunyuanDiT",
+        hunyuan_dit,
+        "noise",
+        run=BINS | {"height": 16, "width": 16},
+        streams=False,  # its pooling reads a weight beside its layer
     ),
     "lumina2": Family("Lumina 2", lumina2, guidance="separate", run={"height": 32, "width": 32}),
     "auraflow": Family("AuraFlow", auraflow, run={"height": 16, "width": 16, **SHORT}),

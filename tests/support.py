@@ -9,22 +9,28 @@ stacking work, not that a picture is forgotten.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import cpu_offload
 from families import FAMILIES, Family
 from peft import LoraConfig
 
-from diffusers_fdu import FDUnlearner, adapters, load_unlearned, weights
+from diffusers_fdu import FDUnlearner, adapters, load_unlearned, targets, weights
 from diffusers_fdu.answers import ask, predict
 from diffusers_fdu.concepts import Pair
 from diffusers_fdu.denoiser import denoiser_name, predicted, sample_name
+from diffusers_fdu.offload import onloaded
 from diffusers_fdu.recorder import Recorder
 from diffusers_fdu.replay import ReplayBuffer
 from diffusers_fdu.trajectories import record
 
 TARGET, ANCHOR = "a snoopy", "a dog in a red house"
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- families -->", "<!-- end of families -->"
 CPU = torch.device("cpu")
 TRAINING = {"trajectories": 4, "steps": 40, "batch_size": 4, "rank": 8, "early_stop": 0.0}
 
@@ -40,6 +46,8 @@ class Measured:
             of that before.
         round_trip: largest difference of predictions with the adapter, once saved and loaded.
         stacked: whether the adapter works beside another, and alone again after it.
+        offloaded: largest difference of the adapter's weights if it is trained under
+            `enable_model_cpu_offload` and under `enable_sequential_cpu_offload`, to the CPU.
     """
 
     replay: float
@@ -47,6 +55,7 @@ class Measured:
     distance: float
     round_trip: float
     stacked: bool
+    offloaded: float
 
 
 def model_of(pipe: Any) -> Any:
@@ -93,13 +102,43 @@ def distance(model: Any, buffer: ReplayBuffer) -> float:
 def add_other(model: Any) -> None:
     """Another adapter with an effect, switched off."""
     before = adapters.snapshot(model)
-    config = LoraConfig(r=2, target_modules=adapters.target_modules(model, None))
+    config = LoraConfig(r=2, target_modules=targets.target_modules(model, None))
     parameters = adapters.attach(model, "other", config, seed=1)
     generator = torch.Generator().manual_seed(2)
     for parameter in parameters:
         parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
     adapters.finish(model, "other", before)
     adapters.activate(model, before.active)
+
+
+def trained(family: Family, offload: str | None) -> dict[str, torch.Tensor]:
+    """Weights of an adapter after a few steps on a pipe whose denoiser is moved by hooks."""
+    pipe = family.build()
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device="cpu")
+    elif offload == "sequential":  # as diffusers does; Accelerate cannot tell cpu:0 from cpu
+        for module in pipe.components.values():
+            if isinstance(module, torch.nn.Module):
+                cpu_offload(module, CPU, offload_buffers=len(module._parameters) > 0)
+    kwargs = {**family.run, "num_inference_steps": 2, family.guided: 4.0}
+    options = {"trajectories": 2, "steps": 3, "batch_size": 2, "retain": ["a tree"]}
+    worker = FDUnlearner(pipe, kwargs, False, **options)
+    worker.unlearn(TARGET, ANCHOR)
+    with onloaded(worker.model):
+        found = {n: p.detach().clone() for n, p in worker.model.named_parameters() if "lora_" in n}
+    drawn = pipe(prompt=ANCHOR, output_type="latent", generator=torch.manual_seed(0), **kwargs)[0]
+    return {**found, "drawn": drawn}
+
+
+def offload_error(family: Family) -> float:
+    """See `Measured`; what the pipe draws afterwards is compared too."""
+    expected = trained(family, None)
+    differences = []
+    for kind in ("model", "sequential")[: 2 if family.streams else 1]:
+        found = trained(family, kind)
+        assert found.keys() == expected.keys()
+        differences += [(found[n] - value).abs().max().item() for n, value in expected.items()]
+    return max(differences)
 
 
 def measure(family: Family) -> Measured:
@@ -140,9 +179,81 @@ def measure(family: Family) -> Measured:
         after / before,
         (loaded - own).abs().max().item(),
         all(far) and torch.equal(alone, loaded),
+        offload_error(family),
     )
 
 
+def attention(family: Family) -> str:
+    """How the denoiser reads the text."""
+    return targets.text_attention(model_of(family.build()))
+
+
+def loader(family: Family) -> str:
+    """What loads a saved adapter."""
+    return "`pipe.load_lora_weights`" if weights.has_loader(family.build()) else "`load_unlearned`"
+
+
+def rows(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    every = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in every)
+
+
+def readme_table() -> str:
+    """What is supported."""
+    header = ("Pipeline", "Class", "The text enters by", "Guidance", "Loads with")
+    return rows(
+        header,
+        [
+            (f.name, f"`{type(f.build()).__name__}`", attention(f), f.guidance, loader(f))
+            for f in FAMILIES.values()
+        ],
+    )
+
+
+def measured_table(found: dict[str, Measured]) -> str:
+    """What was measured."""
+    header = (
+        "Pipeline",
+        "Predicts",
+        "Guidance",
+        "Replay error",
+        "Swap error",
+        "Distance left",
+        "Round trip error",
+        "Stacks",
+        "Offload error",
+    )
+    lines = []
+    for key, one in found.items():
+        family = FAMILIES[key]
+        numbers = [
+            f"{one.replay:g}",
+            f"{one.swap:g}",
+            f"{one.distance:.0%}",
+            f"{one.round_trip:g}",
+        ]
+        stacks = "yes" if one.stacked else "NO"
+        lines.append((family.name, family.prediction, family.guidance, *numbers, stacks))
+    return rows(header, lines)
+
+
+def replace_block(path: Path, table: str) -> None:
+    """Put a table between the file's markers."""
+    before, rest = path.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    path.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+
+
+def main() -> None:
+    """Measure all and write both tables."""
+    found = {}
+    for key, family in FAMILIES.items():
+        found[key] = measure(family)
+        print(key, found[key], flush=True)
+    replace_block(ROOT / "docs" / "families.md", measured_table(found))
+    replace_block(ROOT / "README.md", readme_table())
+
+
 if __name__ == "__main__":
-    for name, one in FAMILIES.items():
-        print(name, measure(one), flush=True)
+    main()

@@ -16,8 +16,9 @@ ALLOWED = {
     "retain": {"concepts", "words"},
     "targets": set(),
     "adapters": {"targets"},
-    "weights": {"adapters", "denoiser"},
+    "weights": {"adapters", "denoiser", "offload"},
     "denoiser": set(),
+    "offload": set(),
     "layout": set(),
     "clock": set(),
     "replay": {"clock"},
@@ -26,7 +27,7 @@ ALLOWED = {
     "fused": {"kernels"},
     "loss": {"divergences", "fused", "spline"},
     "recorder": {"denoiser", "layout", "replay"},
-    "answers": {"denoiser", "performance", "replay"},
+    "answers": {"denoiser", "offload", "replay"},
     "timesteps": set(),
     "renoise": {"clock", "replay", "timesteps"},
     "trajectories": {
@@ -39,16 +40,16 @@ ALLOWED = {
         "renoise",
         "replay",
     },  # fmt: skip
-    "sampling": {"performance", "replay", "timesteps"},
+    "sampling": {"offload", "replay", "timesteps"},
     "conjugates": {"divergences"},
     "variational": {"conjugates"},
     "objective": {"loss", "sampling", "variational"},
     "surgery": set(),
     "mining": {"adapters", "answers", "replay"},
     "recipe": {""},
-    "performance": set(),
+    "performance": {"offload"},
     "alignment": set(),
-    "closed_form": {"alignment", "performance", "replay"},
+    "closed_form": {"alignment", "offload", "replay"},
     "config": {"performance", "retain", "timesteps", "trajectories", "variational"},
     "train": {"answers", "config", "loss", "objective", "performance", "sampling", "surgery"},
     "choice": set(),
@@ -91,14 +92,17 @@ ALLOWED = {
         "loss",
         "mining",
         "objective",
+        "offload",
         "performance",
         "recipe",
         "recorder",
         "recording",
         "replay",
         "sampling",
+        "targets",
         "train",
         "variational",
+        "weights",
     },  # fmt: skip
     "emoji": set(),
     "demo": {"concepts", "config", "divergences", "emoji", "recipe", "unlearner"},
@@ -115,6 +119,7 @@ ALLOWED = {
         "plots",
         "recipe",
         "unlearner",
+        "weights",
     },  # fmt: skip
     "__main__": {"cli"},
     "": {
@@ -130,6 +135,7 @@ ALLOWED = {
         "train",
         "unlearner",
         "variational",
+        "weights",
     },  # fmt: skip
 }
 

@@ -37,7 +37,10 @@ def test_what_has_an_entry_for_each_prompt_and_what_depends_on_it() -> None:
 
 def test_text_without_a_row_is_refused() -> None:
     singles = [{"bias": torch.full((4, 4), float(i))} for i in range(3)]
-    with pytest.raises(ValueError, match="argument bias depends on the prompt"):
+    batched = [{"bias": (torch.zeros(1, 4),)}] * 3
+    with pytest.raises(ValueError, match="argument bias depends on the prompts"):
+        find_layout(batched, {"bias": (torch.zeros(3, 4),)})
+    with pytest.raises(ValueError, match="argument bias depends on the prompts"):
         find_layout(singles, {"bias": torch.ones(4, 4)})
 
 

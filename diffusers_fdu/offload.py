@@ -1,0 +1,102 @@
+"""Denoisers that Accelerate's hooks move: where they run, and how an adapter is trained on them.
+
+`pipe.enable_model_cpu_offload()` moves the whole denoiser to the accelerator when it is first
+called; it is moved once and stays for the training. `pipe.enable_sequential_cpu_offload()` keeps
+every layer's weights on the CPU and brings them one by one; its hooks would take the adapter's
+weights away too, so for the training they are replaced by hooks on the frozen layers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import cpu_offload
+from accelerate.hooks import (
+    AlignDevicesHook,
+    CpuOffload,
+    SequentialHook,
+    add_hook_to_module,
+    remove_hook_from_module,
+)
+from torch import nn
+
+
+class Placement(NamedTuple):
+    """Where a denoiser is asked, and in which dtype."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    hook = getattr(module, "_hf_hook", None)
+    return list(hook.hooks) if isinstance(hook, SequentialHook) else [hook] if hook else []
+
+
+def is_streamed(model: nn.Module) -> bool:
+    """Whether weights are brought layer by layer."""
+    return any(p.is_meta for p in model.parameters())
+
+
+def placement(model: nn.Module) -> Placement:
+    """Where a model runs: where its hooks take it, or where it is."""
+    parameter = next(p for p in model.parameters() if p.is_floating_point())
+    for module in model.modules():
+        for hook in _hooks(module):
+            device = getattr(hook, "execution_device", None)
+            if device is not None:
+                return Placement(torch.device(device), parameter.dtype)
+    return Placement(parameter.device, parameter.dtype)
+
+
+@contextmanager
+def onloaded(model: nn.Module) -> Iterator[None]:
+    """Without the hooks that move a denoiser, for a while.
+
+    A model that is moved as a whole is moved to where it runs. One that is streamed is on the CPU
+    in between: see `streamed`.
+    """
+    device, hooks = placement(model).device, _hooks(model)
+    if any(isinstance(hook, CpuOffload) for hook in hooks):
+        model.to(device)
+        try:
+            yield
+        finally:
+            model.to("cpu")
+    elif is_streamed(model):
+        remove_hook_from_module(model, recurse=True)
+        try:
+            yield
+        finally:
+            remove_hook_from_module(model, recurse=True)
+            cpu_offload(model, device, offload_buffers=len(model._parameters) > 0)
+    else:
+        yield
+
+
+@contextmanager
+def streamed(model: nn.Module, device: torch.device, enabled: bool) -> Iterator[None]:
+    """Bring the weights that are frozen layer by layer; those that are trained stay.
+
+    Args:
+        model: on the CPU, without hooks, the adapter attached.
+        device: where it runs.
+        enabled: False: nothing happens.
+    """
+    if not enabled:
+        yield
+        return
+    try:
+        for module in model.modules():
+            own = list(module.parameters(recurse=False))
+            if own and not any(p.requires_grad for p in own):
+                add_hook_to_module(module, AlignDevicesHook(device, offload=True))
+            elif own or module._buffers:
+                module.to(device)
+        yield
+    finally:
+        remove_hook_from_module(model, recurse=True)
+        model.to("cpu")

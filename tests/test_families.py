@@ -1,0 +1,57 @@
+"""Every supported pipeline: what docs/families.md says is so."""
+
+from __future__ import annotations
+
+import pytest
+from families import FAMILIES
+from support import BEGIN, END, ROOT, measure, readme_table
+
+from diffusers_fdu import FDUnlearner, load_unlearned
+
+
+@pytest.mark.parametrize("key", FAMILIES)
+def test_a_family(key) -> None:
+    """Replay is exact, training pulls, a file holds all of it, and it stacks."""
+    found = measure(FAMILIES[key])
+    assert found.replay == found.swap == found.round_trip == 0
+    assert found.distance < 0.95
+    assert found.stacked
+    assert found.offloaded <= 1e-6
+
+
+def block(name):
+    return (ROOT / name).read_text().split(BEGIN)[1].split(END)[0].strip()
+
+
+def test_the_readme_says_what_is_supported() -> None:
+    assert block("README.md") == readme_table()
+
+
+def test_the_docs_have_every_family() -> None:
+    lines = block("docs/families.md").splitlines()[2:]
+    assert [line.split(" | ")[0].lstrip("| ") for line in lines] == [
+        family.name for family in FAMILIES.values()
+    ]
+
+
+def test_a_pipeline_without_a_loader_says_how_to_save(tmp_path) -> None:
+    family = FAMILIES["pixart_sigma"]
+    pipe = family.build()
+    options = {"trajectories": 2, "steps": 2, "batch_size": 2, "retain": ["a tree"]}
+    worker = FDUnlearner(pipe, {**family.run, "num_inference_steps": 2}, False, **options)
+    worker.unlearn("dog", "a grey cat")
+    with pytest.raises(ValueError, match="has no LoRA loader in diffusers: use format='peft'"):
+        worker.save(tmp_path)
+    assert not any(tmp_path.iterdir())
+    worker.save(tmp_path, "peft")
+    from peft import PeftModel
+
+    fresh = family.build().transformer
+    loaded = PeftModel.from_pretrained(fresh, tmp_path)
+    own = {n: p for n, p in worker.model.named_parameters() if "lora_" in n}
+    for name, value in loaded.named_parameters():
+        if "lora_" in name:
+            plain = name.removeprefix("base_model.model.").replace(".default.", ".forget-dog.")
+            assert value.equal(own[plain])
+    with pytest.raises(ValueError, match="holds neither pytorch_lora_weights"):
+        load_unlearned(family.build(), tmp_path / "nothing")
