@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
+from .drawing import States
 from .performance import Performance
 from .retain import SOURCES, RetainFrom
 from .timesteps import Weighting
-from .trajectories import States
 from .variational import Variational
 
 INITS = ("auto", "lora", "closed_form")

@@ -140,7 +140,10 @@ class Objective:
         bound = critic(leaf, batch.target, batch.timestep, weights=batch.weights)
         (own,) = torch.autograd.grad(bound, leaf)
         tiny = torch.finfo(torch.float32).tiny
-        self._force = (exact.norm() / own.norm().clamp(min=tiny)).clamp(max=STRONGEST).item()
+        squares = torch.stack([exact.square().sum(), own.square().sum()])
+        critic.processes.mean_([squares])
+        pull, slope = squares.sqrt()
+        self._force = (pull / slope.clamp(min=tiny)).clamp(max=STRONGEST).item()
 
     def _from_critic(self, answer: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         assert self.critic is not None

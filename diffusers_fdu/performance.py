@@ -27,6 +27,8 @@ class Performance:
         gradient_checkpointing: keep fewer activations and compute them again.
         optimizer: "adamw", or "adamw_8bit" of bitsandbytes.
         offload: keep text encoders and autoencoder off the accelerator while training.
+        data_parallel: the processes that `accelerate launch` started train one adapter together,
+            each with `batch_size` rows; otherwise every process trains its own.
     """
 
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
@@ -34,9 +36,10 @@ class Performance:
     gradient_checkpointing: bool = False
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     offload: bool = True
+    data_parallel: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("compile", "gradient_checkpointing", "offload"):
+        for name in ("compile", "gradient_checkpointing", "offload", "data_parallel"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         for name, known in (

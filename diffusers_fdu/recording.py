@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from . import adapters
 from .concepts import Concept
 from .config import DataConfig
+from .processes import Processes
 from .recipe import as_json
 from .recorder import Recorder
 from .replay import ReplayBuffer
@@ -35,6 +36,7 @@ class Recording:
         pipeline_kwargs: of the runs.
         seed: of prompts and noise.
         retains: whether prompts to retain are drawn.
+        processes: share the work.
     """
 
     pipe: Any
@@ -43,6 +45,7 @@ class Recording:
     pipeline_kwargs: dict[str, Any]
     seed: int
     retains: bool
+    processes: Processes = field(default_factory=Processes)
 
     def run(self, progress: bool = True) -> ReplayBuffer:
         """Record it.
@@ -62,7 +65,9 @@ class Recording:
         recorder = Recorder(self.pipe, self.pipeline_kwargs, self.seed)
         is_bf16 = getattr(recorder.model, "dtype", None) == torch.bfloat16
         dtype = torch.bfloat16 if is_bf16 else torch.float16
-        buffer = record(recorder, pairs, retain, dtype, progress, data.states, candidates)
+        buffer = record(
+            recorder, pairs, retain, dtype, progress, data.states, candidates, self.processes
+        )
         buffer.about = self.about()
         return buffer
 

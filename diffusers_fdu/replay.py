@@ -39,6 +39,32 @@ class Entry(NamedTuple):
     concept: int = 0
 
 
+@dataclass(frozen=True)
+class Moved:
+    """Where the parts of an absorbed buffer are.
+
+    Args:
+        states: number of states before.
+        texts: new index of each of its texts.
+        predictions: number of predictions before.
+    """
+
+    states: int
+    texts: dict[int, int]
+    predictions: int
+
+    def text(self, index: int) -> int:
+        """A text's new index."""
+        return self.texts[index]
+
+    def entry(self, entry: Entry) -> Entry:
+        """An entry with the new indices."""
+        prediction = (
+            entry.prediction if entry.prediction < 0 else entry.prediction + self.predictions
+        )
+        return Entry(entry.state + self.states, self.texts[entry.text], prediction, entry.concept)
+
+
 def flatten(kwargs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested keyword arguments as one dict with dotted names."""
     flat: dict[str, Any] = {}
@@ -100,10 +126,16 @@ class ReplayBuffer:
         shape = tuple(
             None if key in self.listed else _shape(leaves[key]) for key in sorted(leaves)
         )
+        kept = {
+            key: value.detach().cpu().clone() if torch.is_tensor(value) else value
+            for key, value in leaves.items()
+        }
+        return self._kept(prompt, shape, kept)
+
+    def _kept(self, prompt: str, shape: tuple, leaves: Leaves) -> int:
         if (prompt, shape) not in self._text_ids:
             for key, value in leaves.items():
-                kept = value.detach().cpu().clone() if torch.is_tensor(value) else value
-                self._texts[key].append(kept)
+                self._texts[key].append(value)
             self._text_ids[prompt, shape] = len(self._text_ids)
             self._shapes.append(shape)
         return self._text_ids[prompt, shape]
@@ -132,6 +164,24 @@ class ReplayBuffer:
     ) -> None:
         """Join a state, a text and a prediction into a row to train on."""
         self._rows[role].append(Entry(state, text, prediction, concept))
+
+    def absorb(self, other: ReplayBuffer) -> Moved:
+        """Append all of another recording of the same pipe; returns where its parts are now."""
+        states = max((len(values) for values in self._states.values()), default=0)
+        for key, values in other._states.items():
+            self._states[key] += values
+        texts = {
+            index: self._kept(
+                prompt, shape, {key: values[index] for key, values in other._texts.items()}
+            )
+            for (prompt, shape), index in other._text_ids.items()
+        }
+        moved = Moved(states, texts, len(self._predictions))
+        self._predictions += other._predictions
+        for role, rows in other._rows.items():
+            self._rows[role] += [moved.entry(row) for row in rows]
+        self.constants.update(other.constants)
+        return moved
 
     def clear(self, role: Role) -> None:
         """Forget the rows of a role, and the predictions that no other row has."""

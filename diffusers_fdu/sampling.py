@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .offload import placement
+from .processes import Processes
 from .replay import Part, ReplayBuffer, Role, Row
 from .timesteps import Weighting, timestep_weights
 
@@ -43,13 +44,14 @@ class Sampler:
     Args:
         model: the denoiser, which says the device and the dtype.
         buffer: what was recorded.
-        size: rows of each role.
+        size: rows of each role, for each process.
         seed: of the choices.
         retains: whether rows to retain are drawn at all.
         apart: put them into a call of their own.
         sampling: how often a row is drawn, by its timestep.
         weights: what a row to unlearn counts, by its timestep.
         scheduler: see `timestep_weights`.
+        processes: take parts of equal size of one batch.
 
     Raises:
         ValueError: if there is nothing to draw, and see `timestep_weights`.
@@ -66,8 +68,11 @@ class Sampler:
         sampling: Weighting = "uniform",
         weights: Weighting = "uniform",
         scheduler: Any = None,
+        processes: Processes | None = None,
     ) -> None:
-        self.model, self.buffer, self.size = model, buffer, size
+        self.processes = processes or Processes()
+        self.model, self.buffer = model, buffer
+        self.size = size * self.processes.count
         self.retains, self.apart = retains, apart and retains
         self.generator = torch.Generator().manual_seed(seed)
         entries = buffer.entries("unlearn")
@@ -98,15 +103,15 @@ class Sampler:
 
     def __call__(self) -> Batch:
         """A random batch."""
-        rows = self._unlearn(self.size)
-        retain = self._retain(self.size) if self.retains else []
+        rows = self.processes.own(self._unlearn(self.size))
+        retain = self.processes.own(self._retain(self.size)) if self.retains else []
         if self.apart:
             return replace(self.batch(rows, []), held=self.batch([], retain))
         return self.batch(rows, retain)
 
     def unlearn_only(self) -> Batch:
         """A random batch without rows to retain."""
-        return self.batch(self._unlearn(self.size), [])
+        return self.batch(self.processes.own(self._unlearn(self.size)), [])
 
     def spread(self, concept: int, count: int) -> list[Row]:
         """Rows of one concept, at most `count`, spread evenly over what was recorded of it."""

@@ -178,6 +178,7 @@ class _Loop:
         self.peak = float(config.learning_rate)
         self.optimizer = make_optimizer(parameters, self.peak, performance.optimizer)
         self.autocast, self.scaler = precision(model, performance.mixed_precision)
+        self.processes = sampler.processes
 
     @torch.no_grad()
     def prepare(self, steps: int) -> None:
@@ -226,12 +227,15 @@ class _Loop:
         for _ in range(config.gradient_accumulation_steps):
             parts.append(backward(batch, kept))
             batch = self.sampler()  # the next one is gathered and sent while the device works
+        self.processes.mean_([p.grad for p in self.parameters if p.grad is not None])
         if kept:
             self._operate(kept)
         scaler.unscale_(self.optimizer)
         largest = clip_gradients(self.parameters, config.max_grad_norm)
         # Read together, since every read waits for the device.
-        read = torch.cat([torch.stack(parts).mean(0), largest[None]]).tolist()
+        figures = torch.stack(parts).mean(0)
+        self.processes.mean_([figures])
+        read = torch.cat([figures, largest[None]]).tolist()
         total, divergence, mean_s, retained, peak_gradient = read
         record = StepRecord(step, total, divergence, mean_s, retained, rate)
         _check_finite(record, peak_gradient, scaler.is_enabled())
@@ -266,6 +270,7 @@ class _Loop:
     def _operate(self, kept: list[list[Tensor]]) -> None:
         """Surgery on the whole step's gradients, which then are their sum."""
         retain = [torch.stack(parts).sum(0) for parts in zip(*kept, strict=True)]
+        self.processes.mean_(retain)
         unlearn = [_gradient(p) for p in self.parameters]
         project(unlearn, retain)
         torch._foreach_add_(unlearn, retain)

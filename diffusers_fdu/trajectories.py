@@ -15,25 +15,21 @@ there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .answers import ask, guided
-from .clock import Clock, find_clock
+from .clock import find_clock
 from .concepts import Pair
-from .denoiser import sample_name, timestep_name
-from .layout import close, same
-from .recorder import BATCH, Call, Recorder, entry, untouched
-from .renoise import COPIES, Clean, latents_like, noised
-from .replay import Entry, Leaves, ReplayBuffer
+from .drawing import OTHER_EVERY, Drawing, Guided, Run, States
+from .processes import Processes
+from .recorder import BATCH, Recorder, untouched
+from .renoise import COPIES, Clean, noised
+from .replay import Entry, ReplayBuffer
 
-States = Literal["trajectory", "renoise"]
-Run = tuple[str, Pair | None]
-
-OTHER_EVERY = 4  # one call in so many keeps the rows of the empty prompt, which is one prompt
 GOLDEN = (5**0.5 - 1) / 2  # multiples of it spread evenly over [0, 1) however many there are
 SQUARE = 2**0.5 - 1  # likewise, and independent of the multiples of the other
 
@@ -46,6 +42,7 @@ def record(
     progress: bool = True,
     states: States = "trajectory",
     candidates: Sequence[str] = (),
+    processes: Processes | None = None,
 ) -> ReplayBuffer:
     """Run the frozen pipeline on anchors and retained prompts, and keep what its denoiser did.
 
@@ -60,6 +57,7 @@ def record(
         states: "trajectory": every x_t of the runs. "renoise": the runs' last latents, noised
             anew `COPIES` times.
         candidates: prompts whose conditioning is kept without any row, to mine among.
+        processes: share the work; each gets the whole buffer, the same as one alone would.
 
     Returns:
         The buffer. The pipe's scheduler, progress-bar settings, hooks and the global RNG are
@@ -76,7 +74,7 @@ def record(
     prompts = [prompt for prompt, _ in runs] + [pair.target for pair in pairs]
     recorder.check_lengths([*prompts, *candidates])
     with untouched(recorder.pipe):
-        recording = _Recording(recorder, pairs, dtype, states)
+        recording = _Recording(recorder, pairs, dtype, states, processes or Processes())
         recording.draw(runs, progress)
         recording.answer()
         recording.offer(candidates)
@@ -110,27 +108,31 @@ class _Recording:
     """What is known while the runs go on."""
 
     def __init__(
-        self, recorder: Recorder, pairs: Sequence[Pair], dtype: torch.dtype, states: States
+        self,
+        recorder: Recorder,
+        pairs: Sequence[Pair],
+        dtype: torch.dtype,
+        states: States,
+        processes: Processes,
     ) -> None:
-        self.recorder, self.states = recorder, states
-        self.sample, self.time = sample_name(recorder.model), timestep_name(recorder.model)
-        self.layout = recorder.layout(pairs[0].target, pairs[0].anchor)
-        self.buffer = ReplayBuffer(dtype, Clock(self.time), self.layout.listed)
-        self.names = self.layout.texts
-        self.texts = recorder.conditioning([pair.target for pair in pairs], self.names)
-        self.times: list[tuple[Tensor, Tensor]] = []  # first and last of each run
-        self.empty: int | None = None  # index of the text of guided runs' other half
-        self.guided: list[tuple[Entry, float]] = []  # to be answered away from the target
-        self.clean: list[Clean] = []  # to be noised anew
+        self.recorder, self.states, self.processes = recorder, states, processes
+        layout = recorder.layout(pairs[0].target, pairs[0].anchor)
+        self.names = layout.texts
+        texts = recorder.conditioning([pair.target for pair in pairs], self.names)
+        self.drawing = Drawing(recorder, layout, texts, dtype, states)
+        self.drawn = self.drawing.nothing()
+        self.buffer = self.drawn.buffer
 
     def draw(self, runs: list[Run], progress: bool) -> None:
-        """Run the pipe on all prompts."""
-        recorder = self.recorder
+        """Run the pipe on all prompts, each process on its own batches."""
+        recorder, processes = self.recorder, self.processes
         batches = [part for group in _grouped(runs) for part in _chunks(group, BATCH)]
         scheduler = getattr(recorder.pipe, "scheduler", None)
         low, high = (recorder.steps + 1) // 2, recorder.steps
-        with tqdm(total=len(runs), desc="record", disable=not progress, unit="image") as bar:
-            for i, part in enumerate(batches):
+        own = processes.own(list(enumerate(batches)))
+        total, found = sum(len(part) for _, part in own), []
+        with tqdm(total=total, desc="record", disable=not progress, unit="image") as bar:
+            for i, part in own:
                 steps = low + int(i * GOLDEN % 1 * (high - low + 1))
                 if self.states == "renoise":
                     steps = high  # the picture itself is wanted
@@ -139,127 +141,24 @@ class _Recording:
                     recorder.pipe.scheduler = _shifted(scheduler, steps, i * SQUARE % 1)
                 elif scheduler is not None:
                     recorder.pipe.scheduler = scheduler
-                self._batch(part, steps, i)
+                found.append(self.drawing.batch(part, steps, i))
                 bar.update(len(part))
-                bar.set_postfix(MB=f"{self.buffer.nbytes / 1e6:.1f}")
+                bar.set_postfix(MB=f"{sum(one.buffer.nbytes for one in found) / 1e6:.1f}")
+        for one in processes.gather(found):
+            self.drawn.absorb(one)
         config: Any = getattr(scheduler, "config", {})
         length = config.get("num_train_timesteps", 1000)
-        self.buffer.clock = find_clock(self.time, length, self.times)
-
-    def _batch(self, runs: list[Run], steps: int, number: int) -> None:
-        prompts = [prompt for prompt, _ in runs]
-        own = self.recorder.first_call(prompts).inputs
-        latest: dict[str, Any] = {}
-        first: dict[str, Any] = {}
-        times: list[Tensor] = []
-        calls = number  # so that the empty prompt is kept at other steps in each batch
-
-        def on_call(call: Call) -> None:
-            nonlocal calls
-            is_kept, calls = calls % OTHER_EVERY == 0, calls + 1
-            inputs, prediction = call.inputs, call.prediction
-            assert prediction is not None  # only a stopped call has none
-            state, constants = self._split(inputs, len(prediction))
-            times.append(state[self.time][0])
-            self.buffer.constants.update(constants)
-            for start in range(0, len(prediction), len(runs)):
-                block = slice(start, start + len(runs))
-                key = {name: value[block] for name, value in state.items()}
-                texts = {n: v if (v := inputs.get(n)) is None else v[block] for n in self.names}
-                is_own = all(close(texts[name], own.get(name)) for name in self.names)
-                if not is_own and self.empty is None:
-                    self.empty = self._other(texts, 0)
-                if self.states == "renoise":
-                    if is_own and not first:
-                        first.update(key=key, texts=texts)
-                    continue
-                # Both halves of a guided step share x_t: keep it once.
-                if not latest or not all(same(latest["key"][n], v) for n, v in key.items()):
-                    latest.update(key=key, ids=self._states(key, len(runs)))
-                if is_own or is_kept:
-                    self._rows(runs, latest["ids"], texts, prediction[block], is_own)
-
-        seed = self.recorder.seed + BATCH * number
-        latents = self.recorder.run(prompts, on_call, seed, num_inference_steps=steps)
-        self.times.append((times[0], times[-1]))
-        if first:
-            name = self.sample
-            key = {**first["key"], name: latents_like(latents, first["key"][name])}
-            self._pictures(runs, key, first["texts"])
-
-    def _split(self, inputs: dict[str, Any], rows: int) -> tuple[Leaves, dict[str, Any]]:
-        """What besides the text belongs to a row, batched, and what is the same for all."""
-        state: Leaves = {}
-        constants: dict[str, Any] = {}
-        for name, value in inputs.items():
-            if name in self.names:
-                continue
-            if name == self.time and value.dim() == 0:
-                state[name] = value.expand(rows).clone()
-            elif name in self.layout.rows:
-                state[name] = value
-            elif same(value, self.buffer.constants.get(name, value)):
-                constants[name] = value
-            else:
-                raise ValueError(
-                    f"cannot record this pipeline: its denoiser's argument {name} changes from "
-                    "call to call and does not have an entry for each prompt"
-                )
-        return state, constants
-
-    def _states(self, key: Leaves, size: int) -> list[int]:
-        return [self.buffer.add_state({n: v[i] for n, v in key.items()}) for i in range(size)]
-
-    def _other(self, texts: Leaves, i: int) -> int:
-        """Index of the conditioning of a run's other half: the empty or the negative prompt."""
-        row = entry(texts, self.names, i)
-        sums = [value.cpu().double().sum().item() for value in row.values() if value is not None]
-        return self.buffer.add_text(f"\0{','.join(f'{value:.9g}' for value in sums)}", row)
-
-    def _own(self, prompt: str, texts: Leaves, i: int) -> int:
-        return self.buffer.add_text(prompt, entry(texts, self.names, i))
-
-    def _target(self, pair: Pair) -> int:
-        return self.buffer.add_text(pair.target, self.texts[pair.target])
-
-    def _rows(
-        self, runs: list[Run], ids: list[int], texts: Leaves, prediction: Tensor, is_own: bool
-    ) -> None:
-        """Rows of one call: what was asked for, and what its target is to get."""
-        for i, (prompt, pair) in enumerate(runs):
-            answer = self.buffer.add_prediction(prediction[i])
-            if not is_own:
-                self.buffer.add_row("retain", ids[i], self._other(texts, i), answer)
-            elif pair is None:
-                self.buffer.add_row("retain", ids[i], self._own(prompt, texts, i), answer)
-            elif pair.guidance is not None:
-                entry = Entry(ids[i], self._target(pair), answer, pair.concept)
-                self.guided.append((entry, pair.guidance))
-            else:
-                self.buffer.add_row("retain", ids[i], self._own(prompt, texts, i), answer)
-                text = self._target(pair)
-                self.buffer.add_row("unlearn", ids[i], text, answer, pair.concept)
-
-    def _pictures(self, runs: list[Run], key: Leaves, texts: Leaves) -> None:
-        """Keep what was drawn, to be noised anew."""
-        for i, (prompt, pair) in enumerate(runs):
-            state = {name: value[i] for name, value in key.items()}
-            own = self._own(prompt, texts, i)
-            if pair is None:
-                self.clean.append(Clean(state, own, None, 0, None))
-            else:
-                target = self._target(pair)
-                self.clean.append(Clean(state, own, target, pair.concept, pair.guidance))
+        self.buffer.clock = find_clock(self.drawing.time, length, self.drawn.times)
 
     def answer(self) -> None:
         """Ask the frozen model what the runs themselves did not tell."""
         self._noise_anew()
-        if self.guided:
-            entries = [entry for entry, _ in self.guided]
+        if self.drawn.guided:
+            entries = [entry for entry, _ in self.drawn.guided]
             empty = self._asked([entry._replace(text=self._empty_text()) for entry in entries])
             conditional = self._asked(entries)
             for (entry, scale), with_text, without in zip(
-                self.guided, conditional, empty, strict=True
+                self.drawn.guided, conditional, empty, strict=True
             ):
                 answer = self.buffer.add_prediction(guided(with_text, without, scale))
                 self.buffer.add_row("unlearn", entry.state, entry.text, answer, entry.concept)
@@ -270,21 +169,22 @@ class _Recording:
         self.buffer.candidates = [self.buffer.add_text(*item) for item in texts.items()]
 
     def _noise_anew(self) -> None:
-        if not self.clean:
+        if not self.drawn.clean:
             return
         scheduler = self.recorder.pipe.scheduler
         generator = torch.Generator().manual_seed(self.recorder.seed)
+        name, clock = self.drawing.sample, self.buffer.clock
         rows: list[tuple[Clean | None, Entry]] = []
-        for i in range(COPIES * len(self.clean)):
-            clean = self.clean[i % len(self.clean)]
-            state = noised(clean.state, self.sample, scheduler, generator, self.buffer.clock)
+        for i in range(COPIES * len(self.drawn.clean)):
+            clean = self.drawn.clean[i % len(self.drawn.clean)]
+            state = noised(clean.state, name, scheduler, generator, clock)
             entry = Entry(self.buffer.add_state(state), clean.own, -1, clean.concept)
             if clean.guidance is not None:
-                self.guided.append((entry, clean.guidance))
+                self.drawn.guided.append(Guided(entry, clean.guidance))
                 continue
             rows.append((clean, entry))
-            if self.empty is not None and i % OTHER_EVERY == 0:
-                rows.append((None, entry._replace(text=self.empty)))
+            if self.drawn.empty is not None and i % OTHER_EVERY == 0:
+                rows.append((None, entry._replace(text=self.drawn.empty)))
         for (owner, entry), prediction in zip(
             rows, self._asked([entry for _, entry in rows]), strict=True
         ):
@@ -296,10 +196,14 @@ class _Recording:
 
     def _empty_text(self) -> int:
         # Runs without guidance never ask for it, and a negative prompt is not empty.
-        if self.empty is None or self.recorder.has_negative:
+        if self.drawn.empty is None or self.recorder.has_negative:
             leaves = self.recorder.conditioning([""], self.names)[""]
             return self.buffer.add_text("", leaves)
-        return self.empty
+        return self.drawn.empty
 
     def _asked(self, entries: list[Entry]) -> Tensor:
-        return ask(self.recorder.model, self.buffer, entries) if entries else torch.empty(0)
+        """Answers to these, each process asking for its own part."""
+        own = self.processes.own(entries)
+        answers = [ask(self.recorder.model, self.buffer, own)] if own else []
+        found = self.processes.gather(answers)
+        return torch.cat(found) if found else torch.empty(0)

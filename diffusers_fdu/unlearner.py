@@ -24,6 +24,7 @@ from .mining import Miner
 from .objective import Objective
 from .offload import is_streamed, onloaded, placement, streamed
 from .performance import set_aside
+from .processes import Processes
 from .recording import Recording
 from .replay import ReplayBuffer
 from .sampling import Sampler
@@ -64,8 +65,9 @@ class FDUnlearner:
         self.pipe = pipe
         self.component = denoiser_name(pipe)
         self.pipeline_kwargs = dict(pipeline_kwargs or {})
-        self.progress = progress
         self.config, self.data, self.performance = settings(options)
+        self.processes = Processes(self.performance.data_parallel)
+        self.progress = progress and self.processes.is_main
         self.adapter_name: str | None = None
         self.history: list[StepRecord] = []
         self.recipe: dict[str, Any] = {}
@@ -217,6 +219,7 @@ class FDUnlearner:
             parameters = adapters.attach(model, name, lora, config.seed)
             with streamed(model, device, streams):
                 config = self._started(config, name, buffer)
+                self.processes.agree_(parameters)
                 history = train(
                     model,
                     parameters,
@@ -249,6 +252,7 @@ class FDUnlearner:
             sampling=self.data.timestep_sampling,
             weights=self.data.timestep_weights,
             scheduler=getattr(self.pipe, "scheduler", None),
+            processes=self.processes,
         )
         size = 2 * config.batch_size  # as many rows as training calls with
         distances = initial_distances(self.model, sampler, loss, size)
@@ -256,7 +260,9 @@ class FDUnlearner:
         if critic is not None:
             shape = buffer.predictions(buffer.entries("unlearn")[:1]).shape[1:]
             device = distances[0].device
-            estimator = VariationalLoss(critic, shape, config.critic, device, config.seed)
+            estimator = VariationalLoss(
+                critic, shape, config.critic, device, config.seed, self.processes
+            )
         return sampler, Objective(loss, distances, config.retain_weight, estimator)
 
     def _miner(self, name: str, buffer: ReplayBuffer) -> Miner | None:
@@ -289,7 +295,8 @@ class FDUnlearner:
     def _recording(self, found: Sequence[Concept]) -> Recording:
         retains = self.config.retain_weight > 0
         kwargs = self.pipeline_kwargs
-        return Recording(self.pipe, found, self.data, kwargs, self.config.seed, retains)
+        seed = self.config.seed
+        return Recording(self.pipe, found, self.data, kwargs, seed, retains, self.processes)
 
     def save(self, directory: str | Path, format: weights.Format = "diffusers") -> Path:
         """Write the adapter and its recipe.
@@ -303,7 +310,7 @@ class FDUnlearner:
                 `adapter_config.json`, see `load_unlearned`.
 
         Returns:
-            The directory.
+            The directory. Of processes that trained together only the main one writes.
 
         Raises:
             RuntimeError: if nothing was unlearned yet, or the adapter was taken off the pipe.
@@ -315,6 +322,8 @@ class FDUnlearner:
         if self.adapter_name not in getattr(self.model, "peft_config", {}):
             raise RuntimeError(f"adapter {self.adapter_name!r} is no longer on the pipe")
         weights.check_format(self.pipe, format)
+        if not self.processes.is_main:
+            return Path(directory)
         folder = recipe.writable_folder(directory)
         weights.save_adapter(self.pipe, self.component, self.adapter_name, folder, format)
         recipe.write(self.recipe, folder)

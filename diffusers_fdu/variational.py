@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from .conjugates import Conjugate, conjugate
+from .processes import Processes
 
 EMBEDDING = 64  # width of the sinusoidal embedding of t
 SLOPE = 0.2  # of the leaky ReLU, as usual in critics
@@ -67,11 +68,12 @@ class Variational:
 class Critic(nn.Module):
     """A small spectrally normalised network over a prediction, its mask and its timestep.
 
-    Convolutions over (B, C, H, W), the same layers over tokens for (B, N, C); then the mean over
+    Convolutions over (B, C, H, W), and over the frames of a video, (B, C, F, H, W), one below the
+    other; the same layers over tokens for (B, N, C); then the mean over
     positions, and a linear head that is not normalised, so that the output can take any scale.
 
     Args:
-        shape: of one prediction, (C, H, W) or (N, C).
+        shape: of one prediction, (C, H, W), (C, F, H, W) or (N, C).
         width: channels.
 
     Raises:
@@ -80,14 +82,15 @@ class Critic(nn.Module):
 
     def __init__(self, shape: Sequence[int], width: int = 64) -> None:
         super().__init__()
-        if len(shape) not in (2, 3):
+        if len(shape) not in (2, 3, 4):
             raise ValueError(
-                f"a critic takes predictions (B, C, H, W) or (B, N, C), got (B, "
+                f"a critic takes predictions (B, C, H, W), (B, C, F, H, W) or (B, N, C), got (B, "
                 f"{', '.join(map(str, shape))})"
             )
-        self.is_map = len(shape) == 3
+        self.is_map = len(shape) > 2
         if self.is_map:
             channels, *sides = shape
+            sides = [math.prod(sides[:-1]), sides[-1]]
             halvings = max(1, min(3, int(math.log2(max(1, min(sides) // SMALLEST)))))
             self.first: nn.Module = spectral_norm(nn.Conv2d(channels + 1, width, 3, padding=1))
             kernel = 4 if min(sides) > 1 else 1
@@ -105,14 +108,16 @@ class Critic(nn.Module):
         """Raw output v, (B,).
 
         Args:
-            prediction: (B, C, H, W) or (B, N, C), float32.
+            prediction: (B, C, H, W), (B, C, F, H, W) or (B, N, C), float32.
             timestep: (B,), in [0, 1000].
-            mask: 0 to 1, (B, 1, H, W) or (B, N, 1); what is masked is not seen.
+            mask: 0 to 1, with a single channel in place of C; what is masked is not seen.
         """
         place = 1 if self.is_map else -1
         if mask is None:
             mask = torch.ones_like(prediction.narrow(place, 0, 1))
         mask = mask.to(prediction).expand_as(prediction.narrow(place, 0, 1))
+        if prediction.dim() == 5:
+            prediction, mask = prediction.flatten(2, 3), mask.flatten(2, 3)
         hidden = self.first(torch.cat([prediction * mask, mask], place))
         time = self.time(get_timestep_embedding(timestep.float(), EMBEDDING))
         hidden = hidden + (time[:, :, None, None] if self.is_map else time[:, None])
@@ -131,6 +136,7 @@ class VariationalLoss:
         options: see `Variational`.
         device: of the critic.
         seed: of the critic's initial weights; the global RNG is not touched.
+        processes: hold one critic together, each with its own samples.
 
     Raises:
         ValueError: see `conjugate` and `Critic`.
@@ -143,8 +149,10 @@ class VariationalLoss:
         options: Variational | None = None,
         device: torch.device | str = "cpu",
         seed: int = 0,
+        processes: Processes | None = None,
     ) -> None:
         self.options = options or Variational()
+        self.processes = processes or Processes()
         self.conjugate = conjugate(f)
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)
@@ -197,6 +205,8 @@ class VariationalLoss:
                 loss = loss + penalty / 2 * slope.flatten(1).square().sum(1).mean()
             self.optimizer.zero_grad()
             loss.backward(inputs=list(self.critic.parameters()))
+        gradients = [p.grad for p in self.critic.parameters() if p.grad is not None]
+        self.processes.mean_(gradients)
         self.optimizer.step()
         return bound.detach()
 

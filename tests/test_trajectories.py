@@ -14,10 +14,11 @@ from diffusers import (
 
 from diffusers_fdu.concepts import Pair
 from diffusers_fdu.denoiser import denoiser_name
+from diffusers_fdu.drawing import OTHER_EVERY
 from diffusers_fdu.recorder import Recorder
 from diffusers_fdu.renoise import COPIES
 from diffusers_fdu.replay import Entry, flatten, unflatten
-from diffusers_fdu.trajectories import OTHER_EVERY, record
+from diffusers_fdu.trajectories import record
 
 PAIRS = [Pair("a dog", "a cat"), Pair("red dog", "red cat"), Pair("dog", "cat")]
 RETAIN = ["a tree", "house"]
