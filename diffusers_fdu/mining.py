@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -49,6 +51,22 @@ class Miner:
         for i in change.topk(min(KEPT, len(entries))).indices.tolist():
             answer = self.buffer.add_prediction(teacher[i])
             self.buffer.add_row("mined", entries[i].state, entries[i].text, answer)
+
+    def state(self) -> dict[str, Any]:
+        """What is mined, and what the next choices depend on, for a checkpoint."""
+        entries = self.buffer.entries("mined")
+        predictions = self.buffer.predictions(entries) if entries else None
+        rows = [(entry.state, entry.text) for entry in entries]
+        generator = self.generator.get_state()
+        return {"generator": generator, "rows": rows, "predictions": predictions}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on as from that state."""
+        self.generator.set_state(state["generator"])
+        self.buffer.clear("mined")
+        for i, (where, text) in enumerate(state["rows"]):
+            answer = self.buffer.add_prediction(state["predictions"][i])
+            self.buffer.add_row("mined", where, text, answer)
 
     def _any(self, items: list[int]) -> int:
         return items[int(torch.randint(len(items), (), generator=self.generator))]

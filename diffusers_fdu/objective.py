@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .answers import predict
 from .loss import DivergenceLoss, calibrated
-from .sampling import Batch
+from .sampling import Batch, Sampler
 from .variational import VariationalLoss
 
+Autocast = Callable[[], AbstractContextManager]
+
+MEASURED, LEAST = 64, 16  # rows that set the scale: in all, and of one concept
 STRONGEST = 1e4  # a critic without any slope must not be scaled to infinity
 
 
@@ -145,6 +151,16 @@ class Objective:
         pull, slope = squares.sqrt()
         self._force = (pull / slope.clamp(min=tiny)).clamp(max=STRONGEST).item()
 
+    def state(self) -> dict[str, Any]:
+        """Of the critic, for a checkpoint; empty without one."""
+        return {} if self.critic is None else {**self.critic.state(), "force": self._force}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on as from that state."""
+        if self.critic is not None:
+            self.critic.restore(state)
+            self._force = state["force"]
+
     def _from_critic(self, answer: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         assert self.critic is not None
         time, weights = batch.timestep[: batch.size], batch.weights
@@ -172,3 +188,37 @@ def _slope(loss: DivergenceLoss, start: Tensor, sigma: float) -> float:
             f"median s is {start.median().item():.3g}: use sigma='auto', or another sigma"
         )
     return slope
+
+
+@torch.no_grad()
+def initial_distances(
+    model: nn.Module, sampler: Sampler, loss: DivergenceLoss, size: int = 16
+) -> list[Tensor]:
+    """Distances of the frozen model to each concept's anchor, on up to 64 rows in all.
+
+    Args:
+        model: the denoiser, no new adapter on it.
+        sampler: of what was recorded.
+        loss: measures the distance, before sigma.
+        size: rows in one call of the denoiser.
+
+    Returns:
+        One tensor (N,) for each concept.
+    """
+    found = []
+    for concept in range(sampler.concepts):
+        rows = sampler.spread(concept, max(LEAST, MEASURED // sampler.concepts))
+        chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+        batches = (sampler.batch(chunk, []) for chunk in chunks)
+        distances = [loss.distance(answer_batch(model, b), b.target) for b in batches]
+        found.append(torch.cat(distances))
+    return found
+
+
+def answer_batch(
+    model: nn.Module, batch: Batch, autocast: Callable[[], AbstractContextManager] = nullcontext
+) -> Tensor:
+    """What the student predicts on a batch, where the targets are."""
+    with autocast():
+        answer = predict(model, batch.calls)
+        return answer.to(batch.target.device)  # offloading moves the answer

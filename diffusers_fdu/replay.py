@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -182,6 +182,24 @@ class ReplayBuffer:
             self._rows[role] += [moved.entry(row) for row in rows]
         self.constants.update(other.constants)
         return moved
+
+    def state(self) -> dict[str, Any]:
+        """All of it as tensors and plain values, for a file."""
+        names = [f.name for f in fields(self) if f.name not in ("clock", "listed")]
+        kept = {name: getattr(self, name) for name in names}
+        kept["_states"], kept["_texts"] = dict(self._states), dict(self._texts)
+        kept["_rows"] = {role: [tuple(row) for row in rows] for role, rows in self._rows.items()}
+        return {**kept, "clock": asdict(self.clock), "listed": sorted(self.listed)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> ReplayBuffer:
+        """The buffer that `state` is of."""
+        rows = {role: [Entry(*row) for row in found] for role, found in state["_rows"].items()}
+        clock, listed = Clock(**state["clock"]), frozenset(state["listed"])
+        made = cls(**{**state, "_rows": rows, "clock": clock, "listed": listed})
+        made._states = defaultdict(list, state["_states"])
+        made._texts = defaultdict(list, state["_texts"])
+        return made
 
     def clear(self, role: Role) -> None:
         """Forget the rows of a role, and the predictions that no other row has."""

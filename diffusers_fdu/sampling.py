@@ -109,6 +109,15 @@ class Sampler:
             return replace(self.batch(rows, []), held=self.batch([], retain))
         return self.batch(rows, retain)
 
+    def state(self) -> dict[str, Any]:
+        """What the next batch depends on, for a checkpoint."""
+        return {"generator": self.generator.get_state(), "turn": self._turn}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on as from that state."""
+        self.generator.set_state(state["generator"])
+        self._turn = state["turn"]
+
     def unlearn_only(self) -> Batch:
         """A random batch without rows to retain."""
         return self.batch(self.processes.own(self._unlearn(self.size)), [])

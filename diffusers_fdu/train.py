@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .answers import predict
+from .checkpoint import Checkpoints
 from .config import TrainConfig
-from .loss import DivergenceLoss
-from .objective import Objective
+from .mining import Miner
+from .objective import Objective, answer_batch
 from .performance import (
     Performance,
     checkpointed,
@@ -26,7 +26,6 @@ from .sampling import Batch, Sampler
 from .surgery import project
 
 WARMUP = 0.05  # share of the steps
-MEASURED, LEAST = 64, 16  # rows that set the scale: in all, and of one concept
 SMOOTHING = 0.8  # of the difference that early stop looks at
 
 
@@ -54,40 +53,6 @@ class StepRecord:
 SHOWN = ("loss", "divergence", "retain")  # beside the progress bar
 
 Callback = Callable[[StepRecord], None]
-
-Autocast = Callable[[], AbstractContextManager]
-
-
-@torch.no_grad()
-def initial_distances(
-    model: nn.Module, sampler: Sampler, loss: DivergenceLoss, size: int = 16
-) -> list[Tensor]:
-    """Distances of the frozen model to each concept's anchor, on up to 64 rows in all.
-
-    Args:
-        model: the denoiser, no new adapter on it.
-        sampler: of what was recorded.
-        loss: measures the distance, before sigma.
-        size: rows in one call of the denoiser.
-
-    Returns:
-        One tensor (N,) for each concept.
-    """
-    found = []
-    for concept in range(sampler.concepts):
-        rows = sampler.spread(concept, max(LEAST, MEASURED // sampler.concepts))
-        chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
-        batches = (sampler.batch(chunk, []) for chunk in chunks)
-        distances = [loss.distance(_answer(model, b), b.target) for b in batches]
-        found.append(torch.cat(distances))
-    return found
-
-
-def _answer(model: nn.Module, batch: Batch, autocast: Autocast = nullcontext) -> Tensor:
-    """What the student predicts on a batch, where the targets are."""
-    with autocast():
-        answer = predict(model, batch.calls)
-        return answer.to(batch.target.device)  # offloading moves the answer
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -122,7 +87,8 @@ def train(
     callback: Callback | None = None,
     progress: bool = True,
     performance: Performance | None = None,
-    refresh: Callable[[int], None] | None = None,
+    refresh: Miner | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[StepRecord]:
     """Train adapter weights until the divergence has fallen, or the steps are used up.
 
@@ -136,6 +102,7 @@ def train(
         progress: show a progress bar.
         performance: see `Performance`.
         refresh: called with the number of each step before it.
+        checkpoints: where the state is kept, and gone on from.
 
     Returns:
         A record of every step.
@@ -143,22 +110,27 @@ def train(
     Raises:
         FloatingPointError: if the loss or its gradient is not finite; nothing was updated
             with it.
+        ValueError: if a checkpoint is damaged, or of another training.
     """
     performance = performance or Performance()
     first = sampler()
     autocast, _ = precision(model, performance.mixed_precision)
 
     def trial() -> None:
-        _answer(model, first, autocast).float().square().mean().backward()
+        answer_batch(model, first, autocast).float().square().mean().backward()
 
     with (
         checkpointed(model, performance.gradient_checkpointing),
         compiled(model, performance.compile, trial),
     ):
-        loop = _Loop(model, parameters, sampler, objective, config, performance)
-        if objective.critic is not None:
+        loop = _Loop(model, parameters, sampler, objective, config, performance, refresh)
+        state = checkpoints.load() if checkpoints is not None else None
+        if state is not None:
+            loop.restore(state)
+            first = sampler()
+        elif objective.critic is not None:
             loop.prepare(objective.critic.options.warmup_steps)
-        return loop.run(first, callback, progress, refresh)
+        return loop.run(first, callback, progress, checkpoints)
 
 
 class _Loop:
@@ -172,48 +144,85 @@ class _Loop:
         objective: Objective,
         config: TrainConfig,
         performance: Performance,
+        miner: Miner | None,
     ) -> None:
+        self.miner = miner
         self.model, self.parameters, self.sampler = model, parameters, sampler
         self.objective, self.config = objective, config
         self.peak = float(config.learning_rate)
         self.optimizer = make_optimizer(parameters, self.peak, performance.optimizer)
         self.autocast, self.scaler = precision(model, performance.mixed_precision)
         self.processes = sampler.processes
+        self.history: list[StepRecord] = []
+        self.smooth, self.seen = 0.0, 0.0  # an average of the last steps, and the weight in it
+        self.drawn = sampler.state()  # before the next step's batch was drawn
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on."""
+        return {
+            "history": [asdict(record) for record in self.history],
+            "average": (self.smooth, self.seen),
+            "parameters": [parameter.detach() for parameter in self.parameters],
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "objective": self.objective.state(),
+            "sampler": self.drawn,
+            "mined": self.miner.state() if self.miner is not None else {},
+        }
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on as from that state."""
+        self.history = [StepRecord(**record) for record in state["history"]]
+        self.smooth, self.seen = state["average"]
+        for parameter, value in zip(self.parameters, state["parameters"], strict=True):
+            parameter.copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.objective.restore(state["objective"])
+        if self.miner is not None:
+            self.miner.restore(state["mined"])
+        self.sampler.restore(state["sampler"])
+        self.drawn = state["sampler"]
 
     @torch.no_grad()
     def prepare(self, steps: int) -> None:
         """Steps of the critic alone, and the scale of its pull."""
         for _ in range(steps):
             batch = self.sampler.unlearn_only()
-            self.objective.prepare(_answer(self.model, batch, self.autocast), batch)
+            self.objective.prepare(answer_batch(self.model, batch, self.autocast), batch)
         batch = self.sampler.unlearn_only()
-        self.objective.balance(_answer(self.model, batch, self.autocast), batch)
+        self.objective.balance(answer_batch(self.model, batch, self.autocast), batch)
 
     def run(
         self,
         batch: Batch,
         callback: Callback | None,
         progress: bool,
-        refresh: Callable[[int], None] | None,
+        checkpoints: Checkpoints | None,
     ) -> list[StepRecord]:
         """Steps from this batch on, until early stop."""
-        smooth, seen = 0.0, 0.0  # an average of the last steps, and the weight in it
-        history: list[StepRecord] = []
-        bar = tqdm(range(self.config.steps), "unlearn", disable=not progress, unit="step")
+        steps, done = self.config.steps, len(self.history)
+        bar = tqdm(range(done, steps), "unlearn", steps, initial=done, disable=not progress)
         for step in bar:
-            if refresh is not None:
-                refresh(step)
+            if self._is_enough():
+                break
+            if checkpoints is not None and step > done:
+                checkpoints.save(step, self.state())
+            if self.miner is not None:
+                self.miner(step)
             record, batch = self._step(step, batch)
-            history.append(record)
+            self.history.append(record)
             bar.set_postfix({name: f"{getattr(record, name):.4f}" for name in SHOWN})
+            self.smooth = SMOOTHING * self.smooth + (1 - SMOOTHING) * record.distance
+            self.seen = SMOOTHING * self.seen + (1 - SMOOTHING)
             if callback is not None:
                 callback(record)
-            smooth = SMOOTHING * smooth + (1 - SMOOTHING) * record.distance
-            seen = SMOOTHING * seen + (1 - SMOOTHING)
-            if smooth < self.config.early_stop * self.objective.first * seen:
-                break
         bar.close()
-        return history
+        return self.history
+
+    def _is_enough(self) -> bool:
+        return self.smooth < self.config.early_stop * self.objective.first * self.seen
 
     def _step(self, step: int, batch: Batch) -> tuple[StepRecord, Batch]:
         config, scaler = self.config, self.scaler
@@ -226,6 +235,7 @@ class _Loop:
         kept: list[list[Tensor]] = []
         for _ in range(config.gradient_accumulation_steps):
             parts.append(backward(batch, kept))
+            self.drawn = self.sampler.state()
             batch = self.sampler()  # the next one is gathered and sent while the device works
         self.processes.mean_([p.grad for p in self.parameters if p.grad is not None])
         if kept:
@@ -248,18 +258,20 @@ class _Loop:
 
     def _together(self, batch: Batch, kept: list[list[Tensor]]) -> Tensor:
         """Gradients of the whole objective, in one pass."""
-        value, figures = self.objective(_answer(self.model, batch, self.autocast), batch)
+        value, figures = self.objective(answer_batch(self.model, batch, self.autocast), batch)
         self._backward(value)
         return figures
 
     def _apart(self, batch: Batch, kept: list[list[Tensor]]) -> Tensor:
         """Gradients of the two parts: that of what is retained goes to `kept`."""
         assert batch.held is not None
-        value, figures = self.objective.unlearn(_answer(self.model, batch, self.autocast), batch)
+        value, figures = self.objective.unlearn(
+            answer_batch(self.model, batch, self.autocast), batch
+        )
         self._backward(value)
         own = [_gradient(p) for p in self.parameters]
         self.optimizer.zero_grad()
-        answer = _answer(self.model, batch.held, self.autocast)
+        answer = answer_batch(self.model, batch.held, self.autocast)
         held = self.objective.retain(answer, batch.held)
         self._backward(held)
         kept.append([_gradient(p) for p in self.parameters])

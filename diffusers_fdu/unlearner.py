@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig
 
 from . import adapters, recipe, weights
+from .checkpoint import Checkpoints
 from .choice import Compared, Preference, choose
 from .closed_form import closed_form_start
 from .concepts import Anchor, Concept, Target, concepts
@@ -21,7 +22,7 @@ from .denoiser import denoiser_name
 from .divergences import Divergence, Generator
 from .loss import DivergenceLoss
 from .mining import Miner
-from .objective import Objective
+from .objective import Objective, initial_distances
 from .offload import is_streamed, onloaded, placement, streamed
 from .performance import set_aside
 from .processes import Processes
@@ -29,7 +30,7 @@ from .recording import Recording
 from .replay import ReplayBuffer
 from .sampling import Sampler
 from .targets import input_width
-from .train import Callback, StepRecord, initial_distances, train
+from .train import Callback, StepRecord, train
 from .variational import VariationalLoss
 
 
@@ -114,6 +115,9 @@ class FDUnlearner:
         adapter_name: str | None = None,
         buffer: ReplayBuffer | None = None,
         callback: Callback | None = None,
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: int = 20,
+        resume_from_checkpoint: bool | str | Path = False,
     ) -> Any:
         """Train a LoRA that does for the target what the frozen model does for the anchor.
 
@@ -132,13 +136,17 @@ class FDUnlearner:
             adapter_name: of the LoRA; None: made from the targets.
             buffer: what `record` returned for these concepts; None: it is recorded now.
             callback: called with a `StepRecord` after every step.
+            checkpoint_dir: where the training's state is kept; None: nowhere.
+            checkpoint_every: steps between two checkpoints; the last two stay.
+            resume_from_checkpoint: True: go on from the last checkpoint, or begin if there is
+                none; a path: from that one. The result is that of an uninterrupted training.
 
         Returns:
             The same pipe, the adapter loaded and active beside those that were.
 
         Raises:
             ValueError: for a bad target, anchor, divergence or name, and for prompts longer
-                than the tokenizer takes.
+                than the tokenizer takes; for a damaged checkpoint, or one of another training.
             FloatingPointError: if the loss is not finite.
 
         Whatever is raised, Ctrl-C included, the pipe is left as it was.
@@ -166,11 +174,19 @@ class FDUnlearner:
             self.model.eval()
             with torch.inference_mode(False), torch.enable_grad():
                 recording = self._recording(found)
-                buffer = recording.check(buffer) if buffer else recording.run(self.progress)
+                checkpoints = None
+                if checkpoint_dir is not None:
+                    shown = _name(critic) if critic else loss.divergence.name
+                    about = {**recording.about(), "f": shown, "config": recipe.as_json(config)}
+                    writes = self.processes.is_main
+                    checkpoints = Checkpoints(
+                        checkpoint_dir, checkpoint_every, about, resume_from_checkpoint, writes
+                    )
+                buffer = self._recorded(recording, buffer, checkpoints)
                 recorded = time.monotonic()
                 with set_aside(self.pipe, self.model, self.performance.offload):
                     history, objective, config = self._train(
-                        loss, critic, config, buffer, name, lora, callback, before
+                        loss, critic, config, buffer, name, lora, callback, before, checkpoints
                     )
             trained = time.monotonic()
             facts = recipe.describe(
@@ -201,6 +217,20 @@ class FDUnlearner:
         self.adapter_name, self.history, self.recipe = name, history, facts
         return self.pipe
 
+    def _recorded(
+        self, recording: Recording, buffer: ReplayBuffer | None, checkpoints: Checkpoints | None
+    ) -> ReplayBuffer:
+        """What was recorded: given, kept by a training that is gone on with, or recorded now."""
+        if buffer is not None:
+            return recording.check(buffer)
+        kept = checkpoints.recorded() if checkpoints is not None else None
+        if kept is not None:
+            return ReplayBuffer.from_state(kept)
+        buffer = recording.run(self.progress)
+        if checkpoints is not None:
+            checkpoints.keep(buffer.state())
+        return buffer
+
     def _train(
         self,
         loss: DivergenceLoss,
@@ -211,6 +241,7 @@ class FDUnlearner:
         lora: LoraConfig,
         callback: Callback | None,
         before: adapters.AdapterState,
+        checkpoints: Checkpoints | None,
     ) -> tuple[list[StepRecord], Objective, TrainConfig]:
         """Attach the adapter and train it; config is returned with what it left open."""
         model, device, streams = self.model, placement(self.model).device, is_streamed(self.model)
@@ -230,6 +261,7 @@ class FDUnlearner:
                     self.progress,
                     self.performance,
                     self._miner(name, buffer),
+                    checkpoints,
                 )
             adapters.finish(model, name, before)
         return history, objective, config

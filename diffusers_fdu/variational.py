@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
@@ -180,6 +181,15 @@ class VariationalLoss:
         real, other = self._terms(pred, target, timestep, mask)
         gap = real - other
         return (gap if weights is None else gap * weights).mean()
+
+    def state(self) -> dict[str, Any]:
+        """Of the critic and its optimiser, for a checkpoint."""
+        return {"critic": self.critic.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on as from that state."""
+        self.critic.load_state_dict(state["critic"])
+        self.optimizer.load_state_dict(state["optimizer"])
 
     def update(
         self,
