@@ -14,24 +14,18 @@ from peft import LoraConfig
 from . import adapters, recipe, weights
 from .checkpoint import Checkpoints
 from .choice import Compared, Preference, choose
-from .closed_form import closed_form_start
 from .concepts import Anchor, Concept, Target, concepts
-from .config import RATE_TIMES_WIDTH, TrainConfig, settings
+from .config import RATE_TIMES_WIDTH, Settings, TrainConfig, settings
 from .conjugates import CONJUGATES, Conjugate, conjugate
 from .denoiser import denoiser_name
 from .divergences import Divergence, Generator
 from .loss import DivergenceLoss
-from .mining import Miner
-from .objective import Objective, initial_distances
-from .offload import is_streamed, onloaded, placement, streamed
-from .performance import set_aside
 from .processes import Processes
 from .recording import Recording
 from .replay import ReplayBuffer
-from .sampling import Sampler
 from .targets import input_width
-from .train import Callback, StepRecord, train
-from .variational import VariationalLoss
+from .train import Callback, StepRecord
+from .training import Training
 
 
 class FDUnlearner:
@@ -184,10 +178,18 @@ class FDUnlearner:
                     )
                 buffer = self._recorded(recording, buffer, checkpoints)
                 recorded = time.monotonic()
-                with set_aside(self.pipe, self.model, self.performance.offload):
-                    history, objective, config = self._train(
-                        loss, critic, config, buffer, name, lora, callback, before, checkpoints
-                    )
+                training = Training(
+                    self.pipe,
+                    self.model,
+                    Settings(config, self.data, self.performance),
+                    self.processes,
+                    self.progress,
+                    loss,
+                    critic,
+                )
+                history, objective, config = training.run(
+                    buffer, name, lora, before, callback, checkpoints
+                )
             trained = time.monotonic()
             facts = recipe.describe(
                 self.pipe,
@@ -231,77 +233,6 @@ class FDUnlearner:
             checkpoints.keep(buffer.state())
         return buffer
 
-    def _train(
-        self,
-        loss: DivergenceLoss,
-        critic: Conjugate | None,
-        config: TrainConfig,
-        buffer: ReplayBuffer,
-        name: str,
-        lora: LoraConfig,
-        callback: Callback | None,
-        before: adapters.AdapterState,
-        checkpoints: Checkpoints | None,
-    ) -> tuple[list[StepRecord], Objective, TrainConfig]:
-        """Attach the adapter and train it; config is returned with what it left open."""
-        model, device, streams = self.model, placement(self.model).device, is_streamed(self.model)
-        sampler, objective = self._prepare(loss, critic, config, buffer)
-        with onloaded(model):
-            parameters = adapters.attach(model, name, lora, config.seed)
-            with streamed(model, device, streams):
-                config = self._started(config, name, buffer)
-                self.processes.agree_(parameters)
-                history = train(
-                    model,
-                    parameters,
-                    sampler,
-                    objective,
-                    config,
-                    callback,
-                    self.progress,
-                    self.performance,
-                    self._miner(name, buffer),
-                    checkpoints,
-                )
-            adapters.finish(model, name, before)
-        return history, objective, config
-
-    def _prepare(
-        self,
-        loss: DivergenceLoss,
-        critic: Conjugate | None,
-        config: TrainConfig,
-        buffer: ReplayBuffer,
-    ) -> tuple[Sampler, Objective]:
-        """What draws the batches, and what is minimised on them; no new adapter is there yet."""
-        sampler = Sampler(
-            self.model,
-            buffer,
-            config.batch_size,
-            config.seed,
-            retains=config.retain_weight > 0,
-            apart=config.surgery,
-            sampling=self.data.timestep_sampling,
-            weights=self.data.timestep_weights,
-            scheduler=getattr(self.pipe, "scheduler", None),
-            processes=self.processes,
-        )
-        size = 2 * config.batch_size  # as many rows as training calls with
-        distances = initial_distances(self.model, sampler, loss, size)
-        estimator = None
-        if critic is not None:
-            shape = buffer.predictions(buffer.entries("unlearn")[:1]).shape[1:]
-            device = distances[0].device
-            estimator = VariationalLoss(
-                critic, shape, config.critic, device, config.seed, self.processes
-            )
-        return sampler, Objective(loss, distances, config.retain_weight, estimator)
-
-    def _miner(self, name: str, buffer: ReplayBuffer) -> Miner | None:
-        """What refreshes the mined rows; an earlier training's are forgotten."""
-        buffer.clear("mined")
-        return Miner(self.model, name, buffer, self.config.seed) if buffer.candidates else None
-
     def _settled(self, lora: LoraConfig) -> TrainConfig:
         """The config with a value for every field that leaves one to the denoiser."""
         modules, rate = sorted(lora.target_modules or ()), self.config.learning_rate
@@ -310,19 +241,6 @@ class FDUnlearner:
         return replace(
             self.config, learning_rate=rate, alpha=lora.lora_alpha, target_modules=modules
         )
-
-    def _started(self, config: TrainConfig, name: str, buffer: ReplayBuffer) -> TrainConfig:
-        """The config with the start that the new adapter was given."""
-        if config.init == "lora":
-            return config
-        layers = closed_form_start(self.model, name, buffer, 2 * config.batch_size)
-        if not layers and config.init == "closed_form":
-            raise ValueError(
-                f"init='closed_form' needs an anchor in words, and layers that read the text "
-                f"alone, of which {type(self.model).__name__} has none adapted here: use "
-                "init='lora'"
-            )
-        return replace(config, init="closed_form" if layers else "lora")
 
     def _recording(self, found: Sequence[Concept]) -> Recording:
         retains = self.config.retain_weight > 0
