@@ -47,7 +47,7 @@ Examples:
   --seeds 1 --set trajectories=24 --output-dir runs/blob
 """
 
-LOADERS = {"diffusers": "pipe.load_lora_weights", "peft": "diffusers_fdu.load_unlearned(pipe, "}
+LOADERS = {"diffusers": "pipe.load_lora_weights(", "peft": "diffusers_fdu.load_unlearned(pipe, "}
 
 SET_HELP = "Any other option of the library, as name=value; may be repeated."
 Options = Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)]
@@ -83,8 +83,14 @@ def demo(
 @app.command(epilog=UNLEARN_EXAMPLES)
 def unlearn(
     model: Annotated[str, typer.Option(help="Folder or Hub id of a pipeline, or `emoji`.")],
-    target: Annotated[list[str], typer.Option(help="What to forget; may be repeated.")],
     output_dir: Annotated[Path, typer.Option(help="Folder for the LoRA.")],
+    target: Annotated[
+        list[str] | None, typer.Option(help="What to forget; may be repeated.")
+    ] = None,
+    concepts: Annotated[
+        Path | None,
+        typer.Option(help="YAML list of concepts: a LoRA for each, in folders of their names."),
+    ] = None,
     anchor: Annotated[
         list[str] | None,
         typer.Option(help="What takes its place, one for all or each; none: the empty prompt."),
@@ -124,24 +130,34 @@ def unlearn(
     format: Annotated[
         str, typer.Option(help="diffusers, or peft where diffusers has no LoRA loader.")
     ] = "diffusers",
+    checkpoint_every: Annotated[
+        int,
+        typer.Option(help="Steps between checkpoints; 0: none. They go once the LoRA is there."),
+    ] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="From the last checkpoint.")] = False,
+    log_with: Annotated[
+        list[str] | None, typer.Option(help="tensorboard, wandb or trackio; may be repeated.")
+    ] = None,
     options: Options = None,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; none: cuda if there.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
-    """Unlearn a concept and write a LoRA that `pipe.load_lora_weights` reads."""
+    """Unlearn a concept and write a LoRA that `pipe.load_lora_weights` reads.
+
+    With `accelerate launch -m diffusers_fdu unlearn`, processes train it together.
+    """
     from .choice import choose
     from .concepts import NegativeGuidance
     from .config import settings
     from .divergences import divergence
-    from .recipe import writable_folder
-    from .unlearner import FDUnlearner
-    from .weights import check_format
+    from .jobs import read_jobs
+    from .order import Order, launched_precision, unlearn_each, unlearn_together
 
     # What can be refused at once is refused before a model is loaded, the rest before training.
+    if (concepts is None) == (not target):
+        raise ValueError("pass --target or --concepts, one of them")
     if negative_guidance is not None and anchor:
         raise ValueError("pass --anchor or --negative-guidance, not both")
-    guided = None if negative_guidance is None else NegativeGuidance(negative_guidance)
-    found = named_concepts(target, anchor or [guided], kind, prompts, alias)
     f = choose(prefer, None) if f == "auto" else f  # type: ignore[arg-type]
     divergence(f)
     settled: dict[str, Any] = {
@@ -155,21 +171,36 @@ def unlearn(
         "compile": compile,
         "gradient_checkpointing": gradient_checkpointing,
         "optimizer": optimizer,
+        "mixed_precision": launched_precision() or "no",
         **values(options),
     }
     settings(settled)
-    device = checked_device(device, dtype)
-    kwargs = run_arguments(model, guidance_scale)
-    pipe = load_pipeline(model, device, dtype)
-    check_format(pipe, format)
-    unlearner = FDUnlearner(pipe, kwargs, **settled)
-    writable_folder(output_dir)
-    unlearner.unlearn(found, f=f)
-    unlearner.save(output_dir, format)  # type: ignore[arg-type]
+    order = Order(
+        model,
+        checked_device(device, dtype),
+        dtype,
+        run_arguments(model, guidance_scale),
+        settled,
+        f,
+        format,  # type: ignore[arg-type]
+        output_dir,
+        checkpoint_every,
+        resume,
+        log_with or [],
+        typer.echo,
+    )
+    if concepts is not None:
+        unlearn_each(order, read_jobs(concepts))
+        return
+    guided = None if negative_guidance is None else NegativeGuidance(negative_guidance)
+    found = named_concepts(target or [], anchor or [guided], kind, prompts, alias)
+    unlearner = unlearn_together(order, found)
+    if not unlearner.processes.is_main:
+        return
     first, last = unlearner.history[0], unlearner.history[-1]
     typer.echo(
         f"{len(unlearner.history)} steps, divergence {first.divergence:.4g} -> "
-        f"{last.divergence:.4g}; load it with {LOADERS[format]}({str(output_dir)!r})"
+        f"{last.divergence:.4g}; load it with {LOADERS[format]}{str(output_dir)!r})"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def values(options: list[str] | None) -> dict[str, Any]:
 
 
 def checked_device(device: str | None, dtype: str) -> str:
-    """A device that is there; None: CUDA if it is.
+    """A device that is there; None: CUDA if it is, and of several processes each its own.
 
     Raises:
         ValueError: for a device that cannot be used, or an unknown dtype.
@@ -70,8 +71,10 @@ def checked_device(device: str | None, dtype: str) -> str:
 
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"unknown dtype {dtype!r}: choose float32, bfloat16 or float16")
+    if device is None and torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cpu"
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -1,0 +1,135 @@
+"""What `diffusers-fdu unlearn` does: one adapter for all concepts, or one for each.
+
+Started by `accelerate launch` or `torchrun`, the processes train one adapter together, or share a
+list of concepts.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import adapters
+from .concepts import Concept
+from .inputs import load_pipeline
+from .jobs import Job, own_jobs
+from .processes import Processes
+from .recipe import writable_folder
+from .tracking import tracked
+from .train import Callback
+from .unlearner import FDUnlearner
+from .weights import Format, check_format
+
+CHECKPOINTS, LOGS = "checkpoints", "logs"  # folders beside the adapter
+
+
+@dataclass(frozen=True)
+class Order:
+    """How adapters are to be trained.
+
+    Args:
+        model: see `load_pipeline`.
+        device: None: the process's own, or CUDA if it is there.
+        dtype: of the pipeline.
+        pipeline_kwargs: of the recorded runs.
+        options: of `FDUnlearner`.
+        f: the divergence.
+        format: of the files.
+        output_dir: where they go.
+        checkpoint_every: steps between two checkpoints; 0: none are kept.
+        resume: go on from the last checkpoint.
+        log_with: see `tracked`.
+        say: shows a line.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    pipeline_kwargs: dict[str, Any]
+    options: dict[str, Any]
+    f: str
+    format: Format
+    output_dir: Path
+    checkpoint_every: int = 0
+    resume: bool = False
+    log_with: Sequence[str] = field(default_factory=list)
+    say: Callable[[str], None] = print
+
+
+def launched() -> bool:
+    """Whether this is one of several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def launched_precision() -> str | None:
+    """The mixed precision that `accelerate launch` was told; None if it was told none."""
+    found = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return found if found in ("fp16", "bf16") else None
+
+
+def unlearn_together(order: Order, found: Sequence[Concept]) -> FDUnlearner:
+    """One adapter for all concepts."""
+    pipe = _pipe(order)
+    worker = FDUnlearner(pipe, order.pipeline_kwargs, **order.options, data_parallel=launched())
+    if worker.processes.is_main:
+        writable_folder(order.output_dir)
+    _train(order, worker, found, order.output_dir)
+    return worker
+
+
+def unlearn_each(order: Order, jobs: Sequence[Job]) -> list[Path]:
+    """An adapter for each concept that has none yet; every process takes its share.
+
+    Returns:
+        The folders that this process wrote.
+    """
+    processes = Processes(together=launched())
+    own = own_jobs(jobs, order.output_dir, processes.rank, processes.count)
+    writable_folder(order.output_dir)
+    pipe, written = (_pipe(order) if own else None), []
+    for job in own:
+        folder = writable_folder(order.output_dir / job.name)
+        worker = FDUnlearner(pipe, order.pipeline_kwargs, **order.options)
+        before = adapters.snapshot(worker.model)
+        _train(order, worker, [job.concept], folder)
+        assert worker.adapter_name is not None
+        adapters.remove(worker.model, worker.adapter_name, before)
+        written.append(folder)
+        order.say(f"{job.name}: {len(worker.history)} steps, written to {folder}")
+    return written
+
+
+def _pipe(order: Order) -> Any:
+    pipe = load_pipeline(order.model, order.device, order.dtype)
+    check_format(pipe, order.format)
+    return pipe
+
+
+def _train(order: Order, worker: FDUnlearner, found: Sequence[Concept], folder: Path) -> None:
+    checkpoints = folder / CHECKPOINTS if order.checkpoint_every else None
+    with _logged(order, worker, folder) as callback:
+        worker.unlearn(
+            list(found),
+            f=order.f,
+            callback=callback,
+            checkpoint_dir=checkpoints,
+            checkpoint_every=order.checkpoint_every or 1,
+            resume_from_checkpoint=order.resume,
+        )
+    worker.save(folder, order.format)
+    if checkpoints is not None and worker.processes.is_main:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+@contextmanager
+def _logged(order: Order, worker: FDUnlearner, folder: Path) -> Iterator[Callback | None]:
+    if not order.log_with or not worker.processes.is_main:
+        yield None
+        return
+    with tracked(order.log_with, folder / LOGS, vars(worker.config)) as callback:
+        yield callback
