@@ -79,11 +79,13 @@ def test_a_damaged_checkpoint_is_refused_with_the_last_good_one(tmp_path, damage
     good, bad = checkpoints(tmp_path)
     content = bytearray(bad.read_bytes())
     content[len(content) // 2] ^= 1
-    bad.write_bytes({"cut": content[:-9], "flipped": content, "empty": b""}[damage])
+    content = {"cut": content[:-9], "flipped": content, "empty": b""}[damage]
+    bad.write_bytes(content)
     with pytest.raises(ValueError, match=f"damaged .*go on from '{good}'"):
         trained(tmp_path, resume=True)
     assert len(trained(tmp_path, resume=good).history) == 12
     good.unlink()
+    bad.write_bytes(content)
     with pytest.raises(ValueError, match="there is no older one"):
         trained(tmp_path, resume=True)
 
