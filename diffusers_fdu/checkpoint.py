@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from .recipe import writable_folder
+
 MARK = b"FDUSTATE"
 DIGEST = 32  # bytes
 KEPT = 2  # checkpoints of a training: the last, and one should the last be damaged
@@ -90,8 +92,7 @@ class Checkpoints:
         writes: whether this process writes.
 
     Raises:
-        ValueError: if `every` is no positive integer.
-        OSError: if the folder cannot be made.
+        ValueError: if `every` is no positive integer, or the folder cannot be written.
     """
 
     def __init__(
@@ -106,7 +107,8 @@ class Checkpoints:
             raise ValueError(f"checkpoint_every must be an integer of at least 1, got {every!r}")
         self.folder, self.every, self.about, self.writes = Path(folder), every, about, writes
         self.resume = resume
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if writes:
+            writable_folder(self.folder)
 
     def load(self) -> dict[str, Any] | None:
         """The state to go on from; None to start anew.

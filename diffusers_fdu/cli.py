@@ -125,6 +125,9 @@ def unlearn(
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
     ] = False,
+    low_vram: Annotated[
+        bool, typer.Option("--low-vram", help="Rows one by one, checkpointing, offloading.")
+    ] = False,
     optimizer: Annotated[str, typer.Option(help="adamw or adamw_8bit.")] = "adamw",
     seed: Annotated[int, typer.Option(help="Of prompts, noise and weights.")] = 0,
     format: Annotated[
@@ -170,6 +173,7 @@ def unlearn(
         "seed": seed,
         "compile": compile,
         "gradient_checkpointing": gradient_checkpointing,
+        "low_vram": low_vram,
         "optimizer": optimizer,
         "mixed_precision": launched_precision() or "no",
         **values(options),

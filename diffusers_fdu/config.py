@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from .drawing import States
 from .performance import Performance
+from .recorder import BATCH
 from .retain import SOURCES, RetainFrom
 from .timesteps import Weighting
 from .variational import Variational
@@ -106,6 +107,7 @@ class DataConfig:
     Args:
         trajectories: pictures of the anchor recorded for each concept; three times as many are
             recorded to retain, however many concepts there are.
+        record_batch: pictures recorded at once.
         retain: prompts whose pictures must stay; None: words of the vocabulary.
         retain_from: where the words come from if `retain` is None: all of the "vocabulary";
             every second from the "neighbours" of the targets in the table of token embeddings;
@@ -119,6 +121,7 @@ class DataConfig:
     """
 
     trajectories: int = 96
+    record_batch: int = BATCH
     retain: Sequence[str] | None = None
     retain_from: RetainFrom = "vocabulary"
     states: States = "trajectory"
@@ -126,7 +129,8 @@ class DataConfig:
     timestep_weights: Weighting = "uniform"
 
     def __post_init__(self) -> None:
-        _check_count("trajectories", self.trajectories)
+        for name in ("trajectories", "record_batch"):
+            _check_count(name, getattr(self, name))
         choices: dict[str, tuple[str, ...]] = {
             "retain_from": SOURCES,
             "states": ("trajectory", "renoise"),

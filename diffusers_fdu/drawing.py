@@ -13,7 +13,7 @@ from .clock import Clock
 from .concepts import Pair
 from .denoiser import sample_name, timestep_name
 from .layout import Layout, close, same
-from .recorder import BATCH, Call, Recorder, entry
+from .recorder import Call, Recorder, entry
 from .renoise import Clean, latents_like
 from .replay import Entry, Leaves, ReplayBuffer
 
@@ -147,7 +147,7 @@ class _Batch:
                 if is_own or is_kept:
                     self._rows(latest["ids"], texts, prediction[block], is_own)
 
-        seed = self.recorder.seed + BATCH * number
+        seed = self.recorder.seed + self.recorder.batch * number
         latents = self.recorder.run(prompts, on_call, seed, num_inference_steps=steps)
         self.drawn.times.append((times[0], times[-1]))
         if first:

@@ -26,12 +26,19 @@ class Miner:
         adapter_name: the adapter that is trained.
         buffer: holds the candidates' texts; rows are added to it.
         seed: of the choices.
+        size: rows in one call.
     """
 
     def __init__(
-        self, model: nn.Module, adapter_name: str, buffer: ReplayBuffer, seed: int
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        buffer: ReplayBuffer,
+        seed: int,
+        size: int = 16,
     ) -> None:
         self.model, self.adapter_name, self.buffer = model, adapter_name, buffer
+        self.size = size
         self.generator = torch.Generator().manual_seed(seed)
         self._states = sorted({entry.state for entry in buffer.entries("retain")})
 
@@ -44,8 +51,8 @@ class Miner:
             for _ in range(ASKED)
         ]
         with scaled(self.model, self.adapter_name, 0.0):
-            teacher = ask(self.model, self.buffer, entries)
-        student = ask(self.model, self.buffer, entries)
+            teacher = ask(self.model, self.buffer, entries, self.size)
+        student = ask(self.model, self.buffer, entries, self.size)
         change = (student - teacher).flatten(1).square().mean(1)
         self.buffer.clear("mined")
         for i in change.topk(min(KEPT, len(entries))).indices.tolist():

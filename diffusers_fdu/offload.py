@@ -41,6 +41,11 @@ def is_streamed(model: nn.Module) -> bool:
     return any(p.is_meta for p in model.parameters())
 
 
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether a model is moved to the accelerator as a whole when it is called."""
+    return any(isinstance(hook, CpuOffload) for hook in _hooks(model))
+
+
 def placement(model: nn.Module) -> Placement:
     """Where a model runs: where its hooks take it, or where it is."""
     parameter = next(p for p in model.parameters() if p.is_floating_point())
@@ -59,8 +64,8 @@ def onloaded(model: nn.Module) -> Iterator[None]:
     A model that is moved as a whole is moved to where it runs. One that is streamed is on the CPU
     in between: see `streamed`.
     """
-    device, hooks = placement(model).device, _hooks(model)
-    if any(isinstance(hook, CpuOffload) for hook in hooks):
+    device = placement(model).device
+    if is_offloaded(model):
         model.to(device)
         try:
             yield

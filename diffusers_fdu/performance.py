@@ -27,6 +27,8 @@ class Performance:
         gradient_checkpointing: keep fewer activations and compute them again.
         optimizer: "adamw", or "adamw_8bit" of bitsandbytes.
         offload: keep text encoders and autoencoder off the accelerator while training.
+        low_vram: rows one by one, gradient checkpointing and offloading, whatever the other
+            options say; as many rows in a step, in more time.
         data_parallel: the processes that `accelerate launch` started train one adapter together,
             each with `batch_size` rows; otherwise every process trains its own.
     """
@@ -36,10 +38,11 @@ class Performance:
     gradient_checkpointing: bool = False
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     offload: bool = True
+    low_vram: bool = False
     data_parallel: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("compile", "gradient_checkpointing", "offload", "data_parallel"):
+        for name in ("compile", "gradient_checkpointing", "offload", "low_vram", "data_parallel"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         for name, known in (
@@ -104,9 +107,8 @@ def set_aside(pipe: Any, keep: nn.Module, enabled: bool = True) -> Iterator[None
     moved: list[tuple[nn.Module, torch.device]] = []
     try:
         for module in others if enabled else ():
-            device = _single_device(module)
-            if device is not None and device.type not in ("cpu", "meta"):
-                moved.append((module, device))
+            if can_set_aside(module):
+                moved.append((module, next(module.parameters()).device))
                 module.to("cpu")
         if any(device.type == "cuda" for _, device in moved):
             torch.cuda.empty_cache()
@@ -114,6 +116,12 @@ def set_aside(pipe: Any, keep: nn.Module, enabled: bool = True) -> Iterator[None
     finally:
         for module, device in moved:
             module.to(device)
+
+
+def can_set_aside(module: nn.Module) -> bool:
+    """Whether a module is on an accelerator and may be moved away."""
+    device = _single_device(module)
+    return device is not None and device.type not in ("cpu", "meta")
 
 
 def _single_device(module: nn.Module) -> torch.device | None:
@@ -127,13 +135,21 @@ def _single_device(module: nn.Module) -> torch.device | None:
 
 
 @contextmanager
-def checkpointed(model: nn.Module, enabled: bool) -> Iterator[None]:
-    """Gradient checkpointing for a while; a model that already has it keeps it."""
+def checkpointed(
+    model: nn.Module, enabled: bool, function: Callable[..., Any] | None = None
+) -> Iterator[None]:
+    """Gradient checkpointing for a while; a model that already has it keeps it.
+
+    Args:
+        model: the denoiser.
+        enabled: False: nothing happens.
+        function: called with a block and its inputs in place of checkpointing.
+    """
     names = ("gradient_checkpointing", "_gradient_checkpointing_func")
     before = [(m, {n: m.__dict__[n] for n in names if n in m.__dict__}) for m in model.modules()]
     try:
         if enabled:
-            model.enable_gradient_checkpointing()  # type: ignore[operator]
+            model.enable_gradient_checkpointing(function)  # type: ignore[operator]
         yield
     finally:
         for module, values in before if enabled else ():

@@ -20,7 +20,7 @@ from .denoiser import denoiser_name, predicted, sample_name
 from .layout import Layout, cloned, find_layout, same
 from .replay import Leaves, flatten
 
-BATCH = 8  # images drawn at once
+BATCH = 8  # pictures drawn at once
 STEPS = 8
 """Most steps of a recorded run; runs have between half of them and all.
 
@@ -108,18 +108,23 @@ class Recorder:
         pipe: a diffusers pipeline with a `unet` or a `transformer`.
         pipeline_kwargs: arguments of the recorded runs, such as height or guidance_scale.
         seed: of the initial noise.
+        batch: pictures drawn at once.
 
     Raises:
         ValueError: if the pipe has no denoiser, or an argument is one that recording sets.
     """
 
     def __init__(
-        self, pipe: Any, pipeline_kwargs: dict[str, Any] | None = None, seed: int = 0
+        self,
+        pipe: Any,
+        pipeline_kwargs: dict[str, Any] | None = None,
+        seed: int = 0,
+        batch: int = BATCH,
     ) -> None:
         self.pipe = pipe
         self.model: nn.Module = getattr(pipe, denoiser_name(pipe))
         self.kwargs = dict(pipeline_kwargs or {})
-        self.seed = seed
+        self.seed, self.batch = seed, batch
         for name in OWN:
             if name in self.kwargs:
                 raise ValueError(f"pipeline_kwargs may not hold {name!r}: recording sets it")
@@ -212,8 +217,8 @@ class Recorder:
         """Text-dependent arguments of each prompt, without batch dimension; None: left out."""
         texts: dict[str, Leaves] = {}
         unique = list(dict.fromkeys(prompts))
-        for start in range(0, len(unique), BATCH):
-            part = unique[start : start + BATCH]
+        for start in range(0, len(unique), self.batch):
+            part = unique[start : start + self.batch]
             inputs = self.first_call(part).inputs
             for i, prompt in enumerate(part):
                 texts[prompt] = entry(inputs, names, i)

@@ -62,7 +62,7 @@ class Recording:
             for pair in concept.prompt_pairs(data.trajectories, free, rng, i)
         ]
         retain, candidates = self._retained(words, rng) if self.retains else ([], [])
-        recorder = Recorder(self.pipe, self.pipeline_kwargs, self.seed)
+        recorder = Recorder(self.pipe, self.pipeline_kwargs, self.seed, data.record_batch)
         is_bf16 = getattr(recorder.model, "dtype", None) == torch.bfloat16
         dtype = torch.bfloat16 if is_bf16 else torch.float16
         buffer = record(
@@ -85,7 +85,7 @@ class Recording:
 
     def about(self) -> dict[str, Any]:
         """Everything that the buffer depends on besides the pipe's weights, as JSON types."""
-        names = ("trajectories", "retain", "retain_from", "states")
+        names = ("trajectories", "retain", "retain_from", "states", "record_batch")
         model = Recorder(self.pipe).model
         active = adapters.snapshot(model).active
         return as_json(

@@ -90,7 +90,10 @@ class Training:
         with set_aside(self.pipe, model, performance.offload):
             sampler, objective = self._prepare(buffer)
             buffer.clear("mined")  # an earlier training's
-            miner = Miner(model, name, buffer, config.seed) if buffer.candidates else None
+            miner = None
+            if buffer.candidates:
+                size = 2 * self.settings.data.record_batch
+                miner = Miner(model, name, buffer, config.seed, size)
             with onloaded(model):
                 parameters = adapters.attach(model, name, lora, config.seed)
                 with streamed(model, device, streams):

@@ -26,7 +26,7 @@ from .clock import find_clock
 from .concepts import Pair
 from .drawing import OTHER_EVERY, Drawing, Guided, Run, States
 from .processes import Processes
-from .recorder import BATCH, Recorder, untouched
+from .recorder import Recorder, untouched
 from .renoise import COPIES, Clean, noised
 from .replay import Entry, ReplayBuffer
 
@@ -126,7 +126,7 @@ class _Recording:
     def draw(self, runs: list[Run], progress: bool) -> None:
         """Run the pipe on all prompts, each process on its own batches."""
         recorder, processes = self.recorder, self.processes
-        batches = [part for group in _grouped(runs) for part in _chunks(group, BATCH)]
+        batches = [part for group in _grouped(runs) for part in _chunks(group, recorder.batch)]
         scheduler = getattr(recorder.pipe, "scheduler", None)
         low, high = (recorder.steps + 1) // 2, recorder.steps
         own = processes.own(list(enumerate(batches)))
@@ -204,6 +204,8 @@ class _Recording:
     def _asked(self, entries: list[Entry]) -> Tensor:
         """Answers to these, each process asking for its own part."""
         own = self.processes.own(entries)
-        answers = [ask(self.recorder.model, self.buffer, own)] if own else []
+        answers = (
+            [ask(self.recorder.model, self.buffer, own, 2 * self.recorder.batch)] if own else []
+        )
         found = self.processes.gather(answers)
         return torch.cat(found) if found else torch.empty(0)

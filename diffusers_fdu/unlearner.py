@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 
-from . import adapters, recipe, weights
+from . import adapters, memory, recipe, weights
 from .checkpoint import Checkpoints
 from .choice import Compared, Preference, choose
 from .concepts import Anchor, Concept, Target, concepts
@@ -60,7 +60,10 @@ class FDUnlearner:
         self.pipe = pipe
         self.component = denoiser_name(pipe)
         self.pipeline_kwargs = dict(pipeline_kwargs or {})
-        self.config, self.data, self.performance = settings(options)
+        found = settings(options)
+        if found.performance.low_vram:
+            found = memory.small(found, self.model)
+        self.config, self.data, self.performance = found
         self.processes = Processes(self.performance.data_parallel)
         self.progress = progress and self.processes.is_main
         self.adapter_name: str | None = None
@@ -71,6 +74,14 @@ class FDUnlearner:
     def model(self) -> torch.nn.Module:
         """The pipe's denoiser."""
         return getattr(self.pipe, self.component)
+
+    def estimate(self) -> memory.Estimate:
+        """How much memory a training would take; `print` shows it.
+
+        The denoiser is asked about one row and about two. The pipe stays as it is.
+        """
+        settings = Settings(self.config, self.data, self.performance)
+        return memory.estimate(self.pipe, self.model, settings, self.pipeline_kwargs)
 
     def record(
         self, target: Target | Sequence[Target], anchor: Anchor | Sequence[Anchor] = None
@@ -162,6 +173,9 @@ class FDUnlearner:
         adapters.check_adapter_name(name, self.model)
         adapters.check_denoiser(self.model)
         self.performance.check(self.model)
+        if self.performance.low_vram and self.processes.is_main:
+            settings = Settings(config, self.data, self.performance)
+            print(memory.plan(settings, self.estimate()))
         before = adapters.snapshot(self.model)
         started = time.monotonic()
         try:

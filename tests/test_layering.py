@@ -20,7 +20,7 @@ ALLOWED = {
     "denoiser": set(),
     "offload": set(),
     "processes": set(),
-    "checkpoint": set(),
+    "checkpoint": {"recipe"},
     "layout": set(),
     "clock": set(),
     "replay": {"clock"},
@@ -53,7 +53,7 @@ ALLOWED = {
     "performance": {"offload"},
     "alignment": set(),
     "closed_form": {"alignment", "offload", "replay"},
-    "config": {"drawing", "performance", "retain", "timesteps", "variational"},
+    "config": {"drawing", "performance", "recorder", "retain", "timesteps", "variational"},
     "train": {
         "checkpoint",
         "config",
@@ -109,6 +109,15 @@ ALLOWED = {
         "train",
         "variational",
     },  # fmt: skip
+    "memory": {
+        "adapters",
+        "config",
+        "denoiser",
+        "offload",
+        "performance",
+        "recorder",
+        "replay",
+    },  # fmt: skip
     "unlearner": {
         "adapters",
         "checkpoint",
@@ -119,6 +128,7 @@ ALLOWED = {
         "denoiser",
         "divergences",
         "loss",
+        "memory",
         "processes",
         "recipe",
         "recording",
@@ -126,6 +136,20 @@ ALLOWED = {
         "targets",
         "train",
         "training",
+        "weights",
+    },  # fmt: skip
+    "tracking": {"recipe", "train"},
+    "jobs": {"concepts"},
+    "order": {
+        "adapters",
+        "concepts",
+        "inputs",
+        "jobs",
+        "processes",
+        "recipe",
+        "tracking",
+        "train",
+        "unlearner",
         "weights",
     },  # fmt: skip
     "emoji": set(),
@@ -140,10 +164,9 @@ ALLOWED = {
         "divergences",
         "emoji",
         "inputs",
+        "jobs",
+        "order",
         "plots",
-        "recipe",
-        "unlearner",
-        "weights",
     },  # fmt: skip
     "__main__": {"cli"},
     "": {
