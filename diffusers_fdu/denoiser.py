@@ -8,23 +8,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-DENOISERS = ("unet", "transformer")
+DENOISERS = ("unet", "transformer", "transformer_2")
 TIMES = ("timestep", "t")
 
 
-def denoiser_name(pipe: Any) -> str:
-    """The pipe's attribute that holds its denoiser: "unet" or "transformer".
+def denoiser_names(pipe: Any) -> list[str]:
+    """The pipe's attributes that hold denoisers, see `DENOISERS`.
+
+    Pipelines with a `transformer_2` (Wan 2.2) ask it in the steps of little noise.
 
     Raises:
-        ValueError: if the pipe has neither.
+        ValueError: if the pipe has none.
     """
-    for name in DENOISERS:
-        if isinstance(getattr(pipe, name, None), nn.Module):
-            return name
-    raise ValueError(
-        f"{type(pipe).__name__} has no denoiser: expected a diffusers pipeline with a `unet` "
-        "or a `transformer`"
-    )
+    found = [name for name in DENOISERS if isinstance(getattr(pipe, name, None), nn.Module)]
+    if not found:
+        raise ValueError(
+            f"{type(pipe).__name__} has no denoiser: expected a diffusers pipeline with a `unet` "
+            "or a `transformer`"
+        )
+    return found
+
+
+def denoiser_name(pipe: Any, component: str | None = None) -> str:
+    """The attribute that is wanted; None: the first.
+
+    Raises:
+        ValueError: if the pipe has no such denoiser, or none at all.
+    """
+    found = denoiser_names(pipe)
+    if component is not None and component not in found:
+        raise ValueError(
+            f"{type(pipe).__name__} has no denoiser {component!r}: choose {', '.join(found)}"
+        )
+    return component or found[0]
 
 
 def sample_name(model: nn.Module) -> str:

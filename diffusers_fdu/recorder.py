@@ -9,14 +9,14 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .denoiser import denoiser_name, predicted, sample_name
+from .denoiser import denoiser_name, denoiser_names, predicted, sample_name
 from .layout import Layout, cloned, find_layout, same
 from .replay import Leaves, flatten
 
@@ -109,6 +109,7 @@ class Recorder:
         pipeline_kwargs: arguments of the recorded runs, such as height or guidance_scale.
         seed: of the initial noise.
         batch: pictures drawn at once.
+        component: the denoiser to record; None: the pipe's first.
 
     Raises:
         ValueError: if the pipe has no denoiser, or an argument is one that recording sets.
@@ -120,9 +121,10 @@ class Recorder:
         pipeline_kwargs: dict[str, Any] | None = None,
         seed: int = 0,
         batch: int = BATCH,
+        component: str | None = None,
     ) -> None:
         self.pipe = pipe
-        self.model: nn.Module = getattr(pipe, denoiser_name(pipe))
+        self.model: nn.Module = getattr(pipe, denoiser_name(pipe, component))
         self.kwargs = dict(pipeline_kwargs or {})
         self.seed, self.batch = seed, batch
         for name in OWN:
@@ -147,12 +149,17 @@ class Recorder:
             The latents, as the pipe gives them; None if the run was left before its end.
         """
         stop = extra.pop("stop", False)
+        # The first call is the same, whichever of several denoisers gets it.
+        names = denoiser_names(self.pipe) if stop else []
+        models = [getattr(self.pipe, name) for name in names] or [self.model]
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
         arguments = {**self.kwargs, "output_type": "latent", "generator": generators, **extra}
         for name, value in arguments.items():  # pipelines want one for each prompt
             if name.startswith("negative_prompt") and isinstance(value, str):
                 arguments[name] = [value] * len(prompts)
-        with _hooked(self.model, on_call, stop):
+        with ExitStack() as stack:
+            for model in models:
+                stack.enter_context(_hooked(model, on_call, stop))
             try:
                 return self.pipe(prompt=list(prompts), **arguments)[0]
             except _Stop:
@@ -166,23 +173,34 @@ class Recorder:
         return calls[0]
 
     def check_lengths(self, prompts: Sequence[str]) -> None:
-        """Refuse prompts that the pipe's tokenizer would cut.
+        """Refuse prompts that the pipe would cut.
 
         Raises:
             ValueError: with the prompt and the limit.
         """
         for name in TOKENIZERS:
             tokenizer = getattr(self.pipe, name, None)
-            limit = getattr(tokenizer, "model_max_length", None)
+            limit, source = self._limit(name, tokenizer)
             if tokenizer is None or limit is None or limit > 100_000:
                 continue
             for prompt in dict.fromkeys(prompts):
                 length = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
                 if length > limit:
                     raise ValueError(
-                        f"prompt {prompt!r} has {length} tokens, the {name} takes {limit}: "
+                        f"prompt {prompt!r} has {length} tokens, the {source} takes {limit}: "
                         "shorten it, or the concept it is about"
                     )
+
+    def _limit(self, name: str, tokenizer: Any) -> tuple[int | None, str]:
+        """Most tokens that a tokenizer's prompts may have, and what says so."""
+        limit = getattr(tokenizer, "model_max_length", None)
+        parameters = inspect.signature(self.pipe.__call__).parameters
+        default = getattr(parameters.get("max_sequence_length"), "default", None)
+        given = self.kwargs.get("max_sequence_length", default)
+        # That argument is of the long text encoders; CLIP has its own length always.
+        if not isinstance(given, int) or type(tokenizer).__name__.startswith("CLIP"):
+            return limit, name
+        return (given, "max_sequence_length") if limit is None or given < limit else (limit, name)
 
     def layout(self, prompt: str, other: str) -> Layout:
         """How the pipeline calls its denoiser, see `find_layout`.

@@ -37,6 +37,7 @@ class Recording:
         seed: of prompts and noise.
         retains: whether prompts to retain are drawn.
         processes: share the work.
+        component: the denoiser to record.
     """
 
     pipe: Any
@@ -46,6 +47,7 @@ class Recording:
     seed: int
     retains: bool
     processes: Processes = field(default_factory=Processes)
+    component: str | None = None
 
     def run(self, progress: bool = True) -> ReplayBuffer:
         """Record it.
@@ -62,7 +64,9 @@ class Recording:
             for pair in concept.prompt_pairs(data.trajectories, free, rng, i)
         ]
         retain, candidates = self._retained(words, rng) if self.retains else ([], [])
-        recorder = Recorder(self.pipe, self.pipeline_kwargs, self.seed, data.record_batch)
+        recorder = Recorder(
+            self.pipe, self.pipeline_kwargs, self.seed, data.record_batch, self.component
+        )
         is_bf16 = getattr(recorder.model, "dtype", None) == torch.bfloat16
         dtype = torch.bfloat16 if is_bf16 else torch.float16
         buffer = record(
@@ -86,13 +90,14 @@ class Recording:
     def about(self) -> dict[str, Any]:
         """Everything that the buffer depends on besides the pipe's weights, as JSON types."""
         names = ("trajectories", "retain", "retain_from", "states", "record_batch")
-        model = Recorder(self.pipe).model
+        model = Recorder(self.pipe, component=self.component).model
         active = adapters.snapshot(model).active
         return as_json(
             {
                 "concepts": [vars(concept) for concept in self.concepts],
                 "seed": self.seed,
                 "retains": self.retains,
+                "component": self.component,
                 "pipeline_kwargs": self.pipeline_kwargs,
                 "active_adapters": adapters.strengths(model, active),
                 **{name: getattr(self.data, name) for name in names},

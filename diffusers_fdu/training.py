@@ -12,7 +12,8 @@ from . import adapters
 from .checkpoint import Checkpoints
 from .closed_form import closed_form_start
 from .config import Settings, TrainConfig
-from .conjugates import Conjugate
+from .conjugates import CONJUGATES, Conjugate, conjugate
+from .divergences import Divergence, Generator
 from .loss import DivergenceLoss
 from .mining import Miner
 from .objective import Objective, initial_distances
@@ -153,3 +154,33 @@ class Training:
                 "init='lora'"
             )
         return replace(config, init="closed_form" if layers else "lora")
+
+
+def divergence_of(
+    f: str | Divergence | Generator | Conjugate, config: TrainConfig
+) -> tuple[DivergenceLoss, Conjugate | None]:
+    """The loss that f gives, and what a critic of the variational estimator needs.
+
+    Raises:
+        TypeError: if f is of a kind that the estimator cannot take.
+        ValueError: for an unknown name.
+    """
+    if config.critic is None:
+        if isinstance(f, Conjugate):
+            raise TypeError("a Conjugate needs estimator='variational'")
+        return DivergenceLoss(f, config.sigma), None
+    if isinstance(f, Conjugate):
+        return DivergenceLoss("kl", config.sigma), f  # sigma and the scale of s: those of kl
+    if isinstance(f, str):
+        return DivergenceLoss(f, config.sigma), conjugate(f)
+    raise TypeError(
+        "the variational estimator needs the name of a divergence or a Conjugate, "
+        f"got {type(f).__name__}"
+    )
+
+
+def f_name(loss: DivergenceLoss, critic: Conjugate | None) -> str:
+    """As the recipe has it: a conjugate of the user's own is in no file."""
+    if critic is None:
+        return loss.divergence.name
+    return critic.name if CONJUGATES.get(critic.name) is critic else f"conjugate:{critic.name}"

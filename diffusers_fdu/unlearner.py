@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +17,15 @@ from .checkpoint import Checkpoints
 from .choice import Compared, Preference, choose
 from .concepts import Anchor, Concept, Target, concepts
 from .config import RATE_TIMES_WIDTH, Settings, TrainConfig, settings
-from .conjugates import CONJUGATES, Conjugate, conjugate
-from .denoiser import denoiser_name
+from .conjugates import Conjugate
+from .denoiser import denoiser_name, denoiser_names
 from .divergences import Divergence, Generator
-from .loss import DivergenceLoss
 from .processes import Processes
 from .recording import Recording
 from .replay import ReplayBuffer
 from .targets import input_width
 from .train import Callback, StepRecord
-from .training import Training
+from .training import Training, divergence_of, f_name
 
 
 class FDUnlearner:
@@ -38,6 +38,8 @@ class FDUnlearner:
         pipeline_kwargs: arguments of the recorded runs, such as height, width, guidance_scale;
             num_inference_steps is the most steps of a run (`recorder.STEPS` if not given).
         progress: show progress bars.
+        component: the denoiser to train; None: the pipe's first. Of a pipeline with two, as Wan
+            2.2, each is trained by an unlearner of its own.
         **options: fields of `TrainConfig`, `DataConfig` and `Performance`.
 
     Attributes:
@@ -55,10 +57,18 @@ class FDUnlearner:
         pipe: Any,
         pipeline_kwargs: dict[str, Any] | None = None,
         progress: bool = True,
+        component: str | None = None,
         **options: Any,
     ) -> None:
         self.pipe = pipe
-        self.component = denoiser_name(pipe)
+        self.component = denoiser_name(pipe, component)
+        if component is None and len(names := denoiser_names(pipe)) > 1:
+            warnings.warn(
+                f"{type(pipe).__name__} has {len(names)} denoisers, of which {names[0]} alone is "
+                f"trained: train the other with FDUnlearner(pipe, component={names[-1]!r}), too",
+                UserWarning,
+                stacklevel=2,
+            )
         self.pipeline_kwargs = dict(pipeline_kwargs or {})
         found = settings(options)
         if found.performance.low_vram:
@@ -162,12 +172,7 @@ class FDUnlearner:
         )
         config = self._settled(lora)
         f = choose(prefer, comparison) if f == "auto" else f
-        critic = conjugate(_checked_f(f)) if config.critic else None
-        if isinstance(f, Conjugate):
-            if critic is None:
-                raise TypeError("a Conjugate needs estimator='variational'")
-            f = "kl"  # it has no profile: sigma and the scale of s are those of kl
-        loss = DivergenceLoss(f, config.sigma)
+        loss, critic = divergence_of(f, config)
         targets = [concept.target for concept in found]
         name = adapter_name or adapters.default_adapter_name(targets, self.model)
         adapters.check_adapter_name(name, self.model)
@@ -184,7 +189,7 @@ class FDUnlearner:
                 recording = self._recording(found)
                 checkpoints = None
                 if checkpoint_dir is not None:
-                    shown = _name(critic) if critic else loss.divergence.name
+                    shown = f_name(loss, critic)
                     about = {**recording.about(), "f": shown, "config": recipe.as_json(config)}
                     writes = self.processes.is_main
                     checkpoints = Checkpoints(
@@ -210,12 +215,13 @@ class FDUnlearner:
                 (config, self.data, self.performance),
                 self.pipeline_kwargs,
                 concepts=[vars(concept) for concept in found],
-                f=_name(critic) if critic else loss.divergence.name,
+                f=f_name(loss, critic),
                 sigma=objective.sigmas,
                 steps_done=len(history),
                 divergence={"first": history[0].divergence, "last": history[-1].divergence},
                 distance={"first": objective.first, "last": history[-1].distance},
                 adapter_name=name,
+                component=self.component,
                 active_adapters=adapters.strengths(self.model, before.active),
                 buffer={
                     "unlearn": buffer.count("unlearn"),
@@ -260,7 +266,9 @@ class FDUnlearner:
         retains = self.config.retain_weight > 0
         kwargs = self.pipeline_kwargs
         seed = self.config.seed
-        return Recording(self.pipe, found, self.data, kwargs, seed, retains, self.processes)
+        return Recording(
+            self.pipe, found, self.data, kwargs, seed, retains, self.processes, self.component
+        )
 
     def save(self, directory: str | Path, format: weights.Format = "diffusers") -> Path:
         """Write the adapter and its recipe.
@@ -292,17 +300,3 @@ class FDUnlearner:
         weights.save_adapter(self.pipe, self.component, self.adapter_name, folder, format)
         recipe.write(self.recipe, folder)
         return folder
-
-
-def _name(critic: Conjugate) -> str:
-    """As the recipe has it: one of the user's own is in no file."""
-    return critic.name if CONJUGATES.get(critic.name) is critic else f"conjugate:{critic.name}"
-
-
-def _checked_f(f: Any) -> str | Conjugate:
-    if isinstance(f, str | Conjugate):
-        return f
-    raise TypeError(
-        "the variational estimator needs the name of a divergence or a Conjugate, "
-        f"got {type(f).__name__}"
-    )

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from . import adapters
-from .denoiser import denoiser_name
+from .denoiser import DENOISERS, denoiser_name
 from .offload import onloaded
 
 Format = Literal["diffusers", "peft"]
@@ -71,7 +71,7 @@ def save_adapter(
 
     Args:
         pipe: the pipeline.
-        component: "unet" or "transformer".
+        component: "unet", "transformer" or "transformer_2".
         adapter_name: which adapter.
         folder: an existing folder.
         format: "diffusers": `pytorch_lora_weights.safetensors`, as
@@ -98,10 +98,9 @@ def save_adapter(
             config.replace(folder / PEFT_CONFIG_NAME)
         else:
             name = WEIGHTS_NAME
-            given = {
-                f"{component}_lora_layers": layers,
-                f"{component}_lora_adapter_metadata": metadata,
-            }
+            # One of a second denoiser looks like one of the first: it is told when loading.
+            kind = component.removesuffix("_2")
+            given = {f"{kind}_lora_layers": layers, f"{kind}_lora_adapter_metadata": metadata}
             pipe.save_lora_weights(temporary, weight_name=name, **given)
         # A new file, since safetensors lets nobody but the owner read its own.
         path = Path(temporary) / "sorted"
@@ -137,17 +136,22 @@ def load_unlearned(pipe: Any, directory: str | Path, adapter_name: str | None = 
             taken.
     """
     folder = Path(directory)
-    model = getattr(pipe, denoiser_name(pipe))
     recipe = folder / "recipe.json"
-    if adapter_name is None and recipe.exists():
-        adapter_name = json.loads(recipe.read_text()).get("adapter_name")
-    name = adapter_name or adapters.default_adapter_name([folder.name], model)
+    facts = json.loads(recipe.read_text()) if recipe.exists() else {}
+    component = denoiser_name(pipe, facts.get("component"))
+    model = getattr(pipe, component)
+    name = (
+        adapter_name
+        or facts.get("adapter_name")
+        or adapters.default_adapter_name([folder.name], model)
+    )
     adapters.check_adapter_name(name, model)
     before = adapters.snapshot(model)
     if (folder / WEIGHTS_NAME).exists():
         if not has_loader(pipe):
             raise ValueError(f"{type(pipe).__name__} has no LoRA loader in diffusers")
-        pipe.load_lora_weights(folder, weight_name=WEIGHTS_NAME, adapter_name=name)
+        second = {f"load_into_{component}": True} if component == DENOISERS[-1] else {}
+        pipe.load_lora_weights(folder, weight_name=WEIGHTS_NAME, adapter_name=name, **second)
     elif (folder / PEFT_CONFIG_NAME).exists():
         config = LoraConfig.from_pretrained(str(folder))
         state = load_file(folder / PEFT_WEIGHTS_NAME)

@@ -650,9 +650,9 @@ class Family:
 
 
 SMALL = {"height": 8, "width": 8}
-SHORT = {"max_sequence_length": 32}
+SHORT = {"max_sequence_length": 64}
 BINS = {"use_resolution_binning": False}
-VIDEO = {"num_frames": 9, "max_sequence_length": 32}
+VIDEO = {"num_frames": 9, "max_sequence_length": 64}
 
 FAMILIES = {
     "sd": Family("Stable Diffusion 1, 2", sd, "noise"),
@@ -700,5 +700,11 @@ FAMILIES = {
     ),
     "z_image": Family("Z-Image", z_image, run={"height": 32, "width": 32}, off=0.0),
     "wan": Family("Wan 2.1", wan, guidance="separate", run={"height": 16, "width": 16, **VIDEO}),
+    "wan22": Family(
+        "Wan 2.2",
+        lambda: wan(transformer_2=wan_transformer(), boundary_ratio=0.9),
+        guidance="separate",
+        run={"height": 16, "width": 16, **VIDEO},
+    ),
     "ltx": Family("LTX-Video", ltx, run={"height": 32, "width": 32, **VIDEO}),
 }

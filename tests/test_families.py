@@ -7,6 +7,7 @@ from families import FAMILIES
 from support import BEGIN, END, ROOT, measure, readme_table
 
 from diffusers_fdu import FDUnlearner, load_unlearned
+from diffusers_fdu.answers import ask
 
 
 @pytest.mark.parametrize("key", FAMILIES)
@@ -55,3 +56,32 @@ def test_a_pipeline_without_a_loader_says_how_to_save(tmp_path) -> None:
             assert value.equal(own[plain])
     with pytest.raises(ValueError, match="holds neither pytorch_lora_weights"):
         load_unlearned(family.build(), tmp_path / "nothing")
+
+
+def test_a_second_denoiser_is_trained_by_itself(tmp_path) -> None:
+    """Each learns from its own side of the boundary, and their files find their places."""
+    family = FAMILIES["wan22"]
+    pipe = family.build()
+    with pytest.warns(UserWarning, match="train the other with .*component='transformer_2'"):
+        FDUnlearner(pipe)
+    run = {**family.run, "num_inference_steps": 8}
+    options = {"trajectories": 3, "steps": 2, "batch_size": 2, "retain": ["a tree"]}
+    sides = {"transformer": lambda times: times >= 900, "transformer_2": lambda times: times < 900}
+    drawn = {}
+    for component, is_own in sides.items():
+        worker = FDUnlearner(pipe, run, False, component=component, **options)
+        buffer = worker.record("dog", "a grey cat")
+        assert buffer.count("unlearn") and is_own(buffer.timesteps).all()
+        worker.unlearn("dog", "a grey cat", buffer=buffer, adapter_name="forget")
+        worker.save(tmp_path / component)
+        drawn[component] = ask(worker.model, buffer, buffer.entries("unlearn"))
+        drawn[component, "buffer"] = buffer
+    fresh = family.build()
+    for component in sides:
+        load_unlearned(fresh, tmp_path / component)
+    for component in sides:
+        model, buffer = getattr(fresh, component), drawn[component, "buffer"]
+        assert list(model.peft_config) == ["forget"]
+        assert ask(model, buffer, buffer.entries("unlearn")).equal(drawn[component])
+    with pytest.raises(ValueError, match="has no denoiser 'unet': choose transformer"):
+        FDUnlearner(pipe, component="unet")

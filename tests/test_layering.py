@@ -98,6 +98,7 @@ ALLOWED = {
         "closed_form",
         "config",
         "conjugates",
+        "divergences",
         "loss",
         "mining",
         "objective",
