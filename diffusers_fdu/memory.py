@@ -8,7 +8,7 @@ of the largest block while it is computed again. Gradients of activations come o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -110,10 +110,26 @@ def estimate(pipe: Any, model: nn.Module, settings: Settings, kwargs: dict[str, 
     Raises:
         ValueError: see `lora_config` and `Recorder`.
     """
-    train, _, performance = settings
     with untouched(pipe):
         recorder = Recorder(pipe, kwargs)
         calls = [recorder.first_call(["a"] * number).inputs for number in (1, 2)]
+    denoiser, adapter, activations = measured(model, [unflatten(c) for c in calls], settings)
+    device, offload = placement(model).device, settings.performance.offload
+    others, recording = _others(pipe, model, device, denoiser, offload)
+    return Estimate(denoiser, adapter, activations, others, recording)
+
+
+def measured(
+    model: nn.Module, calls: Sequence[dict[str, Any]], settings: Settings
+) -> tuple[int, int, int]:
+    """Bytes of the denoiser, of an adapter on it and of the activations of a micro-batch.
+
+    Args:
+        model: the denoiser.
+        calls: its inputs for one prompt, and for two.
+        settings: of the training.
+    """
+    train, _, performance = settings
     before, name = adapters.snapshot(model), "fdu-estimate"
     config = adapters.lora_config(model, train.rank, train.alpha, train.target_modules)
     device, streams = placement(model).device, is_streamed(model)
@@ -127,17 +143,15 @@ def estimate(pipe: Any, model: nn.Module, settings: Settings, kwargs: dict[str, 
             adapter = STATES * sum(p.numel() * p.element_size() for p in parameters)
             with streamed(model, device, streams), torch.enable_grad(), autocast():
                 one, two = (
-                    _activations(model, unflatten(call), performance.gradient_checkpointing)
-                    for call in calls
+                    _activations(model, call, performance.gradient_checkpointing) for call in calls
                 )
             adapters.finish(model, name, before)
     finally:
         adapters.remove(model, name, before)
     rows = train.batch_size * (1 if train.surgery or not train.retain_weight else 2)
-    others, recording = _others(pipe, model, device, denoiser, performance.offload)
     # What does not grow with the rows, such as a table of positions, is there once.
     per_row = (two - one) // len(calls[0][sample_name(model)])
-    return Estimate(denoiser, adapter, max(0, 2 * one - two) + rows * per_row, others, recording)
+    return denoiser, adapter, max(0, 2 * one - two) + rows * per_row
 
 
 def _others(

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import cpu_offload
 from families import FAMILIES, Family
+from paired import errors
 from peft import LoraConfig
 
 from diffusers_fdu import FDUnlearner, adapters, load_unlearned, targets, weights
@@ -211,7 +212,7 @@ def readme_table() -> str:
     )
 
 
-def measured_table(found: dict[str, Measured]) -> str:
+def measured_table(found: dict[str, Measured], together: dict[str, float]) -> str:
     """What was measured."""
     header = (
         "Pipeline",
@@ -223,6 +224,7 @@ def measured_table(found: dict[str, Measured]) -> str:
         "Round trip error",
         "Stacks",
         "Offload error",
+        "2 processes error",
     )
     lines = []
     for key, one in found.items():
@@ -234,7 +236,9 @@ def measured_table(found: dict[str, Measured]) -> str:
             f"{one.round_trip:g}",
         ]
         stacks = "yes" if one.stacked else "NO"
-        lines.append((family.name, family.prediction, family.guidance, *numbers, stacks))
+        moved = f"{one.offloaded:.1g}" if family.streams else f"{one.offloaded:.1g} (model)"
+        own = (family.name, family.prediction, family.guidance)
+        lines.append((*own, *numbers, stacks, moved, f"{together[key]:.0e}"))
     return rows(header, lines)
 
 
@@ -251,7 +255,7 @@ def main() -> None:
     for key, family in FAMILIES.items():
         found[key] = measure(family)
         print(key, found[key], flush=True)
-    replace_block(ROOT / "docs" / "families.md", measured_table(found))
+    replace_block(ROOT / "docs" / "families.md", measured_table(found, errors(list(FAMILIES))))
     replace_block(ROOT / "README.md", readme_table())
 
 

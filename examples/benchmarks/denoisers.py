@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +109,40 @@ def denoiser(size: Size, device: str, dtype: torch.dtype) -> nn.Module:
     if size.unet is None:
         return build(FluxTransformer2DModel, {"guidance_embeds": True}, device, dtype)
     return build(UNet2DConditionModel, size.unet, device, dtype)
+
+
+def no_four_bit(device: str) -> str:
+    """Why there are no 4-bit weights here; empty where there are."""
+    if device != "cuda":
+        return "4-bit weights are for a GPU"
+    return "" if importlib.util.find_spec("bitsandbytes") else "bitsandbytes is not installed"
+
+
+def quantize(model: nn.Module) -> None:
+    """Put the weights of all linear layers into NF4, one by one."""
+    import bitsandbytes as bnb
+
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, nn.Linear):
+            continue
+        weight, bias = module.weight, module.bias
+        dtype = weight.dtype
+        made = bnb.nn.Linear4bit(
+            module.in_features,
+            module.out_features,
+            bias is not None,
+            compute_dtype=dtype,
+            quant_type="nf4",
+            device="meta",
+        )
+        made.weight = bnb.nn.Params4bit(
+            weight.data.cpu(), requires_grad=False, quant_type="nf4"
+        ).to(weight.device)
+        made.bias = bias
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, made)
+        del module, weight
+    model.is_loaded_in_4bit = True  # PEFT looks there
 
 
 def autoencoder(size: Size, device: str, dtype: torch.dtype) -> nn.Module:

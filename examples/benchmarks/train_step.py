@@ -4,10 +4,12 @@
 
 Ours is `train` on a replay buffer of random rows; the other is the usual loop (`usual_loop`).
 With a batch of B both put B rows to unlearn and B rows to retain through the student; the usual
-loop also asks its teacher about B rows, encodes 2 B pictures and 3 B captions. On a GPU ours keeps
-the base in bfloat16, and the usual loop its student in float32 under autocast and the rest in
-bfloat16; on the CPU all is float32. Every variant has a process of its own. Memory is what PyTorch
-had allocated at most on the device, on the CPU the process's resident memory at most.
+loop also asks its teacher about B rows, encodes 2 B pictures and 3 B captions. `low_vram` asks
+about the same rows one by one. On a GPU ours keeps the base in bfloat16, and the usual loop its
+student in float32 under autocast and the rest in bfloat16; on the CPU all is float32. With 4-bit
+the base's linear layers are NF4 of bitsandbytes. Every variant has a process of its own. Memory is
+what PyTorch had allocated at most on the device, on the CPU the process's resident memory at most.
+"estimate" is what `FDUnlearner.estimate` says of it, as a share.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ import torch
 import typer
 from diffusers import DDIMScheduler
 
-from diffusers_fdu import DivergenceLoss, Performance, TrainConfig, adapters
+from diffusers_fdu import DivergenceLoss, Performance, TrainConfig, adapters, memory
+from diffusers_fdu.config import DataConfig, Settings
 from diffusers_fdu.objective import Objective
 from diffusers_fdu.replay import ReplayBuffer
 from diffusers_fdu.sampling import Sampler
@@ -41,6 +44,9 @@ VARIANTS: dict[str, dict[str, bool]] = {
     "ours": {},
     "ours, gradient_checkpointing": {"gradient_checkpointing": True},
     "ours, compile": {"compile": True},
+    "ours, low_vram": {"low_vram": True},
+    "ours, 4-bit": {"four_bit": True},
+    "ours, 4-bit, low_vram": {"four_bit": True, "low_vram": True},
     "usual": {},
 }
 ROWS, WARMUP = 8, 2
@@ -56,26 +62,48 @@ def measure(name: str, variant: str, device: str, batch: int, steps: int) -> Row
     if variant == "usual":
         times, extra = _usual(size, device, dtype, batch, steps), 0.0
     else:
-        times, extra = _ours(size, device, dtype, batch, steps, VARIANTS[variant])
+        times, extra, estimate = _ours(size, device, dtype, batch, steps, VARIANTS[variant])
     step = statistics.median(times)
     found: Row = {"model": name, "variant": variant, "batch": batch, "step_s": step}
     found |= {"samples_s": 2 * batch / step, "extra_s": extra, "memory_gib": _peak(device)}
     if variant != "usual":
+        if device == "cuda":
+            found["estimate"] = estimate / 2**30 / found["memory_gib"]
         found["loss_share"] = _loss_seconds(size, device, dtype, batch) / step
     return found
 
 
 def _ours(
     size: Size, device: str, dtype: torch.dtype, batch: int, steps: int, options: dict[str, bool]
-) -> tuple[list[float], float]:
-    """Seconds of each step after warm-up, and what the first took beyond a step's."""
+) -> tuple[list[float], float, int]:
+    """Seconds of each step after warm-up, what the first took beyond, and estimated bytes."""
     model = denoisers.denoiser(size, device, dtype)
+    options = dict(options)
+    if options.pop("four_bit", False):
+        denoisers.quantize(model)
     config = TrainConfig(
-        steps=WARMUP + steps, batch_size=batch, learning_rate=1e-4, early_stop=0.0
+        steps=WARMUP + steps,
+        batch_size=batch,
+        learning_rate=1e-4,
+        early_stop=0.0,
+        target_modules=size.modules,
     )
+    settings = Settings(config, DataConfig(), Performance(**options))
+    if settings.performance.low_vram:
+        settings = memory.small(settings, model)
+    config, _, performance = settings
+    buffer = _buffer(size, dtype)
+    calls = [
+        buffer.calls(buffer.entries("unlearn")[:rows], torch.device(device), dtype)[0].inputs
+        for rows in (1, 2)
+    ]
+    estimate = sum(memory.measured(model, calls, settings))
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     lora = adapters.lora_config(model, config.rank, None, size.modules)
     parameters = adapters.attach(model, "benchmark", lora, 0)
-    sampler = Sampler(model, _buffer(size, dtype), batch, 0)
+    sampler = Sampler(model, buffer, config.batch_size, 0)
     objective = Objective(DivergenceLoss("kl", 1.0), [torch.ones(4, device=device)], 1.0)
     marks = [time.perf_counter()]
     train(
@@ -86,10 +114,10 @@ def _ours(
         config,
         lambda record: marks.append(time.perf_counter()),
         progress=False,
-        performance=Performance(**options),
+        performance=performance,
     )
     times = [b - a for a, b in zip(marks, marks[1:], strict=False)]
-    return times[WARMUP:], times[0] - statistics.median(times[WARMUP:])
+    return times[WARMUP:], times[0] - statistics.median(times[WARMUP:]), estimate
 
 
 def _buffer(size: Size, dtype: torch.dtype) -> ReplayBuffer:
@@ -181,7 +209,9 @@ def run(device: str, models: list[str], batch: int = 2, steps: int = 8) -> list[
                 continue
             row: Row = {"model": name, "variant": variant, "batch": batch}
             needed, free = needed_gib(name, variant, device), free_gib(device)
-            if needed > free:
+            if VARIANTS[variant].get("four_bit") and (reason := denoisers.no_four_bit(device)):
+                row["skipped"] = reason
+            elif needed > free:
                 row["skipped"] = f"needs about {needed:.0f} GiB, {free:.0f} are free"
             else:
                 row |= _apart(name, variant, device, batch, steps)
@@ -223,6 +253,7 @@ def table(rows: list[Row]) -> str:
         "memory_gib": ("GiB", ".2f"),
         "time_ratio": ("time / usual", ".2f"),
         "memory_ratio": ("memory / usual", ".2f"),
+        "estimate": ("estimate", ".2f"),
         "loss_share": ("loss's share", ".1%"),
         "break_even": ("compiling pays after", ""),
     }

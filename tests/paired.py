@@ -1,0 +1,77 @@
+"""Adapters of supported pipelines, trained by one process or by several together.
+
+    python tests/paired.py OUT KEY ...
+
+writes each family's adapter from the main process; a launcher starts the others.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from families import FAMILIES
+
+from diffusers_fdu import FDUnlearner
+
+TESTS = Path(__file__).parent
+LAUNCH = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
+ROWS = 4  # of each role in a step, over all processes
+Weights = dict[str, torch.Tensor]
+
+
+def trained(key: str, processes: int) -> Weights:
+    """One family's adapter after a few steps."""
+    family = FAMILIES[key]
+    kwargs = {**family.run, "num_inference_steps": 2, family.guided: 4.0}
+    worker = FDUnlearner(
+        family.build(),
+        kwargs,
+        False,
+        component="transformer_2" if key == "wan22" else None,
+        trajectories=12,
+        steps=3,
+        batch_size=ROWS // processes,
+        early_stop=0.0,
+        retain=["a tree", "a red house"],
+        data_parallel=processes > 1,
+    )
+    worker.unlearn("a snoopy", "a dog in a red house")
+    return {n: p.detach() for n, p in worker.model.named_parameters() if "lora_" in n}
+
+
+def errors(keys: Sequence[str]) -> dict[str, float]:
+    """Largest difference of weights between one process and two with half the rows each."""
+    paths = [str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "ACCELERATE_USE_CPU": "true"}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.pt"
+        command = [sys.executable, *LAUNCH, str(TESTS / "paired.py"), str(path), *keys]
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr[-3000:])
+        both = torch.load(path)
+    found = {}
+    for key in keys:
+        alone = trained(key, 1)
+        assert alone.keys() == both[key].keys()
+        found[key] = max((both[key][n] - p).abs().max().item() for n, p in alone.items())
+    return found
+
+
+def main(output: str, *keys: str) -> None:
+    """Of one process among several."""
+    torch.set_num_threads(1)
+    count = int(os.environ["WORLD_SIZE"])
+    found = {key: trained(key, count) for key in keys}
+    if os.environ["RANK"] == "0":
+        torch.save(found, Path(output))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
