@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -24,6 +25,9 @@ from .replay import ReplayBuffer
 from .sampling import Sampler
 from .train import Callback, StepRecord, train
 from .variational import VariationalLoss
+
+
+FARTHER = 2.0  # times the first distance, which one batch does not reach by chance
 
 
 class Trained(NamedTuple):
@@ -113,6 +117,13 @@ class Training:
                         checkpoints,
                     )
                 adapters.finish(model, name, before)
+        if history and history[-1].distance > FARTHER * objective.first:
+            warnings.warn(
+                "the target is farther from its anchor than before the training: lower "
+                f"learning_rate, which was {config.learning_rate:g}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
         return Trained(history, objective, config)
 
     def _prepare(self, buffer: ReplayBuffer) -> tuple[Sampler, Objective]:

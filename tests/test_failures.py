@@ -165,3 +165,8 @@ def test_a_file_in_the_folders_place(pipe, tmp_path) -> None:
     with pytest.raises(ValueError, match="cannot write"):
         worker.save(tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_a_training_that_goes_astray_says_so(pipe) -> None:
+    with pytest.warns(RuntimeWarning, match="farther from its anchor .* lower learning_rate"):
+        unlearner(pipe, init="lora", learning_rate=30.0).unlearn("dog", "cat", f="kl")
