@@ -14,7 +14,7 @@ demo: .venv/installed
 	$(BIN)/diffusers-fdu demo --output-dir runs/demo
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .

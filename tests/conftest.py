@@ -9,6 +9,9 @@ import shutil
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one core for each worker
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 from diffusers import (
