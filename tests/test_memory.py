@@ -138,6 +138,24 @@ def test_an_estimate_leaves_the_pipe_as_it_was(pipe, kind) -> None:
     assert found.activations > 0 and found.adapter > 0
 
 
+def test_streamed_weights_stay_unless_gradients_are_checkpointed() -> None:
+    """Autograd holds on to what a layer's gradient needs, and so to weights brought for it."""
+
+    def kept(streams: bool, **options) -> int:
+        family = FAMILIES["sdxl"]
+        pipe = family.build()
+        if streams:
+            cpu_offload(pipe.unet, torch.device("cpu"))
+        return FDUnlearner(pipe, family.run, False, batch_size=1, **options).estimate().activations
+
+    whole = weight_bytes(FAMILIES["sdxl"].build().unet)
+    more = [
+        kept(True, gradient_checkpointing=on) - kept(False, gradient_checkpointing=on)
+        for on in (False, True)
+    ]
+    assert more[0] > whole / 2 and 0 <= more[1] < whole / 5
+
+
 def test_weights_are_counted_as_they_are_stored() -> None:
     module = torch.nn.Linear(8, 4).to(torch.bfloat16)
     assert weight_bytes(module) == 2 * (8 * 4 + 4)

@@ -67,7 +67,7 @@ def test_only_frozen_layers_are_streamed(pipe) -> None:
 
 
 @pytest.mark.parametrize("kind", ["model", "sequential"])
-@pytest.mark.parametrize("options", [{}, {"surgery": True}, {"retain_from": "mined"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"surgery": True, "retain_from": "mined"}, {"low_vram": True, "steps": 3}], ids=str)
 def test_training_is_the_same(pipe, kind, options, tmp_path) -> None:
     from conftest import build_tiny_pipe
 
