@@ -41,15 +41,26 @@ def is_streamed(model: nn.Module) -> bool:
     return any(p.is_meta for p in model.parameters())
 
 
+def compute_dtype(model: nn.Module) -> torch.dtype:
+    """In which dtype a model computes: what it says itself, or that of its first floating weight.
+
+    Some weights may be kept in float32, and quantised ones be integers.
+    """
+    own = getattr(model, "dtype", None)
+    if isinstance(own, torch.dtype) and own.is_floating_point:
+        return own
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
 def placement(model: nn.Module) -> Placement:
     """Where a model runs: where its hooks take it, or where it is."""
-    parameter = next(p for p in model.parameters() if p.is_floating_point())
+    dtype = compute_dtype(model)
     for module in model.modules():
         for hook in _hooks(module):
             device = getattr(hook, "execution_device", None)
             if device is not None:
-                return Placement(torch.device(device), parameter.dtype)
-    return Placement(parameter.device, parameter.dtype)
+                return Placement(torch.device(device), dtype)
+    return Placement(next(model.parameters()).device, dtype)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ ALLOWED = {
     "concepts": {"words"},
     "retain": {"concepts", "words"},
     "targets": set(),
-    "adapters": {"targets"},
+    "adapters": {"offload", "targets"},
     "weights": {"adapters", "denoiser", "offload"},
     "denoiser": set(),
     "offload": set(),
