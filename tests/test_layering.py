@@ -48,6 +48,7 @@ ALLOWED = {
     "variational": {"conjugates", "processes"},
     "objective": {"answers", "loss", "sampling", "variational"},
     "surgery": set(),
+    "gradients": set(),
     "mining": {"adapters", "answers", "replay"},
     "recipe": {""},
     "performance": {"offload"},
@@ -57,6 +58,7 @@ ALLOWED = {
     "train": {
         "checkpoint",
         "config",
+        "gradients",
         "mining",
         "objective",
         "performance",
