@@ -41,6 +41,22 @@ def is_streamed(model: nn.Module) -> bool:
     return any(p.is_meta for p in model.parameters())
 
 
+def check_streamed(model: nn.Module) -> None:
+    """Refuse a streamed denoiser whose weights lose something when hooks are taken off and put on.
+
+    Raises:
+        ValueError: if its weights are of a class of their own, such as those of bitsandbytes, that
+            keeps scales beside the tensor.
+    """
+    kinds = {type(p) for p in model.parameters()} - {nn.Parameter}
+    kinds = {kind for kind in kinds if issubclass(kind, nn.Parameter)}
+    if kinds and is_streamed(model):
+        raise ValueError(
+            f"sequential CPU offload loses the scales of {min(k.__name__ for k in kinds)}: use "
+            "enable_model_cpu_offload"
+        )
+
+
 def compute_dtype(model: nn.Module) -> torch.dtype:
     """In which dtype a model computes: what it says itself, or that of its first floating weight.
 
@@ -69,7 +85,11 @@ def onloaded(model: nn.Module) -> Iterator[None]:
 
     A model that is moved as a whole is moved to where it runs. One that is streamed is on the CPU
     in between: see `streamed`.
+
+    Raises:
+        ValueError: see `check_streamed`.
     """
+    check_streamed(model)
     device, hooks = placement(model).device, _hooks(model)
     if any(isinstance(hook, CpuOffload) for hook in hooks):
         model.to(device)
