@@ -15,6 +15,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from .offload import compute_dtype
 from .targets import target_modules
 
 NAMED = 3  # targets in the name of an adapter
@@ -184,16 +185,8 @@ def finish(model: nn.Module, adapter_name: str, before: AdapterState) -> None:
     for parameter in adapter_parameters(model, adapter_name):
         parameter.requires_grad_(False)
         parameter.grad = None
-        parameter.data = parameter.data.to(_dtype(model))
+        parameter.data = parameter.data.to(compute_dtype(model))
     restore_flags(model, before)
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    """Of the model's own weights; quantised ones say what they compute in."""
-    dtype = getattr(model, "dtype", None)
-    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
-        return dtype
-    return torch.float32
 
 
 def remove(model: nn.Module, adapter_name: str, before: AdapterState) -> None:

@@ -46,15 +46,42 @@ def is_offloaded(model: nn.Module) -> bool:
     return any(isinstance(hook, CpuOffload) for hook in _hooks(model))
 
 
+def check_streamed(model: nn.Module) -> None:
+    """Refuse a streamed denoiser whose weights lose something when hooks are taken off and put on.
+
+    Raises:
+        ValueError: if its weights are of a class of their own, such as those of bitsandbytes, that
+            keeps scales beside the tensor.
+    """
+    kinds = {type(p) for p in model.parameters()} - {nn.Parameter}
+    kinds = {kind for kind in kinds if issubclass(kind, nn.Parameter)}
+    if kinds and is_streamed(model):
+        raise ValueError(
+            f"sequential CPU offload loses the scales of {min(k.__name__ for k in kinds)}: use "
+            "enable_model_cpu_offload"
+        )
+
+
+def compute_dtype(model: nn.Module) -> torch.dtype:
+    """In which dtype a model computes: what it says itself, or that of its first floating weight.
+
+    Some weights may be kept in float32, and quantised ones be integers.
+    """
+    own = getattr(model, "dtype", None)
+    if isinstance(own, torch.dtype) and own.is_floating_point:
+        return own
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
 def placement(model: nn.Module) -> Placement:
     """Where a model runs: where its hooks take it, or where it is."""
-    parameter = next(p for p in model.parameters() if p.is_floating_point())
+    dtype = compute_dtype(model)
     for module in model.modules():
         for hook in _hooks(module):
             device = getattr(hook, "execution_device", None)
             if device is not None:
-                return Placement(torch.device(device), parameter.dtype)
-    return Placement(parameter.device, parameter.dtype)
+                return Placement(torch.device(device), dtype)
+    return Placement(next(model.parameters()).device, dtype)
 
 
 @contextmanager
@@ -63,7 +90,11 @@ def onloaded(model: nn.Module) -> Iterator[None]:
 
     A model that is moved as a whole is moved to where it runs. One that is streamed is on the CPU
     in between: see `streamed`.
+
+    Raises:
+        ValueError: see `check_streamed`.
     """
+    check_streamed(model)
     device = placement(model).device
     if is_offloaded(model):
         model.to(device)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .offload import placement
+from .offload import check_streamed, placement
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ class Performance:
         """Refuse what this denoiser cannot do, before anything is recorded.
 
         Raises:
-            ValueError: if it has no gradient checkpointing.
+            ValueError: if it has no gradient checkpointing, and see `check_streamed`.
         """
+        check_streamed(model)
         if self.gradient_checkpointing and not getattr(
             model, "_supports_gradient_checkpointing", False
         ):

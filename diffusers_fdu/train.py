@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from .checkpoint import Checkpoints
 from .config import TrainConfig
+from .gradients import check_depends, warn_if_left_out
 from .mining import Miner
 from .objective import Objective, answer_batch
 from .performance import (
@@ -254,7 +255,10 @@ class _Loop:
         return record, batch
 
     def _backward(self, value: Tensor) -> None:
+        check_depends(value)
         self.scaler.scale(value / self.config.gradient_accumulation_steps).backward()
+        if not self.history:
+            warn_if_left_out(self.parameters)
 
     def _together(self, batch: Batch, kept: list[list[Tensor]]) -> Tensor:
         """Gradients of the whole objective, in one pass."""

@@ -26,7 +26,6 @@ from .sampling import Sampler
 from .train import Callback, StepRecord, train
 from .variational import VariationalLoss
 
-
 FARTHER = 2.0  # times the first distance, which one batch does not reach by chance
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from accelerate import cpu_offload
+from families import FAMILIES
 from tiny import add_other_adapter, unlearner
 
+from diffusers_fdu import FDUnlearner
 from diffusers_fdu.offload import is_streamed, onloaded, placement, streamed
 
 CPU = torch.device("cpu")
@@ -45,6 +47,20 @@ def test_the_hooks_are_as_before(pipe, kind) -> None:
     assert torch.equal(latents(pipe), drawn)
 
 
+def test_weights_kept_in_float32_do_not_say_the_dtype(tmp_path) -> None:
+    """Those of Wan come first, and its other layers refuse float32."""
+    family = FAMILIES["wan"]
+    made = family.build()
+    made.transformer.save_pretrained(tmp_path)
+    model = type(made.transformer).from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    made.transformer = model
+    made.text_encoder.to(torch.bfloat16)
+    assert next(model.parameters()).dtype == torch.float32
+    assert placement(model).dtype == torch.bfloat16
+    kwargs = {**family.run, "num_inference_steps": 2}
+    FDUnlearner(made, kwargs, False, steps=1, trajectories=1, batch_size=1).unlearn("dog", "cat")
+
+
 def test_only_frozen_layers_are_streamed(pipe) -> None:
     """A trained layer keeps its weights, a frozen one has them for its own call alone."""
     model = pipe.unet.requires_grad_(False)
@@ -67,7 +83,11 @@ def test_only_frozen_layers_are_streamed(pipe) -> None:
 
 
 @pytest.mark.parametrize("kind", ["model", "sequential"])
-@pytest.mark.parametrize("options", [{}, {"surgery": True, "retain_from": "mined"}, {"low_vram": True, "steps": 3}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"surgery": True, "retain_from": "mined"}, {"low_vram": True, "steps": 3}],
+    ids=str,
+)
 def test_training_is_the_same(pipe, kind, options, tmp_path) -> None:
     from conftest import build_tiny_pipe
 

@@ -1,0 +1,36 @@
+"""Whether gradients reach an adapter through the frozen layers after it.
+
+Some kernels, those of quantised layers above all, compute without gradients. Weights in front of
+such a layer would stay as they are, without a word.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+REASON = "frozen layers after it compute without gradients, as kernels made for inference do"
+
+
+def check_depends(value: Tensor) -> None:
+    """Refuse a loss that no weight has a part in.
+
+    Raises:
+        RuntimeError: if it has no gradient.
+    """
+    if not value.requires_grad:
+        raise RuntimeError(f"no gradient reaches the adapter: {REASON}")
+
+
+def warn_if_left_out(parameters: Sequence[nn.Parameter]) -> None:
+    """Say, as a RuntimeWarning, how many weights got no gradient."""
+    missing = sum(p.grad is None for p in parameters)
+    if missing:
+        warnings.warn(
+            f"no gradient reaches {missing} of the adapter's {len(parameters)} weights, which "
+            f"stay as they are: {REASON}, or the denoiser does not use them",
+            RuntimeWarning,
+            stacklevel=2,
+        )
