@@ -16,6 +16,7 @@ from torch import Tensor
 from diffusers_fdu import FDUnlearner, load_unlearned
 from diffusers_fdu.adapters import tuner_layers
 from diffusers_fdu.answers import ask
+from diffusers_fdu.memory import weight_bytes
 from diffusers_fdu.offload import onloaded
 from diffusers_fdu.replay import ReplayBuffer
 from diffusers_fdu.weights import has_loader
@@ -210,3 +211,10 @@ def test_trains_on_cuda(backend, tmp_path) -> None:
     made.unlearn(TARGET, ANCHOR)
     assert made.history[-1].distance < 0.6 * made.history[0].distance
     assert_same(kept(model), before)
+
+
+def test_weights_are_counted_as_they_are_stored(case) -> None:
+    """Up to scales that are kept beside a tensor."""
+    stored = sum(part.nbytes for parts in case.kept.values() for part in parts)
+    adapter = sum(p.nbytes for n, p in case.model.named_parameters() if "lora_" in n)
+    assert 0.5 * stored < weight_bytes(case.model) - adapter <= stored
