@@ -23,6 +23,7 @@ from .concepts import Anchor, Concept, Target, concepts
 from .config import TrainConfig, settings
 from .conjugates import conjugate
 from .divergences import divergence
+from .identity import function_name, pipe_facts
 from .recipe import as_json, writable_folder
 from .replay import ReplayBuffer
 from .unlearner import FDUnlearner
@@ -195,12 +196,9 @@ def _key(
         "concepts": [vars(concept) for concept in found],
         "options": [vars(worker.config), vars(worker.data), vars(worker.performance)],
         "pipeline_kwargs": worker.pipeline_kwargs,
-        "pipe": type(worker.pipe).__name__,
-        "scheduler": dict(getattr(worker.pipe.scheduler, "config", {})),
-        "weights": _fingerprint(worker),
-        "adapters": adapters.strengths(worker.model, adapters.snapshot(worker.model).active),
+        **pipe_facts(worker.pipe),
         "strengths": list(strengths),
-        "measure": "predictions" if measure is None else _name(measure),
+        "measure": "predictions" if measure is None else function_name(measure),
     }
     return as_json(parts)
 
@@ -210,32 +208,7 @@ def _check_names(worker: FDUnlearner, measure: Measure | None) -> None:
     weightings = (worker.data.timestep_sampling, worker.data.timestep_weights)
     for function in (measure, *weightings):
         if callable(function):
-            _name(function)
-
-
-def _name(function: Any) -> str:
-    """What a cache knows a function by."""
-    name = getattr(function, "cache_key", None)
-    if name is None:
-        name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '<')}"
-        if "<" in name:
-            raise ValueError(
-                f"a cache cannot tell {function!r} from others: give it an attribute cache_key, a "
-                "text that changes with what it does"
-            )
-    return str(name)
-
-
-@torch.no_grad()
-def _fingerprint(worker: FDUnlearner) -> str:
-    """Of the dtype and the weights of everything in the pipe."""
-    digest = hashlib.sha256()
-    for name, part in sorted(worker.pipe.components.items()):
-        if isinstance(part, torch.nn.Module):
-            for key, value in part.state_dict().items():
-                total = value.double().sum() if value.dtype != torch.bool else value.sum()
-                digest.update(f"{name}.{key}:{value.dtype}:{total.item():.17g}\n".encode())
-    return digest.hexdigest()
+            function_name(function)
 
 
 class _Store:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .clock import Clock
 from .concepts import Pair
 from .denoiser import sample_name, timestep_name
-from .layout import Layout, close, same
+from .layout import Layout, close, on_cpu, same
 from .recorder import Call, Recorder, entry
 from .renoise import Clean, latents_like
 from .replay import Entry, Leaves, ReplayBuffer
@@ -128,8 +128,8 @@ class _Batch:
             inputs, prediction = call.inputs, call.prediction
             assert prediction is not None  # only a stopped call has none
             state, constants = self._split(inputs, len(prediction))
-            times.append(state[self.time][0])
-            self.buffer.constants.update(constants)
+            times.append(state[self.time][0].cpu())
+            self.buffer.keep_constants(constants)
             for start in range(0, len(prediction), len(runs)):
                 block = slice(start, start + len(runs))
                 key = {name: value[block] for name, value in state.items()}
@@ -169,13 +169,8 @@ class _Batch:
                 state[name] = value.expand(rows).clone()
             elif name in self.layout.rows:
                 state[name] = value
-            elif same(value, self.buffer.constants.get(name, value)):
-                constants[name] = value
             else:
-                raise ValueError(
-                    f"cannot record this pipeline: its denoiser's argument {name} changes from "
-                    "call to call and does not have an entry for each prompt"
-                )
+                constants[name] = on_cpu(value)
         return state, constants
 
     def _states(self, key: Leaves, size: int) -> list[int]:
@@ -212,7 +207,7 @@ class _Batch:
     def _pictures(self, key: Leaves, texts: Leaves) -> None:
         """Keep what was drawn, to be noised anew."""
         for i, (prompt, pair) in enumerate(self.runs):
-            state = {name: value[i] for name, value in key.items()}
+            state = {name: on_cpu(value[i]) for name, value in key.items()}
             own = self._own(prompt, texts, i)
             if pair is None:
                 self.drawn.clean.append(Clean(state, own, None, 0, None))

@@ -90,6 +90,15 @@ def close(a: Any, b: Any) -> bool:
     return bool((a - b).float().norm() <= CLOSE * b.float().norm())
 
 
+def on_cpu(value: Any) -> Any:
+    """A value with its tensors on the CPU."""
+    if torch.is_tensor(value):
+        return value.cpu()
+    if isinstance(value, list | tuple):
+        return type(value)(map(on_cpu, value))
+    return value
+
+
 def cloned(value: Any) -> Any:
     """A copy that no later step of the pipeline changes."""
     if torch.is_tensor(value):

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import adapters
 from .config import Settings
 from .denoiser import predicted, sample_name
+from .identity import plain_tensors
 from .offload import is_offloaded, is_streamed, onloaded, placement, streamed
 from .performance import can_set_aside, checkpointed, precision
 from .recorder import Recorder, untouched
@@ -179,14 +179,7 @@ def _others(
 def weight_bytes(module: nn.Module, recurse: bool = True) -> int:
     """Bytes of a module's weights as they are stored, quantised or not."""
     tensors = (*module.parameters(recurse), *module.buffers(recurse))
-    return sum(_tensor_bytes(tensor) for tensor in tensors)
-
-
-def _tensor_bytes(tensor: Tensor) -> int:
-    value: Any = tensor.data
-    if is_traceable_wrapper_subclass(value):
-        return sum(_tensor_bytes(getattr(value, name)) for name in value.__tensor_flatten__()[0])
-    return value.numel() * value.element_size()
+    return sum(part.numel() * part.element_size() for t in tensors for part in plain_tensors(t))
 
 
 def _activations(model: nn.Module, inputs: dict[str, Any], checkpoints: bool) -> int:

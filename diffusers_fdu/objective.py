@@ -52,7 +52,7 @@ class Objective:
         retain_weight: float,
         critic: VariationalLoss | None = None,
     ) -> None:
-        self.critic, self._weight = critic, retain_weight
+        self.critic, self._weight, self.distances = critic, retain_weight, list(distances)
         self.sigmas = [
             calibrated(d) if loss.sigma == "auto" else float(loss.sigma) for d in distances
         ]
@@ -152,11 +152,14 @@ class Objective:
         self._force = (pull / slope.clamp(min=tiny)).clamp(max=STRONGEST).item()
 
     def state(self) -> dict[str, Any]:
-        """Of the critic, for a checkpoint; empty without one."""
-        return {} if self.critic is None else {**self.critic.state(), "force": self._force}
+        """What it was made with and has learnt since, for a checkpoint."""
+        made = {"distances": self.distances}
+        if self.critic is None:
+            return made
+        return {**made, **self.critic.state(), "force": self._force}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on as from that state."""
+        """Go on as from that state, of an objective made with the same distances."""
         if self.critic is not None:
             self.critic.restore(state)
             self._force = state["force"]

@@ -12,7 +12,13 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast, gather_object, parse_flag_from_env, reduce
+from accelerate.utils import (
+    broadcast,
+    gather_object,
+    parse_flag_from_env,
+    reduce,
+    wait_for_everyone,
+)
 from torch import Tensor
 
 
@@ -52,6 +58,24 @@ class Processes:
     def gather(self, items: Sequence[Any]) -> list[Any]:
         """What all have, in the order of their ranks."""
         return list(items) if self.count == 1 else gather_object(list(items))
+
+    def check_same(self, what: str, value: Any) -> None:
+        """Refuse to go on if processes do not have the same.
+
+        Raises:
+            ValueError: on every process.
+        """
+        found = self.gather([value])
+        if any(other != found[0] for other in found):
+            raise ValueError(
+                f"processes differ in {what}: {', '.join(map(str, found))}; all of them need to "
+                "see the same files"
+            )
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.count > 1:
+            wait_for_everyone()
 
     @torch.no_grad()
     def mean_(self, tensors: Sequence[Tensor]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import numbers
+import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -12,6 +14,9 @@ from typing import Any
 import diffusers
 import peft
 import torch
+
+RECIPE_NAME = "recipe.json"
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def describe(
@@ -50,9 +55,9 @@ def describe(
 
 def write(recipe: dict[str, Any], folder: Path) -> None:
     """Write `recipe.json`, whole or not at all."""
-    temporary = folder / "recipe.json.tmp"
+    temporary = folder / f"{RECIPE_NAME}.tmp"
     temporary.write_text(json.dumps(recipe, indent=2) + "\n")
-    temporary.replace(folder / "recipe.json")
+    temporary.replace(folder / RECIPE_NAME)
 
 
 def writable_folder(directory: str | Path) -> Path:
@@ -64,9 +69,8 @@ def writable_folder(directory: str | Path) -> Path:
     folder = Path(directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".fdu-write-test"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise ValueError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from error
     return folder
@@ -84,4 +88,7 @@ def as_json(value: Any) -> Any:
         return int(value)
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         return float(value)
-    return value if isinstance(value, str | bool | None) else repr(value)
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    # Where something is in memory says nothing about it.
+    return value if isinstance(value, str | bool | None) else ADDRESS.sub("", repr(value))

@@ -130,10 +130,13 @@ class Recorder:
         for name in OWN:
             if name in self.kwargs:
                 raise ValueError(f"pipeline_kwargs may not hold {name!r}: recording sets it")
+        for name, value in self.kwargs.items():
+            if name.startswith("negative_prompt") and isinstance(value, list):
+                raise ValueError(f"{name} must be one text for all prompts, got {value!r}")
         self.has_negative = any(
             name.startswith("negative_prompt") and bool(value)
             for name, value in self.kwargs.items()
-            if isinstance(value, str | list)
+            if isinstance(value, str)
         )
         parameters = inspect.signature(pipe.__call__).parameters
         self._guidance = [name for name in GUIDANCE if name in parameters]

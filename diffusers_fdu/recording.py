@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from . import adapters
 from .concepts import Concept
 from .config import DataConfig
+from .denoiser import denoiser_names
+from .identity import active_strengths
 from .processes import Processes
 from .recipe import as_json
 from .recorder import Recorder
@@ -90,8 +91,7 @@ class Recording:
     def about(self) -> dict[str, Any]:
         """Everything that the buffer depends on besides the pipe's weights, as JSON types."""
         names = ("trajectories", "retain", "retain_from", "states", "record_batch")
-        model = Recorder(self.pipe, component=self.component).model
-        active = adapters.snapshot(model).active
+        models = {name: getattr(self.pipe, name) for name in denoiser_names(self.pipe)}
         return as_json(
             {
                 "concepts": [vars(concept) for concept in self.concepts],
@@ -99,7 +99,7 @@ class Recording:
                 "retains": self.retains,
                 "component": self.component,
                 "pipeline_kwargs": self.pipeline_kwargs,
-                "active_adapters": adapters.strengths(model, active),
+                "active_adapters": {n: active_strengths(m) for n, m in models.items()},
                 **{name: getattr(self.data, name) for name in names},
             }
         )

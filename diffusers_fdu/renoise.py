@@ -40,7 +40,12 @@ class Clean(NamedTuple):
 
 
 def noised(
-    state: Leaves, name: str, scheduler: Any, generator: torch.Generator, clock: Clock
+    state: Leaves,
+    name: str,
+    scheduler: Any,
+    generator: torch.Generator,
+    clock: Clock,
+    span: tuple[float, float] | None = None,
 ) -> Leaves:
     """One picture at a random timestep.
 
@@ -50,15 +55,17 @@ def noised(
         scheduler: says how much noise there is at a timestep.
         generator: of timestep and noise, on the CPU.
         clock: how the denoiser is told the time.
+        span: of the scheduler's times; None: all.
 
     Raises:
         ValueError: see `noise_levels`.
     """
-    length = scheduler.config.num_train_timesteps
+    low, high = span or (0.0, float(scheduler.config.num_train_timesteps))
     if is_flow(scheduler):
-        t = torch.rand(1, generator=generator, dtype=torch.float64) * length
+        t = low + torch.rand(1, generator=generator, dtype=torch.float64) * (high - low)
     else:
-        t = torch.randint(length, (1,), generator=generator).double()
+        ends = int(low), max(int(high), int(low) + 1)
+        t = torch.randint(*ends, (1,), generator=generator).double()
     signal, noise = (level.item() for level in noise_levels(scheduler, t))
     x = state[name].detach().cpu().float()
     eps = torch.randn(x.shape, generator=generator)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .clock import Clock
+from .layout import same
 
 Role = Literal["unlearn", "retain", "mined"]
 Row = tuple[Role, int]
@@ -165,6 +166,19 @@ class ReplayBuffer:
         """Join a state, a text and a prediction into a row to train on."""
         self._rows[role].append(Entry(state, text, prediction, concept))
 
+    def keep_constants(self, constants: Mapping[str, Any]) -> None:
+        """Keep arguments that are the same in every call.
+
+        Raises:
+            ValueError: if one is not.
+        """
+        for name, value in constants.items():
+            if not same(value, self.constants.setdefault(name, value)):
+                raise ValueError(
+                    f"cannot record this pipeline: its denoiser's argument {name} changes from "
+                    "call to call and does not have an entry for each prompt"
+                )
+
     def absorb(self, other: ReplayBuffer) -> Moved:
         """Append all of another recording of the same pipe; returns where its parts are now."""
         states = max((len(values) for values in self._states.values()), default=0)
@@ -180,7 +194,7 @@ class ReplayBuffer:
         self._predictions += other._predictions
         for role, rows in other._rows.items():
             self._rows[role] += [moved.entry(row) for row in rows]
-        self.constants.update(other.constants)
+        self.keep_constants(other.constants)
         return moved
 
     def state(self) -> dict[str, Any]:
@@ -315,6 +329,6 @@ def _given(value: Any, device: torch.device, floating: torch.dtype | None) -> An
 
 def _sent(value: Tensor, device: torch.device) -> Tensor:
     """On a device; through pinned memory, so that the copy does not wait for running kernels."""
-    if device.type != "cuda":
+    if device.type != "cuda" or value.device.type != "cpu":
         return value.to(device)
     return value.pin_memory().to(device, non_blocking=True)

@@ -125,7 +125,7 @@ def train(
         compiled(model, performance.compile, trial),
     ):
         loop = _Loop(model, parameters, sampler, objective, config, performance, refresh)
-        state = checkpoints.load() if checkpoints is not None else None
+        state = checkpoints.state if checkpoints is not None else None
         if state is not None:
             loop.restore(state)
             first = sampler()

@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import torch
 from peft import LoraConfig
 from torch import nn
 
@@ -15,12 +16,14 @@ from .closed_form import closed_form_start
 from .config import Settings, TrainConfig
 from .conjugates import CONJUGATES, Conjugate, conjugate
 from .divergences import Divergence, Generator
+from .identity import function_name, pipe_facts
 from .loss import DivergenceLoss
 from .mining import Miner
 from .objective import Objective, initial_distances
 from .offload import is_streamed, onloaded, placement, streamed
 from .performance import set_aside
 from .processes import Processes
+from .recipe import as_json
 from .replay import ReplayBuffer
 from .sampling import Sampler
 from .train import Callback, StepRecord, train
@@ -65,6 +68,34 @@ class Training:
     loss: DivergenceLoss
     critic: Conjugate | None
 
+    def about(self) -> dict[str, Any]:
+        """What the result depends on besides what is recorded, as JSON types.
+
+        Raises:
+            ValueError: if a function is among it that has no name of its own.
+        """
+        config, data, performance = self.settings
+        given = {n: getattr(data, n) for n in ("timestep_sampling", "timestep_weights")}
+        named = {n: function_name(v) if callable(v) else v for n, v in given.items()}
+        machine = {n: getattr(performance, n) for n in ("mixed_precision", "optimizer")}
+        # Functions of the user's own may share a name: some of their values tell them apart.
+        at = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
+        shape = {"profile": self.loss.divergence.phi(at).tolist()}
+        if self.critic is not None:
+            bound = self.critic.bound(at, at)
+            shape["bound"] = torch.stack([value.detach() for value in bound]).tolist()
+        return as_json(
+            {
+                "f": f_name(self.loss, self.critic),
+                **shape,
+                **named,
+                **machine,
+                **pipe_facts(self.pipe),
+                "config": config,
+                "processes": self.processes.count,
+            }
+        )
+
     def run(
         self,
         buffer: ReplayBuffer,
@@ -92,7 +123,8 @@ class Training:
         model, config, performance = self.model, self.settings.train, self.settings.performance
         device, streams = placement(model).device, is_streamed(model)
         with set_aside(self.pipe, model, performance.offload):
-            sampler, objective = self._prepare(buffer)
+            state = checkpoints.state if checkpoints is not None else None
+            sampler, objective = self._prepare(buffer, state)
             buffer.clear("mined")  # an earlier training's
             miner = None
             if buffer.candidates:
@@ -125,7 +157,9 @@ class Training:
             )
         return Trained(history, objective, config)
 
-    def _prepare(self, buffer: ReplayBuffer) -> tuple[Sampler, Objective]:
+    def _prepare(
+        self, buffer: ReplayBuffer, state: dict[str, Any] | None
+    ) -> tuple[Sampler, Objective]:
         """What draws the batches, and what is minimised on them; no new adapter is there yet."""
         config, data, _ = self.settings
         sampler = Sampler(
@@ -141,7 +175,13 @@ class Training:
             processes=self.processes,
         )
         size = 2 * config.batch_size  # as many rows as training calls with
-        distances = initial_distances(self.model, sampler, self.loss, size)
+        if state is None:
+            distances = initial_distances(self.model, sampler, self.loss, size)
+            for distance in distances:  # the last bits may differ between devices
+                self.processes.agree_([distance])
+        else:
+            device = placement(self.model).device
+            distances = [distance.to(device) for distance in state["objective"]["distances"]]
         estimator = None
         if self.critic is not None:
             shape = buffer.predictions(buffer.entries("unlearn")[:1]).shape[1:]

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from .answers import ask, guided
 from .clock import find_clock
 from .concepts import Pair
+from .denoiser import denoiser_names
 from .drawing import OTHER_EVERY, Drawing, Guided, Run, States
 from .processes import Processes
 from .recorder import Recorder, untouched
@@ -174,10 +175,14 @@ class _Recording:
         scheduler = self.recorder.pipe.scheduler
         generator = torch.Generator().manual_seed(self.recorder.seed)
         name, clock = self.drawing.sample, self.buffer.clock
+        # Of several denoisers each has its own part of the times.
+        is_alone = len(denoiser_names(self.recorder.pipe)) == 1
+        times = [clock.read(time).item() for ends in self.drawn.times for time in ends]
+        span = None if is_alone else (min(times), max(times))
         rows: list[tuple[Clean | None, Entry]] = []
         for i in range(COPIES * len(self.drawn.clean)):
             clean = self.drawn.clean[i % len(self.drawn.clean)]
-            state = noised(clean.state, name, scheduler, generator, clock)
+            state = noised(clean.state, name, scheduler, generator, clock, span)
             entry = Entry(self.buffer.add_state(state), clean.own, -1, clean.concept)
             if clean.guidance is not None:
                 self.drawn.guided.append(Guided(entry, clean.guidance))

@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig
 
 from . import adapters, memory, recipe, weights
-from .checkpoint import Checkpoints
+from .checkpoint import Checkpoints, folder_of
 from .choice import Compared, Preference, choose
 from .concepts import Anchor, Concept, Target, concepts
 from .config import RATE_TIMES_WIDTH, Settings, TrainConfig, settings
@@ -154,18 +154,21 @@ class FDUnlearner:
             checkpoint_dir: where the training's state is kept; None: nowhere.
             checkpoint_every: steps between two checkpoints; the last two stay.
             resume_from_checkpoint: True: go on from the last checkpoint, or begin if there is
-                none; a path: from that one. The result is that of an uninterrupted training.
+                none; a file: from that one; a folder: from its last. The result is that of an
+                uninterrupted training. False: begin anew; what is in the folder goes.
 
         Returns:
             The same pipe, the adapter loaded and active beside those that were.
 
         Raises:
             ValueError: for a bad target, anchor, divergence or name, and for prompts longer
-                than the tokenizer takes; for a damaged checkpoint, or one of another training.
+                than the tokenizer takes; for a missing or damaged checkpoint, or one of another
+                training.
             FloatingPointError: if the loss is not finite.
 
         Whatever is raised, Ctrl-C included, the pipe is left as it was.
         """
+        checkpoint_dir = folder_of(checkpoint_dir, resume_from_checkpoint)
         found = concepts(target, anchor)
         lora = adapters.lora_config(
             self.model, self.config.rank, self.config.alpha, self.config.target_modules
@@ -187,25 +190,22 @@ class FDUnlearner:
             self.model.eval()
             with torch.inference_mode(False), torch.enable_grad():
                 recording = self._recording(found)
+                settings = Settings(config, self.data, self.performance)
+                training = Training(
+                    self.pipe, self.model, settings, self.processes, self.progress, loss, critic
+                )
                 checkpoints = None
                 if checkpoint_dir is not None:
-                    shown = f_name(loss, critic)
-                    about = {**recording.about(), "f": shown, "config": recipe.as_json(config)}
-                    writes = self.processes.is_main
                     checkpoints = Checkpoints(
-                        checkpoint_dir, checkpoint_every, about, resume_from_checkpoint, writes
+                        checkpoint_dir,
+                        checkpoint_every,
+                        {**recording.about(), **training.about()},
+                        resume_from_checkpoint,
+                        self.processes.is_main,
                     )
+                    self.processes.check_same("the checkpoint's step", checkpoints.step)
                 buffer = self._recorded(recording, buffer, checkpoints)
                 recorded = time.monotonic()
-                training = Training(
-                    self.pipe,
-                    self.model,
-                    Settings(config, self.data, self.performance),
-                    self.processes,
-                    self.progress,
-                    loss,
-                    critic,
-                )
                 history, objective, config = training.run(
                     buffer, name, lora, before, callback, checkpoints
                 )
@@ -243,14 +243,19 @@ class FDUnlearner:
         self, recording: Recording, buffer: ReplayBuffer | None, checkpoints: Checkpoints | None
     ) -> ReplayBuffer:
         """What was recorded: given, kept by a training that is gone on with, or recorded now."""
+        new = None
         if buffer is not None:
-            return recording.check(buffer)
-        kept = checkpoints.recorded() if checkpoints is not None else None
-        if kept is not None:
-            return ReplayBuffer.from_state(kept)
-        buffer = recording.run(self.progress)
+            buffer = recording.check(buffer)
+        else:
+            kept = checkpoints.recorded() if checkpoints is not None else None
+            # Either all processes have it, or all record.
+            if all(self.processes.gather([kept is not None])) and kept is not None:
+                buffer = ReplayBuffer.from_state(kept)
+            else:
+                buffer = recording.run(self.progress)
+                new = buffer.state()
         if checkpoints is not None:
-            checkpoints.keep(buffer.state())
+            checkpoints.begin(new)
         return buffer
 
     def _settled(self, lora: LoraConfig) -> TrainConfig:
@@ -282,7 +287,8 @@ class FDUnlearner:
                 `adapter_config.json`, see `load_unlearned`.
 
         Returns:
-            The directory. Of processes that trained together only the main one writes.
+            The directory. Of processes that trained together only the main one writes, and the
+            others wait for it.
 
         Raises:
             RuntimeError: if nothing was unlearned yet, or the adapter was taken off the pipe.
@@ -294,9 +300,10 @@ class FDUnlearner:
         if self.adapter_name not in getattr(self.model, "peft_config", {}):
             raise RuntimeError(f"adapter {self.adapter_name!r} is no longer on the pipe")
         weights.check_format(self.pipe, format)
-        if not self.processes.is_main:
-            return Path(directory)
-        folder = recipe.writable_folder(directory)
-        weights.save_adapter(self.pipe, self.component, self.adapter_name, folder, format)
-        recipe.write(self.recipe, folder)
+        folder = Path(directory)
+        if self.processes.is_main:
+            folder = recipe.writable_folder(directory)
+            weights.save_adapter(self.pipe, self.component, self.adapter_name, folder, format)
+            recipe.write(self.recipe, folder)
+        self.processes.wait()
         return folder

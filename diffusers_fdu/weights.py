@@ -19,6 +19,7 @@ from torch import nn
 from . import adapters
 from .denoiser import DENOISERS, denoiser_name
 from .offload import onloaded
+from .recipe import RECIPE_NAME
 
 Format = Literal["diffusers", "peft"]
 
@@ -106,6 +107,10 @@ def save_adapter(
         path = Path(temporary) / "sorted"
         path.write_bytes(_with_sorted_header((Path(temporary) / name).read_bytes()))
         path.replace(folder / name)
+    # What the folder held before in the other format is another adapter.
+    others = (WEIGHTS_NAME,) if format == "peft" else (PEFT_WEIGHTS_NAME, PEFT_CONFIG_NAME)
+    for other in others:
+        (folder / other).unlink(missing_ok=True)
 
 
 def _with_sorted_header(content: bytes) -> bytes:
@@ -120,50 +125,79 @@ def _with_sorted_header(content: bytes) -> bytes:
     return len(encoded).to_bytes(8, "little") + encoded + content[end:]
 
 
-def load_unlearned(pipe: Any, directory: str | Path, adapter_name: str | None = None) -> Any:
+def load_unlearned(
+    pipe: Any,
+    directory: str | Path,
+    adapter_name: str | None = None,
+    component: str | None = None,
+) -> Any:
     """Load an adapter that `FDUnlearner.save` wrote, in either format.
 
     Args:
         pipe: a pipeline like the one that it was trained on.
         directory: what it was saved to.
         adapter_name: its name on the pipe; None: the one it was trained with.
+        component: the denoiser that it is for; None: the one it was trained on, by its recipe.
 
     Returns:
-        The same pipe, the adapter active beside those that were.
+        The same pipe, the adapter frozen and active beside those that were.
 
     Raises:
-        ValueError: if the folder holds no adapter, diffusers has no loader for it, or the name is
-            taken.
+        ValueError: if the folder holds no adapter, diffusers has no loader for it, it is for
+            another denoiser, or the name is taken. The pipe is as it was then.
     """
     folder = Path(directory)
-    recipe = folder / "recipe.json"
+    recipe = folder / RECIPE_NAME
     facts = json.loads(recipe.read_text()) if recipe.exists() else {}
-    component = denoiser_name(pipe, facts.get("component"))
+    component = denoiser_name(pipe, component or facts.get("component"))
     model = getattr(pipe, component)
-    name = (
-        adapter_name
-        or facts.get("adapter_name")
-        or adapters.default_adapter_name([folder.name], model)
-    )
+    name = adapter_name or facts.get("adapter_name")
+    name = name or adapters.default_adapter_name([folder.name], model)
     adapters.check_adapter_name(name, model)
     before = adapters.snapshot(model)
-    if (folder / WEIGHTS_NAME).exists():
-        if not has_loader(pipe):
-            raise ValueError(f"{type(pipe).__name__} has no LoRA loader in diffusers")
-        second = {f"load_into_{component}": True} if component == DENOISERS[-1] else {}
-        pipe.load_lora_weights(folder, weight_name=WEIGHTS_NAME, adapter_name=name, **second)
-    elif (folder / PEFT_CONFIG_NAME).exists():
-        config = LoraConfig.from_pretrained(str(folder))
-        state = load_file(folder / PEFT_WEIGHTS_NAME)
-        state = {key.removeprefix(PEFT_PREFIX): value for key, value in state.items()}
-        with onloaded(model):
-            inject_adapter_in_model(config, model, name)
-            set_peft_model_state_dict(model, state, adapter_name=name)
-            adapters.finish(model, name, before)
-    else:
-        raise ValueError(
-            f"{str(folder)!r} holds neither {WEIGHTS_NAME} nor {PEFT_CONFIG_NAME}: pass the "
-            "folder that an adapter was saved to"
-        )
+    try:
+        if (folder / WEIGHTS_NAME).exists():
+            if not has_loader(pipe):
+                raise ValueError(f"{type(pipe).__name__} has no LoRA loader in diffusers")
+            second = {f"load_into_{component}": True} if component == DENOISERS[-1] else {}
+            pipe.load_lora_weights(folder, weight_name=WEIGHTS_NAME, adapter_name=name, **second)
+        elif (folder / PEFT_CONFIG_NAME).exists():
+            _load_peft(model, folder, name)
+        else:
+            raise ValueError(
+                f"{str(folder)!r} holds neither {WEIGHTS_NAME} nor {PEFT_CONFIG_NAME}: pass the "
+                "folder that an adapter was saved to"
+            )
+        if name not in getattr(model, "peft_config", {}):
+            raise ValueError(f"{str(folder)!r} holds no adapter for {type(model).__name__}")
+    except BaseException:
+        adapters.remove(model, name, before)
+        raise
     adapters.activate(model, [*before.active, name])
+    adapters.restore_flags(model, before)
     return pipe
+
+
+def _load_peft(model: nn.Module, folder: Path, name: str) -> None:
+    """Put an adapter of PEFT's own format on a denoiser.
+
+    Raises:
+        ValueError: if its weights are not those of an adapter of this denoiser.
+    """
+    config = LoraConfig.from_pretrained(str(folder))
+    state = load_file(folder / PEFT_WEIGHTS_NAME)
+    state = {key.removeprefix(PEFT_PREFIX): value for key, value in state.items()}
+    with onloaded(model):
+        before = adapters.snapshot(model)
+        inject_adapter_in_model(config, model, name)
+        own = get_peft_model_state_dict(model, adapter_name=name)
+        shapes = ({k: tuple(v.shape) for k, v in values.items()} for values in (own, state))
+        expected, found = shapes
+        if expected != found:
+            odd = sorted(expected.items() ^ found.items())[0]
+            raise ValueError(
+                f"{str(folder)!r} is no adapter for this {type(model).__name__}: {odd[0]} is "
+                f"{found.get(odd[0])} there and {expected.get(odd[0])} here"
+            )
+        set_peft_model_state_dict(model, state, adapter_name=name)
+        adapters.finish(model, name, before)

@@ -12,7 +12,7 @@ from conftest import build_tiny_pipe
 from tiny import unlearner
 
 from diffusers_fdu import checkpoint
-from diffusers_fdu.checkpoint import checkpoints, read, write
+from diffusers_fdu.checkpoint import read, step_files, write
 
 TESTS = Path(__file__).parent
 KILLED = -9
@@ -65,7 +65,7 @@ def weights(worker):
 
 def test_any_checkpoint_leads_to_the_same_end(tmp_path) -> None:
     worker = trained(tmp_path)
-    found = checkpoints(tmp_path)
+    found = step_files(tmp_path)
     assert [path.name for path in found] == ["step-000006.state", "step-000009.state"]
     for path in found:
         again = trained(tmp_path, resume=path)
@@ -76,17 +76,17 @@ def test_any_checkpoint_leads_to_the_same_end(tmp_path) -> None:
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
 def test_a_damaged_checkpoint_is_refused_with_the_last_good_one(tmp_path, damage) -> None:
     trained(tmp_path)
-    good, bad = checkpoints(tmp_path)
+    good, bad = step_files(tmp_path)
     content = bytearray(bad.read_bytes())
     content[len(content) // 2] ^= 1
     content = {"cut": content[:-9], "flipped": content, "empty": b""}[damage]
     bad.write_bytes(content)
-    with pytest.raises(ValueError, match=f"damaged .*go on from '{good}'"):
+    with pytest.raises(ValueError, match=f"damaged .*; go on from '{good}'"):
         trained(tmp_path, resume=True)
     assert len(trained(tmp_path, resume=good).history) == 12
     good.unlink()
     bad.write_bytes(content)
-    with pytest.raises(ValueError, match="there is no older one"):
+    with pytest.raises(ValueError, match="no other is whole"):
         trained(tmp_path, resume=True)
 
 
@@ -98,7 +98,7 @@ def test_another_training_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="of a training with concepts="):
         worker.unlearn("tree", "cat", checkpoint_dir=tmp_path, resume_from_checkpoint=True)
     worker.unlearn("tree", "cat", checkpoint_dir=tmp_path, checkpoint_every=5)  # begins anew
-    assert [path.name for path in checkpoints(tmp_path)] == [
+    assert [path.name for path in step_files(tmp_path)] == [
         "step-000005.state",
         "step-000010.state",
     ]
@@ -131,6 +131,99 @@ def test_a_file_is_whole_or_not_there(tmp_path) -> None:
     found = read(path)
     assert torch.equal(found["a"][0], torch.arange(3)) and found["b"] == {"c": 1.5}
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_without_what_was_recorded_it_is_recorded_again(tmp_path) -> None:
+    worker = trained(tmp_path)
+    for damage in ("gone", "cut"):
+        path = tmp_path / "recorded.state"
+        content = path.read_bytes()
+        path.unlink() if damage == "gone" else path.write_bytes(content[:-5])
+        if damage == "gone":
+            again = trained(tmp_path, resume=tmp_path / "step-000006.state")
+        else:
+            with pytest.warns(RuntimeWarning, match="damaged .*; recording anew"):
+                again = trained(tmp_path, resume=tmp_path)
+        assert all(map(torch.equal, weights(again), weights(worker)))
+        assert path.read_bytes() == content
+
+
+def test_a_new_training_takes_the_folder(tmp_path) -> None:
+    """With a buffer too; its own checkpoints stay, not those of the one before."""
+    trained(tmp_path)
+    other = unlearner(build_tiny_pipe(), steps=5)
+    buffer = other.record("dog", "cat")
+    options = {"checkpoint_dir": tmp_path, "checkpoint_every": 3}
+    other.unlearn("dog", "cat", f="tv", buffer=buffer, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000003.state"]
+    with pytest.raises(ValueError, match="of a training with f='tv'"):
+        trained(tmp_path, resume=True)
+
+
+def test_the_folder_can_be_told_from_the_checkpoint(tmp_path) -> None:
+    worker = trained(tmp_path)
+    again = trained(None, resume=tmp_path / "step-000009.state")
+    assert all(map(torch.equal, weights(again), weights(worker)))
+    for resume, message in (
+        (tmp_path / "step-000001.state", "cannot read .*No such file"),
+        (tmp_path.parent, "no checkpoint in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trained(tmp_path, resume=resume)
+    with pytest.raises(ValueError, match="needs checkpoint_dir"):
+        trained(None, resume=True)
+
+
+def test_what_a_training_depends_on_is_compared(tmp_path) -> None:
+    def early(times):
+        return (times > 500).double() + 0.5
+
+    early.cache_key = "early"
+    trained(tmp_path, timestep_weights=early, mixed_precision="bf16")
+    with pytest.raises(ValueError, match="timestep_weights='early'"):
+        trained(tmp_path, resume=True)
+    with pytest.raises(ValueError, match="mixed_precision='bf16'"):
+        trained(tmp_path, resume=True, timestep_weights=early)
+    pipe = build_tiny_pipe()
+    with torch.no_grad():
+        pipe.unet.conv_in.bias += 1
+    worker = unlearner(pipe, timestep_weights=early, mixed_precision="bf16")
+    with pytest.raises(ValueError, match="of a training with weights="):
+        worker.unlearn("dog", "cat", checkpoint_dir=tmp_path, resume_from_checkpoint=True)
+
+
+def test_functions_are_told_apart_by_what_they_do(tmp_path) -> None:
+    def first(t):
+        return t * t.log()
+
+    def second(t):
+        return (t - 1) ** 2
+
+    first.__name__ = second.__name__ = "mine"
+    options = {"checkpoint_dir": tmp_path, "checkpoint_every": 5}
+    unlearner(build_tiny_pipe()).unlearn("dog", "cat", f=first, **options)
+    again = unlearner(build_tiny_pipe())
+    with pytest.raises(ValueError, match="of a training with profile="):
+        again.unlearn("dog", "cat", f=second, resume_from_checkpoint=True, **options)
+    again.unlearn("dog", "cat", f=first, resume_from_checkpoint=True, **options)
+
+
+def test_where_an_object_is_in_memory_does_not_matter(tmp_path) -> None:
+    """Such as that of a callback among the pipeline's arguments."""
+    for resume in (False, True):
+
+        def quiet(pipe, step, time, values):
+            return values
+
+        worker = unlearner(build_tiny_pipe())
+        worker.pipeline_kwargs |= {"callback_on_step_end": quiet}
+        worker.unlearn("dog", "cat", checkpoint_dir=tmp_path, resume_from_checkpoint=resume)
+
+
+def test_what_a_killed_process_left_goes(tmp_path) -> None:
+    (tmp_path / ".unfinished-x").write_bytes(b"half")
+    trained(tmp_path)
+    assert not list(tmp_path.glob(".unfinished-*"))
 
 
 def test_nonsense_is_refused(tmp_path) -> None:

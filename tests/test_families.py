@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from families import FAMILIES
+from safetensors.torch import load_file, save_file
 from support import BEGIN, END, ROOT, measure, readme_table
 
 from diffusers_fdu import FDUnlearner, load_unlearned
@@ -54,6 +55,22 @@ def test_a_pipeline_without_a_loader_says_how_to_save(tmp_path) -> None:
         if "lora_" in name:
             plain = name.removeprefix("base_model.model.").replace(".default.", ".forget-dog.")
             assert value.equal(own[plain])
+    fresh = family.build()
+    before = {n: p.clone() for n, p in fresh.transformer.named_parameters()}
+    load_unlearned(fresh, tmp_path, "forget")
+    model = fresh.transformer
+    assert not any(p.requires_grad for n, p in model.named_parameters() if "lora_" in n)
+    assert not any(m.training for n, m in model.named_modules() if "lora_" in n)
+    state = load_file(tmp_path / "adapter_model.safetensors")
+    name = next(iter(state))
+    for bad in ({**state, name: state[name][:1]}, {f"{k}.other": v for k, v in state.items()}):
+        save_file(bad, tmp_path / "adapter_model.safetensors")
+        fresh = family.build()
+        with pytest.raises(ValueError, match="is no adapter for this PixArtTransformer2DModel"):
+            load_unlearned(fresh, tmp_path)
+        found = dict(fresh.transformer.named_parameters())
+        assert found.keys() == before.keys()
+        assert not hasattr(fresh.transformer, "peft_config")
     with pytest.raises(ValueError, match="holds neither pytorch_lora_weights"):
         load_unlearned(family.build(), tmp_path / "nothing")
 
@@ -85,3 +102,17 @@ def test_a_second_denoiser_is_trained_by_itself(tmp_path) -> None:
         assert ask(model, buffer, buffer.entries("unlearn")).equal(drawn[component])
     with pytest.raises(ValueError, match="has no denoiser 'unet': choose transformer"):
         FDUnlearner(pipe, component="unet")
+
+
+def test_a_folder_holds_one_format(tmp_path) -> None:
+    pipe = FAMILIES["sd"].build()
+    options = {"trajectories": 2, "steps": 2, "batch_size": 2, "retain": ["a tree"]}
+    worker = FDUnlearner(pipe, {"num_inference_steps": 2}, False, **options)
+    worker.unlearn("dog", "cat")
+    for format, kept in (
+        ("diffusers", {"pytorch_lora_weights.safetensors"}),
+        ("peft", {"adapter_model.safetensors", "adapter_config.json"}),
+        ("diffusers", {"pytorch_lora_weights.safetensors"}),
+    ):
+        worker.save(tmp_path, format)
+        assert {path.name for path in tmp_path.iterdir()} == kept | {"recipe.json"}

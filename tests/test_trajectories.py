@@ -17,7 +17,7 @@ from diffusers_fdu.denoiser import denoiser_name
 from diffusers_fdu.drawing import OTHER_EVERY
 from diffusers_fdu.recorder import Recorder
 from diffusers_fdu.renoise import COPIES
-from diffusers_fdu.replay import Entry, flatten, unflatten
+from diffusers_fdu.replay import Entry, ReplayBuffer, flatten, unflatten
 from diffusers_fdu.trajectories import record
 
 PAIRS = [Pair("a dog", "a cat"), Pair("red dog", "red cat"), Pair("dog", "cat")]
@@ -335,3 +335,19 @@ def test_candidates_have_a_text_and_no_row(pipe) -> None:
     texts = call.inputs["encoder_hidden_states"]
     for text, prompt in zip(texts, ["blue tree", "red house"], strict=True):
         torch.testing.assert_close(text[None], encode(pipe, prompt), rtol=1e-4, atol=1e-5)
+
+
+def test_a_list_of_negative_prompts_is_refused(pipe) -> None:
+    with pytest.raises(ValueError, match="negative_prompt must be one text for all"):
+        Recorder(pipe, {"negative_prompt": ["a", "b"]})
+
+
+def test_arguments_that_differ_between_batches_are_refused() -> None:
+    first, second = ReplayBuffer(), ReplayBuffer()
+    first.keep_constants({"ids": torch.zeros(2)})
+    second.keep_constants({"ids": torch.zeros(2)})
+    first.absorb(second)
+    other = ReplayBuffer()
+    other.keep_constants({"ids": torch.ones(2)})
+    with pytest.raises(ValueError, match="argument ids changes from call to call"):
+        first.absorb(other)
