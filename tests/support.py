@@ -23,7 +23,7 @@ from peft import LoraConfig
 from diffusers_fdu import FDUnlearner, adapters, load_unlearned, targets, weights
 from diffusers_fdu.answers import ask, predict
 from diffusers_fdu.concepts import Pair
-from diffusers_fdu.denoiser import denoiser_name, predicted, sample_name
+from diffusers_fdu.denoiser import denoiser_name, denoiser_names, predicted, sample_name
 from diffusers_fdu.offload import onloaded
 from diffusers_fdu.recorder import Recorder
 from diffusers_fdu.replay import ReplayBuffer
@@ -191,7 +191,11 @@ def attention(family: Family) -> str:
 
 def loader(family: Family) -> str:
     """What loads a saved adapter."""
-    return "`pipe.load_lora_weights`" if weights.has_loader(family.build()) else "`load_unlearned`"
+    pipe = family.build()
+    if not weights.has_loader(pipe):
+        return "`load_unlearned`"
+    second = ", `load_into_transformer_2=True` for the second denoiser"
+    return f"`pipe.load_lora_weights`{second if len(denoiser_names(pipe)) > 1 else ''}"
 
 
 def rows(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
