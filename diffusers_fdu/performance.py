@@ -29,6 +29,8 @@ class Performance:
         offload: keep text encoders and autoencoder off the accelerator while training.
         data_parallel: the processes that `accelerate launch` started train one adapter together,
             each with `batch_size` rows; otherwise every process trains its own.
+        shard: share the denoiser's frozen weights out over the processes while training (FSDP);
+            needs `data_parallel`.
     """
 
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
@@ -37,9 +39,11 @@ class Performance:
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     offload: bool = True
     data_parallel: bool = False
+    shard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("compile", "gradient_checkpointing", "offload", "data_parallel"):
+        flags = ("compile", "gradient_checkpointing", "offload", "data_parallel", "shard")
+        for name in flags:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         for name, known in (
@@ -50,6 +54,10 @@ class Performance:
                 raise ValueError(
                     f"unknown {name} {getattr(self, name)!r}: choose {', '.join(known)}"
                 )
+        if self.shard and not self.data_parallel:
+            raise ValueError("shard=True needs data_parallel=True, and several processes")
+        if self.shard and self.compile:
+            raise ValueError("shard=True and compile=True do not go together: choose one")
         if self.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
             raise ImportError(
                 'optimizer="adamw_8bit" needs bitsandbytes: pip install "diffusers-fdu[8bit]"'
@@ -59,7 +67,7 @@ class Performance:
         """Refuse what this denoiser cannot do, before anything is recorded.
 
         Raises:
-            ValueError: if it has no gradient checkpointing.
+            ValueError: if it has no gradient checkpointing, or is quantised and to be sharded.
         """
         if self.gradient_checkpointing and not getattr(
             model, "_supports_gradient_checkpointing", False
@@ -68,6 +76,8 @@ class Performance:
                 f"{type(model).__name__} has no gradient checkpointing: "
                 "use gradient_checkpointing=False and a smaller batch_size"
             )
+        if self.shard and getattr(model, "hf_quantizer", None):
+            raise ValueError("a quantised denoiser cannot be sharded: use shard=False")
 
 
 def precision(

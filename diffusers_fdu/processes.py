@@ -53,6 +53,10 @@ class Processes:
         """What all have, in the order of their ranks."""
         return list(items) if self.count == 1 else gather_object(list(items))
 
+    def most(self, count: int) -> int:
+        """The largest count that any has."""
+        return max(self.gather([count]))
+
     @torch.no_grad()
     def mean_(self, tensors: Sequence[Tensor]) -> None:
         """Set tensors of one dtype to their mean over all."""

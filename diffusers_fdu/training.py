@@ -21,6 +21,7 @@ from .performance import set_aside
 from .processes import Processes
 from .replay import ReplayBuffer
 from .sampling import Sampler
+from .sharding import sharded
 from .train import Callback, StepRecord, train
 from .variational import VariationalLoss
 
@@ -87,17 +88,23 @@ class Training:
         """
         model, config, performance = self.model, self.settings.train, self.settings.performance
         device, streams = placement(model).device, is_streamed(model)
+        shards = performance.shard and self.processes.count > 1
         with set_aside(self.pipe, model, performance.offload):
             sampler, objective = self._prepare(buffer)
             buffer.clear("mined")  # an earlier training's
-            miner = Miner(model, name, buffer, config.seed) if buffer.candidates else None
             with onloaded(model):
                 parameters = adapters.attach(model, name, lora, config.seed)
                 with streamed(model, device, streams):
                     config = self._started(name, buffer)
                     self.processes.agree_(parameters)
+                with (
+                    streamed(model, device, streams and not shards),
+                    sharded(model, parameters, device, shards) as asked,
+                ):
+                    sampler.model = asked
+                    miner = Miner(asked, name, buffer, config.seed) if buffer.candidates else None
                     history = train(
-                        model,
+                        asked,
                         parameters,
                         sampler,
                         objective,
@@ -125,6 +132,7 @@ class Training:
             weights=data.timestep_weights,
             scheduler=getattr(self.pipe, "scheduler", None),
             processes=self.processes,
+            alike=self.settings.performance.shard,
         )
         size = 2 * config.batch_size  # as many rows as training calls with
         distances = initial_distances(self.model, sampler, self.loss, size)

@@ -44,6 +44,7 @@ ALLOWED = {
         "replay",
     },  # fmt: skip
     "sampling": {"offload", "processes", "replay", "timesteps"},
+    "sharding": set(),
     "conjugates": {"divergences"},
     "variational": {"conjugates", "processes"},
     "objective": {"answers", "loss", "sampling", "variational"},
@@ -106,6 +107,7 @@ ALLOWED = {
         "processes",
         "replay",
         "sampling",
+        "sharding",
         "train",
         "variational",
     },  # fmt: skip
@@ -131,6 +133,20 @@ ALLOWED = {
     "emoji": set(),
     "demo": {"concepts", "config", "divergences", "emoji", "recipe", "unlearner"},
     "inputs": {"concepts", "emoji"},
+    "jobs": {"concepts"},
+    "tracking": {"recipe", "train"},
+    "order": {
+        "adapters",
+        "concepts",
+        "inputs",
+        "jobs",
+        "processes",
+        "recipe",
+        "tracking",
+        "train",
+        "unlearner",
+        "weights",
+    },  # fmt: skip
     "cli": {
         "choice",
         "compare",
@@ -140,6 +156,8 @@ ALLOWED = {
         "divergences",
         "emoji",
         "inputs",
+        "jobs",
+        "order",
         "plots",
         "recipe",
         "unlearner",
