@@ -66,7 +66,7 @@ def writable_folder(directory: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".fdu-write-test"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may try the folder too
     except OSError as error:
         raise ValueError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from error
     return folder

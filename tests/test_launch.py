@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffusers_fdu import order
+from diffusers_fdu.recipe import writable_folder
 
 TESTS = Path(__file__).parent
 FSDP = ("--config_file", str(TESTS.parent / "examples" / "fsdp.yaml"), "--mixed_precision", "no")
@@ -128,6 +129,12 @@ def test_a_killed_list_goes_on_with_what_is_missing(tmp_path) -> None:
         assert [(c["target"], c["anchor"]) for c in recipe["concepts"]] == [(target, anchor)]
         assert not recipe["performance"]["data_parallel"]
         assert load_file(folder / target / FILE)
+
+
+def test_processes_may_try_a_folder_at_the_same_time(tmp_path, monkeypatch) -> None:
+    touch = Path.touch
+    monkeypatch.setattr(Path, "touch", lambda path: (touch(path), path.unlink()))
+    assert writable_folder(tmp_path / "out").is_dir()
 
 
 @pytest.mark.parametrize(

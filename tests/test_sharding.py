@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import diffusers
 import pytest
 import torch
 from families import FAMILIES
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.tensor import DTensor
 
 from diffusers_fdu import FDUnlearner
 from diffusers_fdu.performance import Performance
@@ -90,6 +92,40 @@ def test_blocks_may_be_named() -> None:
         blocks(model, ["Other"])
     with pytest.raises(ValueError, match="Linear has no blocks to shard"):
         blocks(nn.Linear(2, 2))
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    """A group of one process."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def test_the_model_is_as_before_whatever_is_raised(pipe, group) -> None:
+    """And it can be sharded again."""
+    model = pipe.unet.requires_grad_(False)
+    trained = [model.conv_out.weight.requires_grad_(True)]
+    before = [(p, p.clone()) for p in model.parameters()]
+    kinds = [(type(m), sorted(vars(m))) for m in model.modules()]
+    parts = (torch.randn(1, 4, 8, 8), torch.tensor(3), torch.randn(1, 5, 16))
+    expected = model(*parts)[0].detach()
+    for _ in range(2):
+        with (
+            pytest.raises(KeyboardInterrupt),
+            sharded(model, trained, torch.device("cpu"), True) as asked,
+        ):
+            assert isinstance(asked.down_blocks[0].resnets[0].conv1.weight, DTensor)
+            assert asked.conv_out.weight is trained[0]
+            answer = asked(*parts)[0]
+            assert torch.equal(answer, expected)
+            answer.sum().backward()
+            raise KeyboardInterrupt
+        assert trained[0].grad is not None
+        assert all(p is own for p, (own, _) in zip(model.parameters(), before, strict=True))
+        assert all(torch.equal(p, value) for p, value in before)
+        assert [(type(m), sorted(vars(m))) for m in model.modules()] == kinds
+        assert torch.equal(model(*parts)[0], expected)
 
 
 def test_alone_nothing_is_sharded(pipe) -> None:
