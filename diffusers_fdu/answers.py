@@ -17,10 +17,14 @@ def predict(model: nn.Module, calls: Sequence[Part]) -> Tensor:
 
     Args:
         model: the denoiser.
-        calls: see `ReplayBuffer.calls`.
+        calls: see `ReplayBuffer.calls`; those without places are made, and not looked at.
     """
     name = sample_name(model)
     answers = [predicted(model(**call.inputs), call.inputs[name]) for call in calls]
+    answers = [
+        answer if call.places else answer[:0]  # which still takes part in the backward pass
+        for answer, call in zip(answers, calls, strict=True)
+    ]
     if len(answers) == 1:
         return answers[0]
     places = torch.tensor([place for call in calls for place in call.places])

@@ -68,13 +68,15 @@ def checked_device(device: str | None, dtype: str) -> str:
         ValueError: for a device that cannot be used, or an unknown dtype.
     """
     import torch
+    from accelerate.utils import parse_flag_from_env
 
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"unknown dtype {dtype!r}: choose float32, bfloat16 or float16")
-    if device is None and torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if device is None:
-        return "cpu"
+        on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+        device = "cpu" if on_cpu else "cuda"
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -83,8 +85,14 @@ def checked_device(device: str | None, dtype: str) -> str:
     return device
 
 
-def load_pipeline(model: str, device: str, dtype: str) -> Any:
+def load_pipeline(model: str, device: str, dtype: str, streams: bool = False) -> Any:
     """The embedded pipeline, or one from a folder or the Hub.
+
+    Args:
+        model: "emoji", a folder or a Hub id.
+        device: where it runs.
+        dtype: of its weights.
+        streams: leave the weights on the CPU and bring them to another device layer by layer.
 
     Raises:
         ValueError: if it cannot be loaded.
@@ -95,13 +103,18 @@ def load_pipeline(model: str, device: str, dtype: str) -> Any:
     from .emoji import load_emoji_pipeline
 
     torch_dtype = getattr(torch, dtype)
+    pipe: Any
     if model == "emoji":
-        pipe: Any = load_emoji_pipeline(torch_dtype=torch_dtype)
+        pipe = load_emoji_pipeline(torch_dtype=torch_dtype)
         return pipe.to(device)
     try:
-        return DiffusionPipeline.from_pretrained(model, torch_dtype=torch_dtype).to(device)
+        pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=torch_dtype)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"cannot load {model!r}: {reason} (pass a folder, a Hub id, or `emoji`)"
         ) from error
+    if streams and device != "cpu":
+        pipe.enable_sequential_cpu_offload(device=device)
+        return pipe
+    return pipe.to(device)

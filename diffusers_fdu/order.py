@@ -1,7 +1,7 @@
 """What `diffusers-fdu unlearn` does: one adapter for all concepts, or one for each.
 
 Started by `accelerate launch` or `torchrun`, the processes train one adapter together, or share a
-list of concepts.
+list of concepts. Told to shard the denoiser (FSDP), they train every adapter together.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from accelerate.utils import parse_flag_from_env
 
 from . import adapters
 from .concepts import Concept
@@ -72,10 +74,22 @@ def launched_precision() -> str | None:
     return found if found in ("fp16", "bf16") else None
 
 
+def launched_sharding() -> bool:
+    """Whether several processes were told to shard by `accelerate launch`.
+
+    Raises:
+        ValueError: if they were told FSDP 1.
+    """
+    if not (launched() and parse_flag_from_env("ACCELERATE_USE_FSDP")):
+        return False
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ValueError("FSDP 1 cannot leave the adapter whole: set fsdp_version to 2")
+    return True
+
+
 def unlearn_together(order: Order, found: Sequence[Concept]) -> FDUnlearner:
     """One adapter for all concepts."""
-    pipe = _pipe(order)
-    worker = FDUnlearner(pipe, order.pipeline_kwargs, **order.options, data_parallel=launched())
+    worker = _worker(order, _pipe(order), together=launched())
     if worker.processes.is_main:
         writable_folder(order.output_dir)
     _train(order, worker, found, order.output_dir)
@@ -85,29 +99,43 @@ def unlearn_together(order: Order, found: Sequence[Concept]) -> FDUnlearner:
 def unlearn_each(order: Order, jobs: Sequence[Job]) -> list[Path]:
     """An adapter for each concept that has none yet; every process takes its share.
 
+    Processes that shard the denoiser go through the list together.
+
     Returns:
         The folders that this process wrote.
     """
+    together = launched_sharding()
     processes = Processes(together=launched())
-    own = own_jobs(jobs, order.output_dir, processes.rank, processes.count)
+    share = (0, 1) if together else (processes.rank, processes.count)
+    own = own_jobs(jobs, order.output_dir, *share)
+    done = len(jobs) - len(own_jobs(jobs, order.output_dir, 0, 1))
+    if done and processes.is_main:
+        order.say(f"{done} of {len(jobs)} concepts are done already")
     writable_folder(order.output_dir)
     pipe, written = (_pipe(order) if own else None), []
     for job in own:
         folder = writable_folder(order.output_dir / job.name)
-        worker = FDUnlearner(pipe, order.pipeline_kwargs, **order.options)
+        worker = _worker(order, pipe, together)
         before = adapters.snapshot(worker.model)
         _train(order, worker, [job.concept], folder)
         assert worker.adapter_name is not None
         adapters.remove(worker.model, worker.adapter_name, before)
+        if not worker.processes.is_main:
+            continue
         written.append(folder)
         order.say(f"{job.name}: {len(worker.history)} steps, written to {folder}")
     return written
 
 
 def _pipe(order: Order) -> Any:
-    pipe = load_pipeline(order.model, order.device, order.dtype)
+    pipe = load_pipeline(order.model, order.device, order.dtype, streams=launched_sharding())
     check_format(pipe, order.format)
     return pipe
+
+
+def _worker(order: Order, pipe: Any, together: bool) -> FDUnlearner:
+    machine = {"data_parallel": together, "shard": together and launched_sharding()}
+    return FDUnlearner(pipe, order.pipeline_kwargs, **{**machine, **order.options})
 
 
 def _train(order: Order, worker: FDUnlearner, found: Sequence[Concept], folder: Path) -> None:

@@ -6,7 +6,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal
 
@@ -31,6 +31,8 @@ class Performance:
             options say; as many rows in a step, in more time.
         data_parallel: the processes that `accelerate launch` started train one adapter together,
             each with `batch_size` rows; otherwise every process trains its own.
+        shard: share the denoiser's frozen weights out over the processes while training (FSDP);
+            needs `data_parallel`.
     """
 
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
@@ -40,11 +42,13 @@ class Performance:
     offload: bool = True
     low_vram: bool = False
     data_parallel: bool = False
+    shard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("compile", "gradient_checkpointing", "offload", "low_vram", "data_parallel"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(option.default, bool) and not isinstance(value, bool):
+                raise ValueError(f"{option.name} must be True or False, got {value!r}")
         for name, known in (
             ("mixed_precision", ("no", "fp16", "bf16")),
             ("optimizer", ("adamw", "adamw_8bit")),
@@ -53,6 +57,10 @@ class Performance:
                 raise ValueError(
                     f"unknown {name} {getattr(self, name)!r}: choose {', '.join(known)}"
                 )
+        if self.shard and not self.data_parallel:
+            raise ValueError("shard=True needs data_parallel=True, and several processes")
+        if self.shard and self.compile:
+            raise ValueError("shard=True and compile=True do not go together: choose one")
         if self.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
             raise ImportError(
                 'optimizer="adamw_8bit" needs bitsandbytes: pip install "diffusers-fdu[8bit]"'
@@ -62,7 +70,8 @@ class Performance:
         """Refuse what this denoiser cannot do, before anything is recorded.
 
         Raises:
-            ValueError: if it has no gradient checkpointing, and see `check_streamed`.
+            ValueError: if it has no gradient checkpointing, or is quantised and to be sharded, and
+                see `check_streamed`.
         """
         check_streamed(model)
         if self.gradient_checkpointing and not getattr(
@@ -72,6 +81,8 @@ class Performance:
                 f"{type(model).__name__} has no gradient checkpointing: "
                 "use gradient_checkpointing=False and a smaller batch_size"
             )
+        if self.shard and getattr(model, "hf_quantizer", None):
+            raise ValueError("a quantised denoiser cannot be sharded: use shard=False")
 
 
 def precision(

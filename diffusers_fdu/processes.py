@@ -77,6 +77,10 @@ class Processes:
         if self.count > 1:
             wait_for_everyone()
 
+    def most(self, count: int) -> int:
+        """The largest count that any has."""
+        return max(self.gather([count]))
+
     @torch.no_grad()
     def mean_(self, tensors: Sequence[Tensor]) -> None:
         """Set tensors of one dtype to their mean over all."""

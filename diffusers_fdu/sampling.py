@@ -52,6 +52,8 @@ class Sampler:
         weights: what a row to unlearn counts, by its timestep.
         scheduler: see `timestep_weights`.
         processes: take parts of equal size of one batch.
+        alike: give all processes equally many calls, some without rows, as a sharded denoiser
+            needs.
 
     Raises:
         ValueError: if there is nothing to draw, and see `timestep_weights`.
@@ -69,8 +71,10 @@ class Sampler:
         weights: Weighting = "uniform",
         scheduler: Any = None,
         processes: Processes | None = None,
+        alike: bool = False,
     ) -> None:
         self.processes = processes or Processes()
+        self._alike = alike and buffer.is_ragged
         self.model, self.buffer = model, buffer
         self.size = size * self.processes.count
         self.retains, self.apart = retains, apart and retains
@@ -132,6 +136,9 @@ class Sampler:
         """These rows as a batch."""
         rows = [*unlearn, *retain]
         calls, target = self.buffer.batch(rows, *placement(self.model))
+        if self._alike:
+            missing = self.processes.most(len(calls)) - len(calls)
+            calls += [Part(calls[0].inputs, [])] * missing
         entries = [self.buffer.entry(row) for row in rows]
         timesteps = self._timesteps[[entry.state for entry in entries]]
         concept = torch.tensor([e.concept for e in entries[: len(unlearn)]], dtype=torch.long)

@@ -61,4 +61,5 @@ def tracked(
     try:
         yield log
     finally:
-        accelerator.end_training()
+        for tracker in accelerator.trackers:  # `end_training` would end the processes' group too
+            tracker.finish()

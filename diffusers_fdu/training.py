@@ -26,6 +26,7 @@ from .processes import Processes
 from .recipe import as_json
 from .replay import ReplayBuffer
 from .sampling import Sampler
+from .sharding import sharded
 from .train import Callback, StepRecord, train
 from .variational import VariationalLoss
 
@@ -122,21 +123,27 @@ class Training:
         """
         model, config, performance = self.model, self.settings.train, self.settings.performance
         device, streams = placement(model).device, is_streamed(model)
+        shards = performance.shard and self.processes.count > 1
         with set_aside(self.pipe, model, performance.offload):
             state = checkpoints.state if checkpoints is not None else None
             sampler, objective = self._prepare(buffer, state)
             buffer.clear("mined")  # an earlier training's
-            miner = None
-            if buffer.candidates:
-                size = 2 * self.settings.data.record_batch
-                miner = Miner(model, name, buffer, config.seed, size)
             with onloaded(model):
                 parameters = adapters.attach(model, name, lora, config.seed)
                 with streamed(model, device, streams):
                     config = self._started(name, buffer)
                     self.processes.agree_(parameters)
+                with (
+                    streamed(model, device, streams and not shards),
+                    sharded(model, parameters, device, shards) as asked,
+                ):
+                    sampler.model = asked
+                    miner = None
+                    if buffer.candidates:
+                        size = 2 * self.settings.data.record_batch
+                        miner = Miner(asked, name, buffer, config.seed, size)
                     history = train(
-                        model,
+                        asked,
                         parameters,
                         sampler,
                         objective,
@@ -173,6 +180,7 @@ class Training:
             weights=data.timestep_weights,
             scheduler=getattr(self.pipe, "scheduler", None),
             processes=self.processes,
+            alike=self.settings.performance.shard,
         )
         size = 2 * config.batch_size  # as many rows as training calls with
         if state is None:

@@ -46,6 +46,7 @@ ALLOWED = {
         "replay",
     },  # fmt: skip
     "sampling": {"offload", "processes", "replay", "timesteps"},
+    "sharding": set(),
     "conjugates": {"divergences"},
     "variational": {"conjugates", "processes"},
     "objective": {"answers", "loss", "sampling", "variational"},
@@ -116,6 +117,7 @@ ALLOWED = {
         "recipe",
         "replay",
         "sampling",
+        "sharding",
         "train",
         "variational",
     },  # fmt: skip

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from diffusers_fdu.answers import predict
 from diffusers_fdu.clock import Clock
+from diffusers_fdu.processes import Processes
 from diffusers_fdu.replay import ReplayBuffer
 from diffusers_fdu.sampling import Sampler
 
@@ -126,3 +128,43 @@ def test_nothing_to_draw() -> None:
 def test_bad_weightings_are_named() -> None:
     with pytest.raises(ValueError, match="unknown weighting 'snr'"):
         sampler(sampling="snr")
+
+
+class Asked(nn.Module):
+    """A denoiser that counts its passes, forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.passes = nn.Parameter(torch.tensor(2.0)), Counter()
+
+    def forward(self, sample, timestep, encoder_hidden_states):
+        self.passes["forward"] += 1
+        answer = self.scale * sample[:, :, None] + encoder_hidden_states.sum()
+        answer.register_hook(lambda _: self.passes.update(["backward"]))
+        return (answer,)
+
+
+def test_processes_that_train_a_sharded_denoiser_make_equally_many_calls() -> None:
+    """Those without rows change neither answers nor gradients."""
+    found = buffer()
+    longer = found.add_text("y", {"encoder_hidden_states": torch.zeros(3, 3)})
+    found.add_row("retain", 0, longer, 0)
+    results = []
+    for alike in (False, True):
+        model = Asked()
+        processes = Processes()
+        processes.most = lambda count: count + 2
+        draw = Sampler(model, found, 4, 0, processes=processes, alike=alike)
+        batch = draw.batch(
+            [("unlearn", 0), ("unlearn", 1)], [("retain", found.count("retain") - 1)]
+        )
+        assert [call.places for call in batch.calls] == [[0, 1], [2], *[[], []] * alike]
+        answer = predict(model, batch.calls)
+        answer.square().sum().backward()
+        results.append((answer.detach(), model.scale.grad, model.passes))
+    for own, other in zip(*(result[:2] for result in results), strict=True):
+        assert torch.equal(own, other)
+    assert [passes for *_, passes in results] == [
+        {"forward": 2, "backward": 2},
+        {"forward": 4, "backward": 4},
+    ]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from accelerate import PartialState
 from accelerate.tracking import GeneralTracker
 from tiny import unlearner
 
@@ -35,6 +36,15 @@ def test_every_step_is_logged(pipe, tmp_path) -> None:
         worker.unlearn("dog", "cat", callback=callback)
     assert [step for step, _ in kept.rows] == list(range(12))
     assert [row["loss"] for _, row in kept.rows] == [r.loss for r in worker.history]
+
+
+def test_processes_go_on_after_it(tmp_path, monkeypatch) -> None:
+    """Accelerate's own ending takes away the group in which they average gradients."""
+    ended = []
+    monkeypatch.setattr(PartialState, "destroy_process_group", lambda *_: ended.append(1))
+    with tracked([Kept()], tmp_path):
+        pass
+    assert not ended
 
 
 def test_tensorboard(pipe, tmp_path) -> None:

@@ -1,8 +1,9 @@
-"""What processes that train together are given: run by test_processes.py under a launcher.
+"""What processes that train together are given: run by other tests under a launcher.
 
-    python tests/together.py OUT key=value ...
+    python tests/together.py OUT key=value ... [-- OUT key=value ...]
 
-writes the adapter's weights and what was recorded from the main process.
+writes the adapter's weights and what was recorded from the main process; with shard=true also what
+was called while training.
 """
 
 from __future__ import annotations
@@ -10,14 +11,45 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 
 import torch
+from accelerate import cpu_offload
 from conftest import build_tiny_pipe
+from families import FAMILIES
+from torch.distributed.tensor import DTensor
 
-from diffusers_fdu import FDUnlearner, Variational
+from diffusers_fdu import FDUnlearner, Variational, training
+from diffusers_fdu.offload import onloaded
 
 CONCEPTS = (["dog", "tree"], ["cat", "house"])
+
+
+def spy(seen: list) -> None:
+    """Keep what sharding gives to the training."""
+    whole = training.sharded
+
+    @contextmanager
+    def watched(*arguments):
+        with whole(*arguments) as model:
+            seen.append(model)
+            yield model
+
+    training.sharded = watched
+
+
+def parts(model) -> dict[str, tuple[bool, int, int]]:
+    """Of each weight: whether it is shared out, its elements here, and in all."""
+    return {
+        name: (
+            isinstance(p, DTensor),
+            (p.to_local() if isinstance(p, DTensor) else p).numel(),
+            p.numel(),
+        )
+        for name, p in model.named_parameters()
+    }
 
 
 def main(output: str, *pairs: str) -> None:
@@ -25,11 +57,14 @@ def main(output: str, *pairs: str) -> None:
     options = {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in pairs)}
     if isinstance(options.get("estimator"), dict):
         options["estimator"] = Variational(**options["estimator"])
-    pipe = build_tiny_pipe()
+    family = FAMILIES.get(options.pop("family", None))
+    pipe = family.build() if family else build_tiny_pipe()
+    run = {**family.run, family.guided: 4.0} if family else {"guidance_scale": 4.0}
+    hooked = options.pop("hooks", None)
     together = "WORLD_SIZE" in os.environ
     worker = FDUnlearner(
         pipe,
-        {"num_inference_steps": 3, "guidance_scale": 4.0},
+        {"num_inference_steps": 3, **run},
         progress=False,
         trajectories=12,
         retain=["red house", "blue apple"] if options.pop("named", True) else None,
@@ -39,13 +74,26 @@ def main(output: str, *pairs: str) -> None:
         data_parallel=together,
         **options,
     )
-    worker.unlearn(*CONCEPTS, f="hellinger")
+    seen, found = [], {}
+    spy(seen)
+    before = {n: p.clone() for n, p in worker.model.named_parameters()}
+    if hooked == "sequential":
+        cpu_offload(worker.model, torch.device("cpu"))
+    elif hooked == "model":
+        pipe.enable_model_cpu_offload(device="cpu")
+    worker.unlearn(*CONCEPTS, f="hellinger", callback=lambda record: found.update(parts(seen[-1])))
+    with onloaded(worker.model):
+        after = {n.replace("base_layer.", ""): p for n, p in worker.model.named_parameters()}
+        assert all(type(p) is torch.nn.Parameter for p in after.values())
+        assert all(torch.equal(after[n], p) for n, p in before.items())
+        weights = {n: p.detach().clone() for n, p in after.items() if "lora_" in n}
     if worker.processes.is_main:
-        weights = {n: p for n, p in worker.model.named_parameters() if "lora_" in n}
         history = [vars(record) for record in worker.history]
         facts = {"weights": weights, "history": history, "buffer": worker.recipe["buffer"]}
-        torch.save(facts, Path(output))
+        torch.save({**facts, "parts": found}, Path(output))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for is_break, group in groupby(sys.argv[1:], "--".__eq__):
+        if not is_break:
+            main(*group)
