@@ -47,6 +47,7 @@ Examples:
   --seeds 1 --set trajectories=24 --output-dir runs/blob
 """
 
+CHECKPOINT_EVERY = 20  # steps, if a training is to go on and does not say
 LOADERS = {"diffusers": "pipe.load_lora_weights(", "peft": "diffusers_fdu.load_unlearned(pipe, "}
 
 SET_HELP = "Any other option of the library, as name=value; may be repeated."
@@ -137,9 +138,14 @@ def unlearn(
         int,
         typer.Option(help="Steps between checkpoints; 0: none. They go once the LoRA is there."),
     ] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="From the last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last, and keep more.")
+    ] = False,
     log_with: Annotated[
         list[str] | None, typer.Option(help="tensorboard, wandb or trackio; may be repeated.")
+    ] = None,
+    component: Annotated[
+        str | None, typer.Option(help="The denoiser to train; none: the pipeline's first.")
     ] = None,
     options: Options = None,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; none: cuda if there.")] = None,
@@ -155,14 +161,30 @@ def unlearn(
     from .divergences import divergence
     from .jobs import read_jobs
     from .order import Order, launched_precision, unlearn_each, unlearn_together
+    from .tracking import check_trackers
 
     # What can be refused at once is refused before a model is loaded, the rest before training.
     if (concepts is None) == (not target):
         raise ValueError("pass --target or --concepts, one of them")
     if negative_guidance is not None and anchor:
         raise ValueError("pass --anchor or --negative-guidance, not both")
+    given = {
+        "--anchor": anchor,
+        "--kind": kind != "object",
+        "--alias": alias,
+        "--prompts": prompts,
+        "--negative-guidance": negative_guidance is not None,
+    }
+    if concepts is not None and any(given.values()):
+        names = ", ".join(name for name, value in given.items() if value)
+        raise ValueError(f"with --concepts the list says what {names} would")
+    if checkpoint_every < 0:
+        raise ValueError(f"--checkpoint-every must not be negative, got {checkpoint_every}")
+    if format not in LOADERS:
+        raise ValueError(f"unknown --format {format!r}: choose {', '.join(LOADERS)}")
+    check_trackers(log_with or [])
     f = choose(prefer, None) if f == "auto" else f  # type: ignore[arg-type]
-    divergence(f)
+    f = divergence(f).name
     settled: dict[str, Any] = {
         "rank": rank,
         "steps": steps,
@@ -178,6 +200,9 @@ def unlearn(
         "mixed_precision": launched_precision() or "no",
         **values(options),
     }
+    for name in ("data_parallel", "shard"):
+        if name in settled:
+            raise ValueError(f"{name} is for `accelerate launch` to say, not for --set")
     settings(settled)
     order = Order(
         model,
@@ -188,9 +213,10 @@ def unlearn(
         f,
         format,  # type: ignore[arg-type]
         output_dir,
-        checkpoint_every,
+        checkpoint_every or (CHECKPOINT_EVERY if resume else 0),
         resume,
         log_with or [],
+        component,
         typer.echo,
     )
     if concepts is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ from typing import Any
 import yaml
 
 from .concepts import Anchor, Concept, NegativeGuidance
+from .recipe import RECIPE_NAME, as_json
 
 FIELDS = ("target", "anchor", "negative_guidance", "kind", "prompts", "aliases", "name")
-DONE = "recipe.json"  # written last
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,24 @@ class Job:
     name: str
     concept: Concept
 
-    def is_done(self, folder: Path) -> bool:
-        """Whether its adapter is in a folder of adapters."""
-        return (folder / self.name / DONE).exists()
+    def is_done(self, folder: Path, f: str) -> bool:
+        """Whether its adapter is in a folder of adapters.
+
+        Raises:
+            ValueError: if another concept's is there, or one trained with another f.
+        """
+        path = folder / self.name / RECIPE_NAME  # written last
+        if not path.exists():
+            return False
+        facts = json.loads(path.read_text())
+        wanted = {"concepts": as_json([vars(self.concept)]), "f": f}
+        for name, value in wanted.items():
+            if facts.get(name) != value:
+                raise ValueError(
+                    f"{str(path.parent)!r} holds an adapter with {name}={facts.get(name)!r}, and "
+                    f"{value!r} is wanted: use another folder, or remove it"
+                )
+        return True
 
 
 def read_jobs(path: str | Path) -> list[Job]:
@@ -72,19 +88,22 @@ def _job(entry: Any, number: int) -> Job:
     anchor: Anchor = entry.get("anchor")
     if "negative_guidance" in entry:
         anchor = NegativeGuidance(entry["negative_guidance"])
-    concept = Concept(
-        entry["target"],
-        anchor,
-        entry.get("kind", "object"),
-        entry.get("prompts"),
-        entry.get("aliases", ()),
-    )
+    try:
+        concept = Concept(
+            entry["target"],
+            anchor,
+            entry.get("kind", "object"),
+            entry.get("prompts"),
+            entry.get("aliases", ()),
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"concept {number}: {error}") from error
     name = entry.get("name", re.sub(r"[^A-Za-z0-9]+", "-", entry["target"]).strip("-").lower())
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ValueError(f"concept {number}: name {name!r} must be of letters, digits, '_', '-'")
     return Job(name, concept)
 
 
-def own_jobs(jobs: Sequence[Job], folder: Path, rank: int, count: int) -> list[Job]:
+def own_jobs(jobs: Sequence[Job], folder: Path, f: str, rank: int, count: int) -> list[Job]:
     """What one process of several has to do: every `count`-th job, without those that are done."""
-    return [job for job in jobs[rank::count] if not job.is_done(folder)]
+    return [job for job in jobs[rank::count] if not job.is_done(folder, f)]

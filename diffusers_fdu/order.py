@@ -46,6 +46,7 @@ class Order:
         checkpoint_every: steps between two checkpoints; 0: none are kept.
         resume: go on from the last checkpoint.
         log_with: see `tracked`.
+        component: see `FDUnlearner`.
         say: shows a line.
     """
 
@@ -60,6 +61,7 @@ class Order:
     checkpoint_every: int = 0
     resume: bool = False
     log_with: Sequence[str] = field(default_factory=list)
+    component: str | None = None
     say: Callable[[str], None] = print
 
 
@@ -103,27 +105,38 @@ def unlearn_each(order: Order, jobs: Sequence[Job]) -> list[Path]:
 
     Returns:
         The folders that this process wrote.
+
+    Raises:
+        ValueError: after the others were trained, with the concepts that were not, and why.
     """
     together = launched_sharding()
     processes = Processes(together=launched())
     share = (0, 1) if together else (processes.rank, processes.count)
-    own = own_jobs(jobs, order.output_dir, *share)
-    done = len(jobs) - len(own_jobs(jobs, order.output_dir, 0, 1))
+    own = own_jobs(jobs, order.output_dir, order.f, *share)
+    done = len(jobs) - len(own_jobs(jobs, order.output_dir, order.f, 0, 1))
     if done and processes.is_main:
         order.say(f"{done} of {len(jobs)} concepts are done already")
     writable_folder(order.output_dir)
-    pipe, written = (_pipe(order) if own else None), []
+    pipe = _pipe(order) if own else None
+    written, failed = [], []
     for job in own:
         folder = writable_folder(order.output_dir / job.name)
         worker = _worker(order, pipe, together)
         before = adapters.snapshot(worker.model)
-        _train(order, worker, [job.concept], folder)
+        try:
+            _train(order, worker, [job.concept], folder)
+        except (ValueError, ArithmeticError) as error:
+            failed.append(f"{job.name}: {error}")
+            order.say(failed[-1])
+            continue
         assert worker.adapter_name is not None
         adapters.remove(worker.model, worker.adapter_name, before)
         if not worker.processes.is_main:
             continue
         written.append(folder)
         order.say(f"{job.name}: {len(worker.history)} steps, written to {folder}")
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(own)} concepts failed: {'; '.join(failed)}")
     return written
 
 
@@ -135,7 +148,8 @@ def _pipe(order: Order) -> Any:
 
 def _worker(order: Order, pipe: Any, together: bool) -> FDUnlearner:
     machine = {"data_parallel": together, "shard": together and launched_sharding()}
-    return FDUnlearner(pipe, order.pipeline_kwargs, **{**machine, **order.options})
+    kwargs, component = order.pipeline_kwargs, order.component
+    return FDUnlearner(pipe, kwargs, component=component, **order.options, **machine)
 
 
 def _train(order: Order, worker: FDUnlearner, found: Sequence[Concept], folder: Path) -> None:

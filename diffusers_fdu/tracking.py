@@ -15,6 +15,27 @@ TRACKERS = ("tensorboard", "wandb", "trackio")
 PROJECT = "diffusers-fdu"
 
 
+def check_trackers(log_with: Sequence[Any]) -> None:
+    """Refuse trackers that cannot be had.
+
+    Raises:
+        ValueError: for an unknown name.
+        ImportError: if a tracker's package is not installed.
+    """
+    from accelerate.utils import is_tensorboard_available, is_trackio_available, is_wandb_available
+
+    installed = {
+        "tensorboard": is_tensorboard_available,
+        "wandb": is_wandb_available,
+        "trackio": is_trackio_available,
+    }
+    for name in log_with:
+        if isinstance(name, str) and name not in TRACKERS:
+            raise ValueError(f"unknown tracker {name!r}: choose {', '.join(TRACKERS)}")
+        if isinstance(name, str) and not installed[name]():
+            raise ImportError(f"logging with {name} needs it: pip install {name}")
+
+
 @contextmanager
 def tracked(
     log_with: Sequence[Any], folder: str | Path, config: dict[str, Any] | None = None
@@ -30,22 +51,11 @@ def tracked(
         config: shown with the run; nested values as text.
 
     Raises:
-        ValueError: for an unknown name.
-        ImportError: if a tracker's package is not installed.
+        ValueError, ImportError: see `check_trackers`.
     """
     from accelerate import Accelerator
-    from accelerate.utils import is_tensorboard_available, is_trackio_available, is_wandb_available
 
-    installed = {
-        "tensorboard": is_tensorboard_available,
-        "wandb": is_wandb_available,
-        "trackio": is_trackio_available,
-    }
-    for name in log_with:
-        if isinstance(name, str) and name not in TRACKERS:
-            raise ValueError(f"unknown tracker {name!r}: choose {', '.join(TRACKERS)}")
-        if isinstance(name, str) and not installed[name]():
-            raise ImportError(f"logging with {name} needs it: pip install {name}")
+    check_trackers(log_with)
     Path(folder).mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(log_with=list(log_with), project_dir=str(folder))
     plain = {

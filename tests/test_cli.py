@@ -5,6 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
+
+from diffusers_fdu import order
+from diffusers_fdu.cli import app
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -105,3 +109,26 @@ def test_compare_writes_a_table_and_goes_on(tmp_path) -> None:
     assert len(list((tmp_path / "cache").glob("*.json"))) == 3
     again = run(*arguments)
     assert again.stdout == result.stdout and "record" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--concepts", "x.yaml", "--kind", "style"], "the list says what --kind would"),
+        (["--concepts", "x.yaml", "--target", "dog"], "pass --target or --concepts"),
+        (["--target", "dog", "--format", "gguf"], "choose diffusers, peft"),
+        (["--target", "dog", "--checkpoint-every", "-1"], "must not be negative"),
+        (["--target", "dog", "--log-with", "paper"], "unknown tracker 'paper'"),
+        (["--target", "dog", "--set", "shard=true"], "for `accelerate launch` to say"),
+        (["--target", "dog", "--set", "data_parallel=true"], "for `accelerate launch` to say"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_model_is_loaded(
+    tmp_path, monkeypatch, arguments, message
+) -> None:
+    monkeypatch.setattr(order, "load_pipeline", None)
+    result = CliRunner().invoke(
+        app, ["unlearn", "--model", "emoji", "--output-dir", str(tmp_path), *arguments]
+    )
+    assert isinstance(result.exception, ValueError)
+    assert message in str(result.exception)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from diffusers_fdu import NegativeGuidance
-from diffusers_fdu.jobs import DONE, own_jobs, read_jobs
+from diffusers_fdu.jobs import own_jobs, read_jobs
+from diffusers_fdu.recipe import as_json
 
 LIST = """
 - {target: Snoopy, anchor: dog, aliases: [Snoopy the beagle]}
@@ -40,7 +43,9 @@ def test_a_list_of_concepts(tmp_path) -> None:
         ("- {target: dog, anchor: a, negative_guidance: 1}", "both an anchor and"),
         ("- {target: dog, name: a/b}", "name 'a/b' must be"),
         ("- {target: dog}\n- {target: Dog!}", "two concepts are named 'dog'"),
-        ("- {target: dog, kind: colour}", "colour"),
+        ("- {target: dog, kind: colour}", "concept 1: .*colour"),
+        ("- {target: dog}\n- {target: cat, aliases: 5}", "concept 2: "),
+        ("- {target: dog, kind: [a]}", "concept 1: "),
     ],
 )
 def test_lists_that_are_refused(tmp_path, text, message) -> None:
@@ -50,12 +55,18 @@ def test_lists_that_are_refused(tmp_path, text, message) -> None:
 
 def test_processes_share_the_list_and_leave_out_what_is_done(tmp_path) -> None:
     found = jobs(tmp_path)
-    shares = [own_jobs(found, tmp_path, rank, 2) for rank in range(2)]
+    shares = [own_jobs(found, tmp_path, "kl", rank, 2) for rank in range(2)]
     assert [[job.name for job in share] for share in shares] == [
         ["snoopy", "no_garfield"],
         ["van-gogh"],
     ]
     (tmp_path / "snoopy").mkdir()
-    assert len(own_jobs(found, tmp_path, 0, 2)) == 2  # begun is not done
-    (tmp_path / "snoopy" / DONE).touch()
-    assert [job.name for job in own_jobs(found, tmp_path, 0, 2)] == ["no_garfield"]
+    assert len(own_jobs(found, tmp_path, "kl", 0, 2)) == 2  # begun is not done
+    facts = {"concepts": as_json([vars(found[0].concept)]), "f": "kl"}
+    (tmp_path / "snoopy" / "recipe.json").write_text(json.dumps(facts))
+    assert [job.name for job in own_jobs(found, tmp_path, "kl", 0, 2)] == ["no_garfield"]
+    with pytest.raises(ValueError, match="an adapter with f='kl', and 'tv' is wanted"):
+        own_jobs(found, tmp_path, "tv", 0, 2)
+    other = jobs(tmp_path, LIST.replace("anchor: dog", "anchor: cat"))
+    with pytest.raises(ValueError, match="an adapter with concepts="):
+        own_jobs(other, tmp_path, "kl", 0, 2)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -131,10 +132,21 @@ def test_a_killed_list_goes_on_with_what_is_missing(tmp_path) -> None:
         assert load_file(folder / target / FILE)
 
 
-def test_processes_may_try_a_folder_at_the_same_time(tmp_path, monkeypatch) -> None:
-    touch = Path.touch
-    monkeypatch.setattr(Path, "touch", lambda path: (touch(path), path.unlink()))
-    assert writable_folder(tmp_path / "out").is_dir()
+def test_one_bad_concept_does_not_stop_the_others(tmp_path) -> None:
+    concepts, folder = tmp_path / "concepts.yaml", tmp_path / "out"
+    long = "word " * 90
+    concepts.write_text(f"- {{target: {long}, name: bad}}\n- {{target: fox, anchor: cow}}\n")
+    with start("--concepts", str(concepts), "--output-dir", str(folder)) as process:
+        output, errors = process.communicate(timeout=500)
+    assert process.returncode == 1
+    assert "error: 1 of 2 concepts failed: bad: prompt" in errors
+    assert "fox: 4 steps" in output and (folder / "fox" / FILE).exists()
+
+
+def test_processes_may_try_a_folder_at_the_same_time(tmp_path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: writable_folder(tmp_path / "out"), range(400)))
+    assert len(found) == 400 and not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ ALLOWED = {
         "weights",
     },  # fmt: skip
     "tracking": {"recipe", "train"},
-    "jobs": {"concepts"},
+    "jobs": {"concepts", "recipe"},
     "order": {
         "adapters",
         "concepts",
@@ -180,6 +180,7 @@ ALLOWED = {
         "jobs",
         "order",
         "plots",
+        "tracking",
     },  # fmt: skip
     "__main__": {"cli"},
     "": {
