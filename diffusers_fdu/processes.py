@@ -30,14 +30,12 @@ class Processes:
             adapter; otherwise each trains its own.
 
     Attributes:
-        device: what this one is to run on; None if it is alone.
         rank: which one this is.
         count: how many there are.
     """
 
     def __init__(self, together: bool = False) -> None:
         state = _state() if together else None
-        self.device: torch.device | None = state.device if state else None
         self.rank: int = state.process_index if state else 0
         self.count: int = state.num_processes if state else 1
 

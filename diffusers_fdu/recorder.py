@@ -217,7 +217,8 @@ class Recorder:
         """
         prompts = (prompt, other, SHORTEST)
         name = sample_name(self.model)
-        for self._off in WITHOUT:
+        for off in WITHOUT:
+            self._off = off
             alone = [self.first_call([one]).inputs for one in prompts]
             if len(alone[0][name]) == 1:
                 break

@@ -70,8 +70,8 @@ class Critic(nn.Module):
     """A small spectrally normalised network over a prediction, its mask and its timestep.
 
     Convolutions over (B, C, H, W), and over the frames of a video, (B, C, F, H, W), one below the
-    other; the same layers over tokens for (B, N, C); then the mean over
-    positions, and a linear head that is not normalised, so that the output can take any scale.
+    other; the same layers over tokens for (B, N, C); then the mean over positions, and a linear
+    head that is not normalised, so that the output can take any scale.
 
     Args:
         shape: of one prediction, (C, H, W), (C, F, H, W) or (N, C).
@@ -133,7 +133,7 @@ class VariationalLoss:
 
     Args:
         f: a name of `CONJUGATES`, or a `Conjugate`.
-        shape: of one prediction, (C, H, W) or (N, C).
+        shape: of one prediction, see `Critic`.
         options: see `Variational`.
         device: of the critic.
         seed: of the critic's initial weights; the global RNG is not touched.

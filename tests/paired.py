@@ -8,7 +8,6 @@ writes each family's adapter from the main process; a launcher starts the others
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,11 +15,10 @@ from pathlib import Path
 
 import torch
 from families import FAMILIES
+from launched import run
 
 from diffusers_fdu import FDUnlearner
 
-TESTS = Path(__file__).parent
-LAUNCH = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
 ROWS = 4  # of each role in a step, over all processes
 Weights = dict[str, torch.Tensor]
 
@@ -47,14 +45,9 @@ def trained(key: str, processes: int) -> Weights:
 
 def errors(keys: Sequence[str]) -> dict[str, float]:
     """Largest difference of weights between one process and two with half the rows each."""
-    paths = [str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "ACCELERATE_USE_CPU": "true"}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.pt"
-        command = [sys.executable, *LAUNCH, str(TESTS / "paired.py"), str(path), *keys]
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(done.stderr[-3000:])
+        run("paired.py", str(path), *keys, together=True)
         both = torch.load(path)
     found = {}
     for key in keys:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from launched import run
 
 from diffusers_fdu.processes import Processes
 
-TESTS = Path(__file__).parent
-LAUNCH = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
 OPTIONS = {
     "plain": [],
     "surgery and mined": ['retain_from="mined"', "named=false", "surgery=true"],
@@ -22,27 +17,32 @@ OPTIONS = {
 }
 
 
-def run(path: Path, together: bool, options: list[str]) -> dict:
-    size = 2 if together else 4
-    command = [sys.executable, *(LAUNCH if together else [])]
-    command += [str(TESTS / "together.py"), str(path), f"batch_size={size}", *options]
-    env = {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env={**__import__("os").environ, **env}, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
-    return torch.load(path)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[tuple[str, bool], dict]:
+    """Every training by one process, and by two with half the batch each."""
+    folder, found = tmp_path_factory.mktemp("runs"), {}
+    for together in (False, True):
+        size = f"batch_size={2 if together else 4}"
+        paths = {name: folder / f"{i}-{together}.pt" for i, name in enumerate(OPTIONS)}
+        arguments: list[str] = []
+        for name, options in OPTIONS.items():
+            arguments += [*(["--"] if arguments else []), str(paths[name]), size, *options]
+        run("together.py", *arguments, together=together)
+        found |= {(name, together): torch.load(path) for name, path in paths.items()}
+    return found
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_two_processes_do_what_one_does(tmp_path, options) -> None:
-    alone, both = (run(tmp_path / f"{one}.pt", one, options) for one in (False, True))
+@pytest.mark.parametrize("name", OPTIONS)
+def test_two_processes_do_what_one_does(runs, name) -> None:
+    alone, both = runs[name, False], runs[name, True]
     assert alone["buffer"] == both["buffer"]
     for own, other in zip(alone["history"], both["history"], strict=True):
         assert own.keys() == other.keys()
-        for name, value in own.items():
-            assert other[name] == pytest.approx(value, rel=2e-3, abs=1e-6), name
+        for key, value in own.items():
+            assert other[key] == pytest.approx(value, rel=2e-3, abs=1e-6), key
     moved = 0.0
-    for name, value in alone["weights"].items():
-        torch.testing.assert_close(both["weights"][name], value, rtol=0, atol=2e-4)
+    for key, value in alone["weights"].items():
+        torch.testing.assert_close(both["weights"][key], value, rtol=0, atol=2e-4)
         moved = max(moved, value.abs().max().item())
     assert moved > 0.02
 

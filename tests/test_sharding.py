@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import diffusers
 import pytest
 import torch
 from families import FAMILIES
+from launched import run
 from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 
@@ -19,8 +16,6 @@ from diffusers_fdu import FDUnlearner
 from diffusers_fdu.performance import Performance
 from diffusers_fdu.sharding import blocks, sharded
 
-TESTS = Path(__file__).parent
-LAUNCH = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
 FLUX = 'family="flux"'
 
 
@@ -33,16 +28,8 @@ def runs(tmp_path_factory) -> dict[str, dict]:
     two = [FLUX, "batch_size=2", "shard=true"]
     streamed = ['hooks="sequential"', "gradient_checkpointing=true"]
     both = [paths["sharded"], *two, "--", paths["streamed"], *two, *streamed]
-    env = {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "ACCELERATE_USE_CPU": "true"}
-    for launch, arguments in (([], alone), (LAUNCH, both)):
-        done = subprocess.run(
-            [sys.executable, *launch, str(TESTS / "together.py"), *arguments],
-            env={**os.environ, **env},
-            capture_output=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr.decode()[-3000:]
-        assert b"FSDP2-wrapped" not in done.stderr
+    for together, arguments in ((False, alone), (True, both)):
+        assert "FSDP2-wrapped" not in run("together.py", *arguments, together=together)
     return {name: torch.load(path) for name, path in paths.items()}
 
 
