@@ -12,10 +12,11 @@ from torch import Tensor
 from .clock import Clock
 from .concepts import Pair
 from .denoiser import sample_name, timestep_name
-from .layout import Layout, close, on_cpu, same
+from .layout import Layout
 from .recorder import Call, Recorder, entry
 from .renoise import Clean, latents_like
 from .replay import Entry, Leaves, ReplayBuffer
+from .values import close, on_cpu, same
 
 States = Literal["trajectory", "renoise"]
 Run = tuple[str, Pair | None]

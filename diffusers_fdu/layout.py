@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-Inputs = Mapping[str, Any]
+from .values import same
 
-CLOSE = 0.01  # one text encoded twice differs by rounding, relative; two texts by far more
+Inputs = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,43 +66,3 @@ def _length(value: Any) -> int | None:
     if torch.is_tensor(value):
         return len(value) if value.dim() else None
     return len(value) if isinstance(value, list | tuple) else None
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two values are equal, tensors within lists and their shapes included."""
-    if torch.is_tensor(a) and torch.is_tensor(b):
-        return a.shape == b.shape and torch.equal(a, b)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    if torch.is_tensor(a) or torch.is_tensor(b):
-        return False
-    return a == b
-
-
-def close(a: Any, b: Any) -> bool:
-    """Whether two values are one text, encoded twice."""
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(close, a, b))
-    if not (torch.is_tensor(a) and torch.is_tensor(b)):
-        return same(a, b)
-    if a.shape != b.shape or not a.is_floating_point():
-        return same(a, b)
-    return bool((a - b).float().norm() <= CLOSE * b.float().norm())
-
-
-def on_cpu(value: Any) -> Any:
-    """A value with its tensors on the CPU."""
-    if torch.is_tensor(value):
-        return value.cpu()
-    if isinstance(value, list | tuple):
-        return type(value)(map(on_cpu, value))
-    return value
-
-
-def cloned(value: Any) -> Any:
-    """A copy that no later step of the pipeline changes."""
-    if torch.is_tensor(value):
-        return value.detach().clone()
-    if isinstance(value, list | tuple):
-        return type(value)(map(cloned, value))
-    return value

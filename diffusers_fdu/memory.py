@@ -23,7 +23,7 @@ from .identity import plain_tensors
 from .offload import is_offloaded, is_streamed, onloaded, placement, streamed
 from .performance import can_set_aside, checkpointed, precision
 from .recorder import Recorder, untouched
-from .replay import unflatten
+from .values import unflatten
 
 GIB = 2**30
 STATES = 4  # weight, gradient and two moments

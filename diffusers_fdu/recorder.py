@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from .denoiser import denoiser_name, denoiser_names, predicted, sample_name
-from .layout import Layout, cloned, find_layout, same
-from .replay import Leaves, flatten
+from .layout import Layout, find_layout
+from .replay import Leaves
+from .values import cloned, flatten, same
 
 BATCH = 8  # pictures drawn at once
 STEPS = 8

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .clock import Clock
-from .layout import same
+from .values import given, same, unflatten
 
 Role = Literal["unlearn", "retain", "mined"]
 Row = tuple[Role, int]
@@ -64,29 +64,6 @@ class Moved:
             entry.prediction if entry.prediction < 0 else entry.prediction + self.predictions
         )
         return Entry(entry.state + self.states, self.texts[entry.text], prediction, entry.concept)
-
-
-def flatten(kwargs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keyword arguments as one dict with dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in kwargs.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    nested: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, name = path.split(".")
-        level = nested
-        for parent in parents:
-            level = level.setdefault(parent, {})
-        level[name] = value
-    return nested
 
 
 @dataclass
@@ -264,7 +241,7 @@ class ReplayBuffer:
             The calls, and the predictions (B, ...) float32 in the order of the rows.
         """
         entries = [self.entry(row) for row in rows]
-        target = _given(self.predictions(entries), device, torch.float32)
+        target = given(self.predictions(entries), device, torch.float32)
         return self.calls(entries, device, dtype), target
 
     def predictions(self, entries: Sequence[Entry]) -> Tensor:
@@ -291,7 +268,7 @@ class ReplayBuffer:
     def _call(
         self, entries: Sequence[Entry], device: torch.device, dtype: torch.dtype
     ) -> dict[str, Any]:
-        flat = {key: _given(value, device, None) for key, value in self.constants.items()}
+        flat = {key: given(value, device, None) for key, value in self.constants.items()}
         for key, values in self._states.items():
             own = [values[e.state] for e in entries]
             floating = None if self._is_exact(key, own[0]) else dtype
@@ -308,27 +285,11 @@ class ReplayBuffer:
         self, key: str, values: list[Any], device: torch.device, floating: torch.dtype | None
     ) -> Any:
         if key in self.listed:
-            return [_given(value, device, floating) for value in values]
+            return [given(value, device, floating) for value in values]
         if values[0] is None:
             return None
-        return _given(torch.stack(values), device, floating)
+        return given(torch.stack(values), device, floating)
 
 
 def _shape(value: Any) -> tuple | None:
     return tuple(value.shape) if torch.is_tensor(value) else None
-
-
-def _given(value: Any, device: torch.device, floating: torch.dtype | None) -> Any:
-    if isinstance(value, list | tuple):
-        return type(value)(_given(item, device, floating) for item in value)
-    if not torch.is_tensor(value):
-        return value
-    sent = _sent(value, device)
-    return sent.to(floating) if floating and value.is_floating_point() else sent
-
-
-def _sent(value: Tensor, device: torch.device) -> Tensor:
-    """On a device; through pinned memory, so that the copy does not wait for running kernels."""
-    if device.type != "cuda" or value.device.type != "cpu":
-        return value.to(device)
-    return value.pin_memory().to(device, non_blocking=True)

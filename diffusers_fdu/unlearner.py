@@ -25,7 +25,7 @@ from .recording import Recording
 from .replay import ReplayBuffer
 from .targets import input_width
 from .train import Callback, StepRecord
-from .training import Training, divergence_of, f_name
+from .training import Trained, Training, divergence_of, f_name
 
 
 class FDUnlearner:
@@ -206,28 +206,15 @@ class FDUnlearner:
                     self.processes.check_same("the checkpoint's step", checkpoints.step)
                 buffer = self._recorded(recording, buffer, checkpoints)
                 recorded = time.monotonic()
-                history, objective, config = training.run(
-                    buffer, name, lora, before, callback, checkpoints
-                )
+                done = training.run(buffer, name, lora, before, callback, checkpoints)
             trained = time.monotonic()
-            facts = recipe.describe(
-                self.pipe,
-                (config, self.data, self.performance),
-                self.pipeline_kwargs,
-                concepts=[vars(concept) for concept in found],
+            facts = self._facts(
+                found,
+                buffer,
+                done,
                 f=f_name(loss, critic),
-                sigma=objective.sigmas,
-                steps_done=len(history),
-                divergence={"first": history[0].divergence, "last": history[-1].divergence},
-                distance={"first": objective.first, "last": history[-1].distance},
                 adapter_name=name,
-                component=self.component,
                 active_adapters=adapters.strengths(self.model, before.active),
-                buffer={
-                    "unlearn": buffer.count("unlearn"),
-                    "retain": buffer.count("retain"),
-                    "bytes": buffer.nbytes,
-                },
                 seconds={
                     "record": round(recorded - started, 2),
                     "train": round(trained - recorded, 2),
@@ -236,8 +223,31 @@ class FDUnlearner:
         except BaseException:
             adapters.remove(self.model, name, before)
             raise
-        self.adapter_name, self.history, self.recipe = name, history, facts
+        self.adapter_name, self.history, self.recipe = name, done.history, facts
         return self.pipe
+
+    def _facts(
+        self, found: Sequence[Concept], buffer: ReplayBuffer, done: Trained, **facts: Any
+    ) -> dict[str, Any]:
+        """The recipe."""
+        first, last = done.history[0], done.history[-1]
+        return recipe.describe(
+            self.pipe,
+            (done.config, self.data, self.performance),
+            self.pipeline_kwargs,
+            concepts=[vars(concept) for concept in found],
+            component=self.component,
+            sigma=done.objective.sigmas,
+            steps_done=len(done.history),
+            divergence={"first": first.divergence, "last": last.divergence},
+            distance={"first": done.objective.first, "last": last.distance},
+            buffer={
+                "unlearn": buffer.count("unlearn"),
+                "retain": buffer.count("retain"),
+                "bytes": buffer.nbytes,
+            },
+            **facts,
+        )
 
     def _recorded(
         self, recording: Recording, buffer: ReplayBuffer | None, checkpoints: Checkpoints | None

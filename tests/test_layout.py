@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusers_fdu.layout import cloned, close, find_layout, same
+from diffusers_fdu.layout import find_layout
+from diffusers_fdu.values import cloned, close, same
 
 LENGTHS = (2, 2, 5)  # tokens of each prompt
 

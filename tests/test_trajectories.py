@@ -17,8 +17,9 @@ from diffusers_fdu.denoiser import denoiser_name
 from diffusers_fdu.drawing import OTHER_EVERY
 from diffusers_fdu.recorder import Recorder
 from diffusers_fdu.renoise import COPIES
-from diffusers_fdu.replay import Entry, ReplayBuffer, flatten, unflatten
+from diffusers_fdu.replay import Entry, ReplayBuffer
 from diffusers_fdu.trajectories import record
+from diffusers_fdu.values import flatten, unflatten
 
 PAIRS = [Pair("a dog", "a cat"), Pair("red dog", "red cat"), Pair("dog", "cat")]
 RETAIN = ["a tree", "house"]
