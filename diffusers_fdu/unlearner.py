@@ -37,7 +37,7 @@ class FDUnlearner:
         pipe: a diffusers text-to-image pipeline.
         pipeline_kwargs: arguments of the recorded runs, such as height, width, guidance_scale;
             num_inference_steps is the most steps of a run (`recorder.STEPS` if not given).
-        progress: show progress bars.
+        progress: show progress bars, and what `low_vram` chose.
         component: the denoiser to train; None: the pipe's first. Of a pipeline with two, as Wan
             2.2, each is trained by an unlearner of its own.
         **options: fields of `TrainConfig`, `DataConfig` and `Performance`.
@@ -181,7 +181,7 @@ class FDUnlearner:
         adapters.check_adapter_name(name, self.model)
         adapters.check_denoiser(self.model)
         self.performance.check(self.model)
-        if self.performance.low_vram and self.processes.is_main:
+        if self.performance.low_vram and self.progress:
             settings = Settings(config, self.data, self.performance)
             print(memory.plan(settings, self.estimate()))
         before = adapters.snapshot(self.model)

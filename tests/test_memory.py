@@ -100,6 +100,7 @@ def test_low_vram_asks_about_two_rows_at_most(pipe, capsys) -> None:
     worker = unlearner(pipe, low_vram=True, steps=2, **options)
     assert (worker.config.batch_size, worker.config.gradient_accumulation_steps) == (1, 8)
     assert worker.performance.gradient_checkpointing and worker.performance.offload
+    worker.progress = True
     rows = []
     pipe.unet.conv_in.register_forward_hook(lambda _, __, output: rows.append(len(output)))
     worker.unlearn("dog", "cat")
