@@ -53,7 +53,7 @@ def defaults() -> torch.Tensor:
     return trained(build_tiny_pipe())[1]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=", ".join)
 def test_every_option_changes_what_is_trained(pipe, tmp_path, options, defaults) -> None:
     before = state(pipe)
     worker, weights = trained(pipe, **options)
