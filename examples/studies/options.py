@@ -18,6 +18,7 @@ import typer
 
 from diffusers_fdu import FDUnlearner
 from diffusers_fdu.emoji import load_emoji_pipeline
+from diffusers_fdu.intervals import estimate
 from diffusers_fdu.replay import ReplayBuffer
 
 from .bench import RUNS, Results, concept, judged, line, over
@@ -38,7 +39,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {},
     {"retain_from": "mined", "surgery": True},
 )
-COLUMNS = ("target", "settings", "UA", "IRA", "CRA", "record s", "train s")
+COLUMNS = ("target", "settings", "UA", "IRA", "CRA", "UA more", "kept more", "record s", "train s")
 
 
 DATA = ("retain_from", "states")  # what is recorded anew for
@@ -93,18 +94,39 @@ def study(
     }
 
 
+def kept(row: dict[str, Any]) -> float:
+    """What is left of the rest."""
+    return (row["ira"] + row["cra"]) / 2
+
+
+def differences(rows: list[dict[str, Any]], plain: list[dict[str, Any]]) -> list[Any]:
+    """Erased and kept more than without the options, paired by seed."""
+    same = {row["seed"]: row for row in plain}
+    pairs = [(row, same[row["seed"]]) for row in rows if row["seed"] in same]
+    if not pairs or rows == plain:
+        return ["", ""]
+    return [
+        estimate([row["ua"] - other["ua"] for row, other in pairs]),
+        estimate([kept(row) - kept(other) for row, other in pairs]),
+    ]
+
+
 def table(results: Results) -> str:
     """Means over seeds with 95 % confidence intervals."""
     lines = [line(COLUMNS), "|---" * len(COLUMNS) + "|"]
     for target, _ in PAIRS:
         for variant in VARIANTS:
-            key = json.dumps(variant)
-            rows = [r for r in results.rows if (r["target"], r["variant"]) == (target, key)]
+            start = {k: v for k, v in variant.items() if k == "init"}
+            rows, plain = (
+                [r for r in results.rows if (r["target"], r["variant"]) == (target, key)]
+                for key in (json.dumps(variant), json.dumps(start))
+            )
             if rows:
                 name = ", ".join(f"{k}={v}" for k, v in variant.items()) or "defaults"
                 figures = [over(rows, k) for k in ("ua", "ira", "cra")]
                 costs = [f"{over(rows, k).mean:.0f}" for k in ("record", "train")]
-                lines.append(line([target, name, *figures, *costs]))
+                more = differences(rows, plain)
+                lines.append(line([target, name, *figures, *more, *costs]))
     return "\n".join(lines)
 
 
