@@ -19,10 +19,13 @@ SAMPLED = 4096  # elements of each tensor that the fingerprint looks at
 def pipe_facts(pipe: Any) -> dict[str, Any]:
     """Of a pipe: its class, scheduler, weights, and the adapters on its denoisers."""
     scheduler = getattr(pipe, "scheduler", None)
+    # What begins with "_" says how it was made, in any order.
+    config = dict(getattr(scheduler, "config", {}))
+    config = {name: value for name, value in config.items() if not name.startswith("_")}
     models = {name: getattr(pipe, name) for name in denoiser_names(pipe)}
     return {
         "pipe": type(pipe).__name__,
-        "scheduler": [type(scheduler).__name__, dict(getattr(scheduler, "config", {}))],
+        "scheduler": [type(scheduler).__name__, config],
         "weights": fingerprint(pipe),
         "adapters": {name: active_strengths(model) for name, model in models.items()},
     }

@@ -35,17 +35,21 @@ def retrain(
     options = {**facts["config"], **facts["performance"]}
     if isinstance(options["estimator"], dict):
         options["estimator"] = Variational(**options["estimator"])
-    named = [facts["f"], options["timestep_sampling"], options["timestep_weights"]]
-    for value in named:
-        if value.startswith(("generator:", "conjugate:", "<")):
-            raise ValueError(f"the recipe names {value!r}, which is not in it: train by hand")
+    weightings = [options["timestep_sampling"], options["timestep_weights"]]
+    lost = [value for value in weightings if value not in ("uniform", "min_snr")]
+    if facts["f"].startswith(("generator:", "conjugate:")):
+        lost.append(facts["f"])
+    for value in lost:
+        raise ValueError(f"the recipe names {value!r}, which is not in it: train by hand")
     found = []
     for fields in facts["concepts"]:
         anchor = fields["anchor"]
         if isinstance(anchor, Mapping):
             anchor = NegativeGuidance(**anchor["NegativeGuidance"])
         found.append(Concept(**{**fields, "anchor": anchor}))
-    worker = FDUnlearner(pipe, facts["pipeline_kwargs"], progress, **options)
+    worker = FDUnlearner(
+        pipe, facts["pipeline_kwargs"], progress, component=facts["component"], **options
+    )
     active = strengths(worker.model, snapshot(worker.model).active)
     if active != facts["active_adapters"]:
         raise ValueError(

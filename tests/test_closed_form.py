@@ -41,7 +41,7 @@ def tokens(pipe, buffer):
             prompt = ""
         return pipe.encode_prompt(prompt, "cpu", 1, False)[0].detach().double()
 
-    names = list(buffer._text_ids)
+    names = [prompt for prompt, _ in buffer._text_ids]
     pairs, kept = set(), set()
     own = {entry.prediction: entry.text for entry in buffer.entries("retain")}
     for entry in buffer.entries("unlearn"):

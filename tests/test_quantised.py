@@ -214,7 +214,7 @@ def test_trains_on_cuda(backend, tmp_path) -> None:
 
 
 def test_weights_are_counted_as_they_are_stored(case) -> None:
-    """Up to scales that are kept beside a tensor."""
+    """Up to scales that are kept beside a tensor, and buffers that no file holds."""
     stored = sum(part.nbytes for parts in case.kept.values() for part in parts)
     adapter = sum(p.nbytes for n, p in case.model.named_parameters() if "lora_" in n)
-    assert 0.5 * stored < weight_bytes(case.model) - adapter <= stored
+    assert 0.5 * stored < weight_bytes(case.model) - adapter < 1.1 * stored

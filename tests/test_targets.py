@@ -40,7 +40,7 @@ def test_a_star_fits_anything(pipe) -> None:
 
 
 KINDS = {
-    "sdxl": ("cross-attention", 6, 6),
+    "sdxl": ("cross-attention", 16, 16),
     "hunyuan_dit": ("cross-attention", 4, 4),
     "sd3": ("joint attention", 4, 4),
     "flux": ("joint attention", 4, 2),
