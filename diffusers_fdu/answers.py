@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .denoiser import predicted, sample_name
 from .offload import placement
 from .replay import Entry, Part, ReplayBuffer
+from .values import chunks
 
 
 def predict(model: nn.Module, calls: Sequence[Part]) -> Tensor:
@@ -48,8 +49,8 @@ def ask(
     """
     where = placement(model)
     answers = []
-    for start in range(0, len(entries), size):
-        calls = buffer.calls(entries[start : start + size], *where)
+    for part in chunks(entries, size):
+        calls = buffer.calls(part, *where)
         answers.append(predict(model, calls).float().cpu())
     return torch.cat(answers)
 

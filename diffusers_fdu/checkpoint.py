@@ -22,6 +22,7 @@ from .recipe import writable_folder
 MARK = b"FDUSTATE"
 DIGEST = 32  # bytes
 CHUNK = 2**20  # bytes
+EVERY = 20  # steps between two, if nothing else is said
 KEPT = 2  # checkpoints of a training: the last, and one should the last be damaged
 NAME = "step-{:06d}.state"
 RECORDED = "recorded.state"

@@ -47,7 +47,6 @@ Examples:
   --seeds 1 --set trajectories=24 --output-dir runs/blob
 """
 
-CHECKPOINT_EVERY = 20  # steps, if a training is to go on and does not say
 LOADERS = {"diffusers": "pipe.load_lora_weights(", "peft": "diffusers_fdu.load_unlearned(pipe, "}
 
 SET_HELP = "Any other option of the library, as name=value; may be repeated."
@@ -155,6 +154,7 @@ def unlearn(
 
     With `accelerate launch -m diffusers_fdu unlearn`, processes train it together.
     """
+    from .checkpoint import EVERY
     from .choice import choose
     from .concepts import NegativeGuidance
     from .config import settings
@@ -213,7 +213,7 @@ def unlearn(
         f,
         format,  # type: ignore[arg-type]
         output_dir,
-        checkpoint_every or (CHECKPOINT_EVERY if resume else 0),
+        checkpoint_every or (EVERY if resume else 0),
         resume,
         log_with or [],
         component,

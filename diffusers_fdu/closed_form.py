@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from .alignment import align
 from .offload import placement
 from .replay import ReplayBuffer, Row
+from .values import chunks
 
 KEEP = 10.0
 """Weight of a kept token against one to change; 1 kept less on the embedded model."""
@@ -203,7 +204,7 @@ def _moments(
             sums[name] = [torch.zeros_like(value) for _ in range(3)]
         sums[name][place] += value / count
 
-    for part in _chunks(pairs, size):
+    for part in chunks(pairs, size):
         targets = capture.inputs([target for target, _ in part], names)
         anchors = capture.inputs([anchor for _, anchor in part], names)
         for name in names:
@@ -213,7 +214,7 @@ def _moments(
             c = c.flatten(0, 1)
             add(name, 0, (a - c).T @ c, tokens)
             add(name, 1, c.T @ c, tokens)
-    for chunk in _chunks(kept, size):
+    for chunk in chunks(kept, size):
         for name, value in capture.inputs(chunk, names).items():
             k = _exact(value)
             tokens = len(kept) * k.shape[1]
@@ -225,10 +226,6 @@ def _moments(
         metric.diagonal().add_(RIDGE * metric.diagonal().mean())
         moments[name] = _Moments(pull, metric)
     return moments
-
-
-def _chunks(items: Sequence, size: int) -> list[Sequence]:
-    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 def _exact(value: Tensor) -> Tensor:

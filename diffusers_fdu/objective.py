@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .answers import predict
 from .loss import DivergenceLoss, calibrated
 from .sampling import Batch, Sampler
+from .values import chunks
 from .variational import VariationalLoss
 
 Autocast = Callable[[], AbstractContextManager]
@@ -211,8 +212,7 @@ def initial_distances(
     found = []
     for concept in range(sampler.concepts):
         rows = sampler.spread(concept, max(LEAST, MEASURED // sampler.concepts))
-        chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
-        batches = (sampler.batch(chunk, []) for chunk in chunks)
+        batches = (sampler.batch(chunk, []) for chunk in chunks(rows, size))
         distances = [loss.distance(answer_batch(model, b), b.target) for b in batches]
         found.append(torch.cat(distances))
     return found

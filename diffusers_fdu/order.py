@@ -36,7 +36,7 @@ class Order:
 
     Args:
         model: see `load_pipeline`.
-        device: None: the process's own, or CUDA if it is there.
+        device: where it runs.
         dtype: of the pipeline.
         pipeline_kwargs: of the recorded runs.
         options: of `FDUnlearner`.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .denoiser import denoiser_name, denoiser_names, predicted, sample_name
 from .layout import Layout, find_layout
 from .replay import Leaves
-from .values import cloned, flatten, same
+from .values import chunks, cloned, flatten, same
 
 BATCH = 8  # pictures drawn at once
 STEPS = 8
@@ -240,8 +240,7 @@ class Recorder:
         """Text-dependent arguments of each prompt, without batch dimension; None: left out."""
         texts: dict[str, Leaves] = {}
         unique = list(dict.fromkeys(prompts))
-        for start in range(0, len(unique), self.batch):
-            part = unique[start : start + self.batch]
+        for part in chunks(unique, self.batch):
             inputs = self.first_call(part).inputs
             for i, prompt in enumerate(part):
                 texts[prompt] = entry(inputs, names, i)

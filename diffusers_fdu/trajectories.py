@@ -30,6 +30,7 @@ from .processes import Processes
 from .recorder import Recorder, untouched
 from .renoise import COPIES, Clean, noised
 from .replay import Entry, ReplayBuffer
+from .values import chunks
 
 GOLDEN = (5**0.5 - 1) / 2  # multiples of it spread evenly over [0, 1) however many there are
 SQUARE = 2**0.5 - 1  # likewise, and independent of the multiples of the other
@@ -91,10 +92,6 @@ def _grouped(runs: list[Run]) -> list[list[Run]]:
     return [[r for r in runs if r[1] is not None], [r for r in runs if r[1] is None]]
 
 
-def _chunks(items: list, size: int) -> list[list]:
-    return [items[i : i + size] for i in range(0, len(items), size)]
-
-
 def _shifted(scheduler: Any, steps: int, share: float) -> Any:
     """The scheduler, its timesteps moved by a share of their distance where it can do that."""
     config: Any = getattr(scheduler, "config", {})
@@ -127,7 +124,7 @@ class _Recording:
     def draw(self, runs: list[Run], progress: bool) -> None:
         """Run the pipe on all prompts, each process on its own batches."""
         recorder, processes = self.recorder, self.processes
-        batches = [part for group in _grouped(runs) for part in _chunks(group, recorder.batch)]
+        batches = [part for group in _grouped(runs) for part in chunks(group, recorder.batch)]
         scheduler = getattr(recorder.pipe, "scheduler", None)
         low, high = (recorder.steps + 1) // 2, recorder.steps
         own = processes.own(list(enumerate(batches)))

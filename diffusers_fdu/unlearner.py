@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig
 
 from . import adapters, memory, recipe, weights
-from .checkpoint import Checkpoints, folder_of
+from .checkpoint import EVERY, Checkpoints, folder_of
 from .choice import Compared, Preference, choose
 from .concepts import Anchor, Concept, Target, concepts
 from .config import RATE_TIMES_WIDTH, Settings, TrainConfig, settings
@@ -131,7 +131,7 @@ class FDUnlearner:
         buffer: ReplayBuffer | None = None,
         callback: Callback | None = None,
         checkpoint_dir: str | Path | None = None,
-        checkpoint_every: int = 20,
+        checkpoint_every: int = EVERY,
         resume_from_checkpoint: bool | str | Path = False,
     ) -> Any:
         """Train a LoRA that does for the target what the frozen model does for the anchor.

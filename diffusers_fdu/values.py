@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 CLOSE = 0.01  # one text encoded twice differs by rounding, relative; two texts by far more
+
+
+def chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """Parts of at most this size, in order."""
+    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 def flatten(kwargs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from families import FAMILIES
 from safetensors.torch import load_file, save_file
 from support import BEGIN, END, ROOT, measure, readme_table
 
-from diffusers_fdu import FDUnlearner, load_unlearned
+from diffusers_fdu import Concept, FDUnlearner, load_unlearned
 from diffusers_fdu.answers import ask
 
 
@@ -116,3 +116,13 @@ def test_a_folder_holds_one_format(tmp_path) -> None:
     ):
         worker.save(tmp_path, format)
         assert {path.name for path in tmp_path.iterdir()} == kept | {"recipe.json"}
+
+
+@pytest.mark.parametrize("given", [{"max_sequence_length": 12}, {}], ids=["given", "default"])
+def test_a_prompt_that_the_pipeline_would_cut_is_refused(given) -> None:
+    """The tokenizer takes 512; the pipeline takes what it is told, 120 if nothing."""
+    family = FAMILIES["pixart_alpha"]
+    worker = FDUnlearner(family.build(), {"use_resolution_binning": False, **given}, False)
+    limit = given.get("max_sequence_length", 120)
+    with pytest.raises(ValueError, match=f"the max_sequence_length takes {limit}: shorten it"):
+        worker.record(Concept("a" * limit, "cat", kind="prompt"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from families import FAMILIES
 
 from diffusers_fdu import FDUnlearner, NegativeGuidance
 from diffusers_fdu.emoji import STYLES, judge_cells, load_emoji_judge, load_emoji_pipeline
@@ -92,3 +93,38 @@ def test_the_whole_framework_on_cuda(dtype, options) -> None:
     assert all(p.device.type == "cuda" for p in pipe.unet.parameters())
     first, last = worker.history[0].distance, worker.history[-1].distance
     assert last < 1.5 * first  # it does not run away
+
+
+# Those whose text encoders are no stand-ins on the CPU; some give the denoiser constants.
+ON_DEVICE = ("sdxl", "flux", "chroma", "pixart_sigma", "hunyuan_dit", "z_image", "wan")
+
+
+@pytest.mark.parametrize("key", ON_DEVICE)
+@pytest.mark.parametrize("hooks", [None, "model", "sequential"])
+def test_families_train_on_cuda(key, hooks) -> None:
+    family = FAMILIES[key]
+    pipe = family.build()
+    if hooks is None:
+        pipe.to("cuda")
+    elif hooks == "model":
+        pipe.enable_model_cpu_offload()
+    elif family.streams:
+        pipe.enable_sequential_cpu_offload()
+    else:
+        pytest.skip("diffusers does not run it so")
+    kwargs = {**family.run, "num_inference_steps": 2, family.guided: 4.0}
+    options = {"trajectories": 2, "steps": 3, "batch_size": 2, "retain": ["a tree"]}
+    worker = FDUnlearner(pipe, kwargs, False, **options)
+    worker.unlearn("a snoopy", "a dog in a red house")
+    assert len(worker.history) == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}], ids=str)
+def test_the_estimate_is_near_what_is_allocated(options) -> None:
+    pipe = load_emoji_pipeline().to("cuda")
+    worker = FDUnlearner(pipe, {"guidance_scale": 4.0}, False, trajectories=8, steps=3, **options)
+    expected = worker.estimate().training
+    buffer = worker.record("dog", "cat")
+    torch.cuda.reset_peak_memory_stats()
+    worker.unlearn("dog", "cat", buffer=buffer)
+    assert 0.7 < expected / torch.cuda.max_memory_allocated() < 1.5

@@ -17,9 +17,8 @@ from diffusers_fdu.denoiser import denoiser_name
 from diffusers_fdu.drawing import OTHER_EVERY
 from diffusers_fdu.recorder import Recorder
 from diffusers_fdu.renoise import COPIES
-from diffusers_fdu.replay import Entry, ReplayBuffer
+from diffusers_fdu.replay import Entry
 from diffusers_fdu.trajectories import record
-from diffusers_fdu.values import flatten, unflatten
 
 PAIRS = [Pair("a dog", "a cat"), Pair("red dog", "red cat"), Pair("dog", "cat")]
 RETAIN = ["a tree", "house"]
@@ -235,12 +234,6 @@ def test_bad_pipes_and_prompts(pipe) -> None:
         record(recorder, [], [], progress=False)
 
 
-def test_flatten_and_back() -> None:
-    nested = {"a": 1, "b": {"c": 2, "d": {"e": 3}}}
-    assert flatten(nested) == {"a": 1, "b.c": 2, "b.d.e": 3}
-    assert unflatten(flatten(nested)) == nested
-
-
 def encode(pipe, prompt):
     ids = pipe.tokenizer(prompt, padding="max_length", max_length=48, return_tensors="pt")
     with torch.no_grad():
@@ -341,14 +334,3 @@ def test_candidates_have_a_text_and_no_row(pipe) -> None:
 def test_a_list_of_negative_prompts_is_refused(pipe) -> None:
     with pytest.raises(ValueError, match="negative_prompt must be one text for all"):
         Recorder(pipe, {"negative_prompt": ["a", "b"]})
-
-
-def test_arguments_that_differ_between_batches_are_refused() -> None:
-    first, second = ReplayBuffer(), ReplayBuffer()
-    first.keep_constants({"ids": torch.zeros(2)})
-    second.keep_constants({"ids": torch.zeros(2)})
-    first.absorb(second)
-    other = ReplayBuffer()
-    other.keep_constants({"ids": torch.ones(2)})
-    with pytest.raises(ValueError, match="argument ids changes from call to call"):
-        first.absorb(other)
