@@ -9,6 +9,7 @@ from .divergences import DIVERGENCES, Divergence, divergence
 from .loss import DivergenceLoss
 from .performance import Performance
 from .retrain import retrain
+from .stacking import stack, strengths, unstack
 from .train import StepRecord
 from .unlearner import FDUnlearner
 from .variational import Variational
@@ -36,4 +37,7 @@ __all__ = [
     "load_comparison",
     "load_unlearned",
     "retrain",
+    "stack",
+    "strengths",
+    "unstack",
 ]

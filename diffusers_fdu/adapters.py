@@ -46,10 +46,19 @@ def check_adapter_name(name: str, model: nn.Module) -> None:
 def default_adapter_name(targets: Sequence[str], model: nn.Module) -> str:
     """A free name for the adapter that forgets these, such as "forget-dog"."""
     shown = [*targets[:NAMED], *([f"{len(targets) - NAMED} more"] if targets[NAMED:] else [])]
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(shown)).strip("-").lower() or "concept"
-    name, taken, i = f"forget-{slug}", getattr(model, "peft_config", {}), 2
+    return free_name("forget-" + (slug("-".join(shown)).lower() or "concept"), model)
+
+
+def slug(text: str) -> str:
+    """A text as a name: letters, digits and single hyphens."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
+
+
+def free_name(wanted: str, model: nn.Module) -> str:
+    """A name that no adapter of the denoiser has: the wanted one, or with a number."""
+    name, taken, i = wanted, getattr(model, "peft_config", {}), 2
     while name in taken:
-        name, i = f"forget-{slug}-{i}", i + 1
+        name, i = f"{wanted}-{i}", i + 1
     return name
 
 
@@ -159,8 +168,20 @@ def attach(
 
 def activate(model: nn.Module, names: Sequence[str]) -> None:
     """Make these adapters active, whatever their strengths, which stay as they are."""
-    for layer in tuner_layers(model):
-        layer.set_adapter(list(names))
+    layers: list[Any] = tuner_layers(model)
+    for layer in layers:
+        before = [(p, p.requires_grad) for p in layer.parameters()]
+        layer.set_adapter(list(names))  # PEFT takes active ones to be in training
+        for parameter, is_trained in before:
+            parameter.requires_grad_(is_trained)
+
+
+def set_strength(model: nn.Module, adapter_name: str, strength: float) -> None:
+    """Set the weight of one adapter, active or not; the others stay as they are."""
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    for layer in layers:
+        if adapter_name in layer.scaling:
+            layer.set_scale(adapter_name, strength)
 
 
 @contextmanager
@@ -171,9 +192,7 @@ def scaled(model: nn.Module, adapter_name: str, strength: float) -> Iterator[Non
     ]
     before = [layer.scaling[adapter_name] for layer in layers]
     try:
-        for layer in layers:
-            share = layer.lora_alpha[adapter_name] / layer.r[adapter_name]
-            layer.scaling[adapter_name] = strength * share
+        set_strength(model, adapter_name, strength)
         yield
     finally:
         for layer, scaling in zip(layers, before, strict=True):

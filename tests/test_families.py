@@ -66,12 +66,12 @@ def test_a_pipeline_without_a_loader_says_how_to_save(tmp_path) -> None:
     for bad in ({**state, name: state[name][:1]}, {f"{k}.other": v for k, v in state.items()}):
         save_file(bad, tmp_path / "adapter_model.safetensors")
         fresh = family.build()
-        with pytest.raises(ValueError, match="is no adapter for this PixArtTransformer2DModel"):
+        with pytest.raises(ValueError, match="is no adapter to be trusted"):
             load_unlearned(fresh, tmp_path)
         found = dict(fresh.transformer.named_parameters())
         assert found.keys() == before.keys()
         assert not hasattr(fresh.transformer, "peft_config")
-    with pytest.raises(ValueError, match="holds neither pytorch_lora_weights"):
+    with pytest.raises(ValueError, match="there is no folder"):
         load_unlearned(family.build(), tmp_path / "nothing")
 
 

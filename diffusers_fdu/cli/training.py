@@ -1,22 +1,13 @@
-"""Command line: `diffusers-fdu demo`, `diffusers-fdu unlearn`, `diffusers-fdu compare`."""
+"""Commands that train: demo, unlearn, compare."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from transformers.utils import logging as transformers_logging
 
-from .inputs import checked_device, load_pipeline, named_concepts, run_arguments, values
-
-app = typer.Typer(
-    help="Make a text-to-image model forget a concept, as a standard LoRA.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+from ..inputs import checked_device, load_pipeline, named_concepts, run_arguments, values
 
 DEMO_EXAMPLES = """
 Examples:
@@ -53,7 +44,6 @@ SET_HELP = "Any other option of the library, as name=value; may be repeated."
 Options = Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)]
 
 
-@app.command(epilog=DEMO_EXAMPLES)
 def demo(
     target: Annotated[str, typer.Option(help="Concept or style to forget.")] = "dog",
     anchor: Annotated[str, typer.Option(help="What takes its place.")] = "cat",
@@ -62,7 +52,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of prompts, noise and weights.")] = 0,
 ) -> None:
     """Unlearn on the embedded emoji model, measure it and draw before and after."""
-    from .demo import run_demo
+    from ..demo import run_demo
 
     summary = run_demo(target, anchor, f, output_dir, seed=seed)
     before, after = summary["before"], summary["after"]
@@ -80,7 +70,6 @@ def demo(
     typer.echo(f"written to {output_dir}: before_after.png, summary.json, the LoRA, recipe.json")
 
 
-@app.command(epilog=UNLEARN_EXAMPLES)
 def unlearn(
     model: Annotated[str, typer.Option(help="Folder or Hub id of a pipeline, or `emoji`.")],
     output_dir: Annotated[Path, typer.Option(help="Folder for the LoRA.")],
@@ -154,14 +143,14 @@ def unlearn(
 
     With `accelerate launch -m diffusers_fdu unlearn`, processes train it together.
     """
-    from .checkpoint import EVERY
-    from .choice import choose
-    from .concepts import NegativeGuidance
-    from .config import settings
-    from .divergences import divergence
-    from .jobs import read_jobs
-    from .order import Order, launched_precision, unlearn_each, unlearn_together
-    from .tracking import check_trackers
+    from ..checkpoint import EVERY
+    from ..choice import choose
+    from ..concepts import NegativeGuidance
+    from ..config import settings
+    from ..divergences import divergence
+    from ..jobs import read_jobs
+    from ..order import Order, launched_precision, unlearn_each, unlearn_together
+    from ..tracking import check_trackers
 
     # What can be refused at once is refused before a model is loaded, the rest before training.
     if (concepts is None) == (not target):
@@ -234,7 +223,6 @@ def unlearn(
     )
 
 
-@app.command(epilog=COMPARE_EXAMPLES)
 def compare(
     model: Annotated[str, typer.Option(help="Folder or Hub id of a pipeline, or `emoji`.")],
     target: Annotated[str, typer.Option(help="What to forget.")],
@@ -259,10 +247,10 @@ def compare(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
     """Train several divergences and show what each trades; run it again to go on."""
-    from .compare import FS, STRENGTHS
-    from .compare import compare as run
-    from .emoji import CONCEPTS, STYLES, tradeoff
-    from .plots import plot_tradeoff
+    from ..compare import FS, STRENGTHS
+    from ..compare import compare as run
+    from ..emoji import CONCEPTS, STYLES, tradeoff
+    from ..plots import plot_tradeoff
 
     found = named_concepts([target], [anchor], kind, None, None)
     device = checked_device(device, dtype)
@@ -287,19 +275,3 @@ def compare(
         typer.echo(f"{prefer}: f={best.f}, strength {best.strength:g}")
     plot_tradeoff(result, output_dir / "tradeoff.png")
     typer.echo(f"written to {output_dir}: comparison.json, comparison.md, tradeoff.png")
-
-
-def main() -> None:
-    """Entry point: errors that a user can fix are one line, and the exit code is 1."""
-    # Without torchvision, transformers warns about image processors that nothing here uses.
-    transformers_logging.set_verbosity_error()
-    try:
-        app()
-    except (ValueError, TypeError, RuntimeError, ArithmeticError, OSError, ImportError) as error:
-        message = " ".join(str(error).split())
-        typer.echo(f"error: {message}", err=True)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

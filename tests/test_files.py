@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from diffusers_fdu import load_unlearned
+from diffusers_fdu.files import read_adapter, write_adapter
+
+MODULE = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+CONFIG = {
+    "r": 2,
+    "lora_alpha": 6,
+    "target_modules": ["attn2.to_k"],
+    "rank_pattern": {},
+    "alpha_pattern": {},
+}
+NAME = "pytorch_lora_weights.safetensors"
+
+
+def state(rank: int = 2, **extra) -> dict:
+    down, up = torch.ones(rank, 16), torch.ones(16, rank)
+    return {f"{MODULE}.lora_A.weight": down, f"{MODULE}.lora_B.weight": up, **extra}
+
+
+@pytest.mark.parametrize("format", ["diffusers", "peft"])
+def test_what_is_written_is_read(tmp_path, format) -> None:
+    write_adapter(tmp_path, format, "unet", state(), CONFIG)
+    found = read_adapter(tmp_path)
+    assert found.format == format and found.config == CONFIG and found.recipe == {}
+    assert found.state.keys() == state().keys()
+    assert found.rank(MODULE) == 2 and found.alpha(MODULE) == 6.0
+    assert format == "peft" or found.component == "unet"
+
+
+def test_patterns_are_looked_up_as_peft_does(tmp_path) -> None:
+    config = {**CONFIG, "rank_pattern": {"attn2.to_k": 3}, "alpha_pattern": {"to_.": 1.5}}
+    write_adapter(tmp_path, "diffusers", "unet", state(3), config)
+    found = read_adapter(tmp_path)
+    assert found.rank(MODULE) == 3 and found.alpha(MODULE) == 1.5
+
+
+def test_without_metadata_alpha_is_the_rank(tmp_path) -> None:
+    """As diffusers reads such a file."""
+    save_file({f"unet.{k}": v for k, v in state().items()}, tmp_path / NAME)
+    found = read_adapter(tmp_path)
+    assert found.rank(MODULE) == 2 and found.alpha(MODULE) == 2.0
+
+
+def test_a_recipe_names_the_second_denoiser(tmp_path) -> None:
+    write_adapter(tmp_path, "diffusers", "transformer_2", state(), CONFIG)
+    assert read_adapter(tmp_path).component == "transformer"
+    (tmp_path / "recipe.json").write_text('{"component": "transformer_2"}')
+    assert read_adapter(tmp_path).component == "transformer_2"
+
+
+A, B = f"{MODULE}.lora_A.weight", f"{MODULE}.lora_B.weight"
+BAD = {
+    "odd key": ({**state(), f"{MODULE}.diff": torch.ones(2, 2)}, "unexpected key"),
+    "dora": ({**state(), f"{MODULE}.lora_magnitude_vector": torch.ones(16)}, "unexpected key"),
+    "one half": ({A: torch.ones(2, 16)}, "is without"),
+    "ranks differ": ({A: torch.ones(2, 16), B: torch.ones(16, 3)}, "not of rank 2"),
+    "not the metadata's": (state(3), "not of rank 2"),
+    "whole numbers": ({A: torch.ones(2, 16, dtype=torch.int8), B: torch.ones(16, 2)}, "int8"),
+    "a vector": ({A: torch.ones(2), B: torch.ones(16, 2)}, "of shape"),
+    "not a number": ({A: torch.full((2, 16), float("nan")), B: torch.ones(16, 2)}, "not finite"),
+    "infinite": ({A: torch.ones(2, 16), B: torch.full((16, 2), float("inf"))}, "not finite"),
+    "nothing": ({}, "begin with"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_weights_that_are_no_lora_are_refused(tmp_path, pipe, name) -> None:
+    weights, reason = BAD[name]
+    write_adapter(tmp_path, "diffusers", "unet", weights, CONFIG)
+    before = dict(pipe.unet.named_parameters())
+    for refusing in (lambda: read_adapter(tmp_path), lambda: load_unlearned(pipe, tmp_path)):
+        with pytest.raises(ValueError, match=f"no adapter to be trusted.*{reason}"):
+            refusing()
+    assert dict(pipe.unet.named_parameters()).keys() == before.keys()
+
+
+def test_a_text_encoders_lora_is_refused(tmp_path) -> None:
+    save_file({f"text_encoder.{k}": v for k, v in state().items()}, tmp_path / NAME)
+    with pytest.raises(ValueError, match="begin with text_encoder, not with one of unet"):
+        read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), -1.0])
+def test_an_alpha_that_is_none(tmp_path, alpha) -> None:
+    write_adapter(tmp_path, "diffusers", "unet", state(), {**CONFIG, "lora_alpha": alpha})
+    with pytest.raises(ValueError, match="alpha of"):
+        read_adapter(tmp_path)
+
+
+def test_a_pickle_is_never_opened(tmp_path) -> None:
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    (tmp_path / "pytorch_lora_weights.bin").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ValueError, match=r"pytorch_lora_weights.bin', a pickle"):
+        read_adapter(tmp_path)
+    (tmp_path / NAME).write_bytes(pickle.dumps(Bomb()))  # a pickle by another name
+    with pytest.raises(ValueError, match="no adapter to be trusted"):
+        read_adapter(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_links_may_not_leave_the_folder(tmp_path) -> None:
+    outside, folder = tmp_path / "outside", tmp_path / "adapter"
+    outside.mkdir()
+    folder.mkdir()
+    write_adapter(outside, "diffusers", "unet", state(), CONFIG)
+    (folder / NAME).symlink_to(outside / NAME)
+    with pytest.raises(ValueError, match="a link that leaves the folder"):
+        read_adapter(folder)
+    snapshot = tmp_path / "models--user--repo" / "snapshots" / "0a1b"
+    blobs = tmp_path / "models--user--repo" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (outside / NAME).rename(blobs / "abc")
+    (snapshot / NAME).symlink_to(blobs / "abc")  # as the Hub's cache has them
+    assert read_adapter(snapshot).rank(MODULE) == 2
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{'a': 1}", "\x00"])
+def test_a_recipe_that_is_no_json(tmp_path, text) -> None:
+    write_adapter(tmp_path, "diffusers", "unet", state(), CONFIG)
+    (tmp_path / "recipe.json").write_text(text)
+    with pytest.raises(ValueError, match=r"recipe.json' (is no JSON|holds no JSON object)"):
+        read_adapter(tmp_path)
+
+
+def test_pefts_file_must_be_plain_lora(tmp_path) -> None:
+    write_adapter(tmp_path, "peft", "unet", state(), CONFIG)
+    path = tmp_path / "adapter_config.json"
+    for change, reason in (({"use_dora": True}, "use_dora"), ({"peft_type": "IA3"}, "IA3")):
+        path.write_text(json.dumps({**CONFIG, "peft_type": "LORA", **change}))
+        with pytest.raises(ValueError, match=reason):
+            read_adapter(tmp_path)
+
+
+def test_an_adapter_of_another_architecture(tmp_path, pipe) -> None:
+    wide = {A: torch.ones(2, 768), B: torch.ones(16, 2)}
+    write_adapter(tmp_path, "diffusers", "unet", wide, CONFIG)
+    with pytest.raises(ValueError, match="takes 768 and gives 16 there, and it takes 16 and"):
+        load_unlearned(pipe, tmp_path)
+    other = {key.replace("attn2", "attn9"): value for key, value in state().items()}
+    write_adapter(tmp_path, "diffusers", "unet", other, CONFIG)
+    with pytest.raises(ValueError, match="there is no such layer here"):
+        load_unlearned(pipe, tmp_path)
+    assert not hasattr(pipe.unet, "peft_config")

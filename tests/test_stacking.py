@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import build_tiny_pipe, latents
+from peft import LoraConfig, get_peft_model_state_dict
+
+from diffusers_fdu import load_unlearned, stack, strengths, unstack
+from diffusers_fdu.files import write_adapter
+from diffusers_fdu.weights import lora_metadata
+
+PARTS = {"dog": (2, ["attn2.to_k"]), "cat": (3, ["attn2.to_k", "attn2.to_v"])}
+
+
+@pytest.fixture
+def folders(tmp_path) -> list:
+    """Two adapters of different ranks and layers, strong enough to be seen."""
+    found = []
+    for seed, (name, (rank, modules)) in enumerate(PARTS.items()):
+        pipe = build_tiny_pipe()
+        config = LoraConfig(
+            r=rank, lora_alpha=2 * rank, target_modules=modules, init_lora_weights=False
+        )
+        torch.manual_seed(seed)
+        pipe.unet.add_adapter(config, name)
+        for key, value in pipe.unet.named_parameters():
+            if "lora_B" in key:
+                torch.nn.init.normal_(value, std=2.0)
+        state = get_peft_model_state_dict(pipe.unet, adapter_name=name)
+        folder = tmp_path / f"forget-{name}"
+        folder.mkdir()
+        write_adapter(folder, "diffusers", "unet", state, lora_metadata(pipe.unet, name))
+        found.append(folder)
+    return found
+
+
+def updated(pipe, folders, weights) -> torch.Tensor:
+    """What the pipe draws with the updates multiplied into its weights."""
+    plain = build_tiny_pipe()
+    for folder, weight in zip(folders, weights, strict=True):
+        other = load_unlearned(build_tiny_pipe(), folder)
+        for name, layer in other.unet.named_modules():
+            if hasattr(layer, "lora_A"):
+                delta = layer.get_delta_weight(layer.active_adapters[0])
+                plain.unet.get_submodule(name).weight.data += weight * delta
+    return latents(plain)
+
+
+def test_a_stack_is_the_sum_of_its_updates(pipe, folders) -> None:
+    base = latents(pipe)
+    assert stack(pipe, folders, [1.0, 0.5]) == {"forget-dog": 1.0, "forget-cat": 0.5}
+    expected = updated(pipe, folders, [1.0, 0.5])
+    assert (expected - base).abs().max() > 0.05
+    torch.testing.assert_close(latents(pipe), expected, atol=2e-5, rtol=0)
+    assert not any(p.requires_grad for n, p in pipe.unet.named_parameters() if "lora_" in n)
+
+
+def test_strengths_are_shown_and_set_one_by_one(pipe, folders) -> None:
+    stack(pipe, folders)
+    assert strengths(pipe, {"forget-dog": 0.25}) == {"forget-dog": 0.25, "forget-cat": 1.0}
+    expected = updated(pipe, folders, [0.25, 1.0])
+    torch.testing.assert_close(latents(pipe), expected, atol=2e-5, rtol=0)
+    pipe.set_adapters(["forget-cat"], [0.5])  # diffusers' own; the other is off then
+    assert strengths(pipe) == {"forget-dog": 0.0, "forget-cat": 0.5}
+    assert strengths(pipe, {"forget-dog": 1.0}) == {"forget-dog": 1.0, "forget-cat": 0.5}
+    expected = updated(pipe, folders, [1.0, 0.5])
+    torch.testing.assert_close(latents(pipe), expected, atol=2e-5, rtol=0)
+    with pytest.raises(ValueError, match="no adapter 'dog' on the pipe: there are forget-dog"):
+        strengths(pipe, {"dog": 1.0})
+
+
+def test_unstacking_one_leaves_the_others(pipe, folders) -> None:
+    base = latents(pipe)
+    stack(pipe, folders, [0.7, 1.0])
+    unstack(pipe, ["forget-cat"])
+    assert strengths(pipe) == {"forget-dog": 0.7}
+    torch.testing.assert_close(latents(pipe), updated(pipe, folders[:1], [0.7]), atol=2e-5, rtol=0)
+    with pytest.raises(ValueError, match="no adapter 'forget-cat'"):
+        unstack(pipe, ["forget-cat"])
+    unstack(pipe)
+    assert strengths(pipe) == {} and latents(pipe).equal(base)
+    assert not hasattr(pipe.unet, "peft_config")
+
+
+def test_a_stack_that_fails_leaves_the_pipe_as_it_was(pipe, folders, tmp_path) -> None:
+    stack(pipe, folders[:1], [0.6])
+    before = latents(pipe)
+    with pytest.raises(ValueError, match="there is no folder"):
+        stack(pipe, [folders[1], tmp_path / "missing"])
+    assert strengths(pipe) == {"forget-dog": 0.6} and latents(pipe).equal(before)
+    with pytest.raises(ValueError, match="1 adapters and 2 weights"):
+        stack(pipe, folders[1:], [1.0, 1.0])
+    with pytest.raises(TypeError, match="a list"):
+        stack(pipe, str(folders[0]))
+    with pytest.raises(ValueError, match="nan"):
+        stack(pipe, folders[1:], [float("nan")])
+    assert strengths(pipe) == {"forget-dog": 0.6}
+
+
+def test_the_same_adapter_twice_gets_another_name(pipe, folders) -> None:
+    assert list(stack(pipe, [folders[0], folders[0]])) == ["forget-dog", "forget-dog-2"]
+    torch.testing.assert_close(latents(pipe), updated(pipe, folders[:1], [2.0]), atol=2e-5, rtol=0)
