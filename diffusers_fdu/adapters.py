@@ -44,9 +44,14 @@ def check_adapter_name(name: str, model: nn.Module) -> None:
 
 
 def default_adapter_name(targets: Sequence[str], model: nn.Module) -> str:
-    """A free name for the adapter that forgets these, such as "forget-dog"."""
+    """A free name for the adapter that forgets these, see `name_for`."""
+    return free_name(name_for(targets), model)
+
+
+def name_for(targets: Sequence[str]) -> str:
+    """A name for the adapter that forgets these, such as "forget-dog"."""
     shown = [*targets[:NAMED], *([f"{len(targets) - NAMED} more"] if targets[NAMED:] else [])]
-    return free_name("forget-" + (slug("-".join(shown)).lower() or "concept"), model)
+    return "forget-" + (slug("-".join(shown)).lower() or "concept")
 
 
 def slug(text: str) -> str:

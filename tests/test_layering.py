@@ -18,6 +18,7 @@ ALLOWED = {
     "adapters": {"offload", "targets"},
     "files": {"denoiser", "recipe"},
     "weights": {"adapters", "denoiser", "files", "offload"},
+    "merging": {"adapters", "files", "recipe", ""},
     "stacking": {"adapters", "denoiser", "weights"},
     "identity": {"adapters", "denoiser"},
     "denoiser": set(),
