@@ -7,6 +7,7 @@ from .config import DataConfig, TrainConfig
 from .conjugates import CONJUGATES, Conjugate
 from .divergences import DIVERGENCES, Divergence, divergence
 from .loss import DivergenceLoss
+from .merging import Conflicts, Merged, conflicts, merge
 from .performance import Performance
 from .retrain import retrain
 from .stacking import stack, strengths, unstack
@@ -22,20 +23,24 @@ __all__ = [
     "DIVERGENCES",
     "Comparison",
     "Concept",
+    "Conflicts",
     "Conjugate",
     "DataConfig",
     "Divergence",
     "DivergenceLoss",
     "FDUnlearner",
+    "Merged",
     "NegativeGuidance",
     "Performance",
     "StepRecord",
     "TrainConfig",
     "Variational",
     "compare",
+    "conflicts",
     "divergence",
     "load_comparison",
     "load_unlearned",
+    "merge",
     "retrain",
     "stack",
     "strengths",

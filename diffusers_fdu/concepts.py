@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from .words import fill, fill_words, plain, slots, without
 
@@ -204,6 +204,14 @@ def _checked_prompts(prompts: Sequence[str] | str | Path) -> tuple[str, ...]:
 
 
 Target = str | Concept
+
+
+def from_json(fields: Mapping[str, Any]) -> Concept:
+    """A concept again, from what a recipe says of it."""
+    anchor = fields["anchor"]
+    if isinstance(anchor, Mapping):
+        anchor = NegativeGuidance(**anchor["NegativeGuidance"])
+    return Concept(**{**fields, "anchor": anchor})
 
 
 def concepts(

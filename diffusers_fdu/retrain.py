@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .adapters import snapshot, strengths
-from .concepts import Concept, NegativeGuidance
+from .concepts import from_json
 from .unlearner import FDUnlearner
 from .variational import Variational
 
@@ -30,8 +30,13 @@ def retrain(
 
     Raises:
         ValueError: if the recipe names a function that a file cannot hold, such as a generator,
-            or if other adapters are active on the pipe than were then.
+            if it is of a merged adapter or one that went on from another, or if other adapters
+            are active on the pipe than were then.
     """
+    if "merged" in facts:
+        raise ValueError("this adapter was merged: train those in the recipe's 'merged' again")
+    if facts.get("start") is not None:
+        raise ValueError("this adapter went on from another: train that again, and go on by hand")
     options = {**facts["config"], **facts["performance"]}
     if isinstance(options["estimator"], dict):
         options["estimator"] = Variational(**options["estimator"])
@@ -41,12 +46,7 @@ def retrain(
         lost.append(facts["f"])
     for value in lost:
         raise ValueError(f"the recipe names {value!r}, which is not in it: train by hand")
-    found = []
-    for fields in facts["concepts"]:
-        anchor = fields["anchor"]
-        if isinstance(anchor, Mapping):
-            anchor = NegativeGuidance(**anchor["NegativeGuidance"])
-        found.append(Concept(**{**fields, "anchor": anchor}))
+    found = [from_json(fields) for fields in facts["concepts"]]
     worker = FDUnlearner(
         pipe, facts["pipeline_kwargs"], progress, component=facts["component"], **options
     )

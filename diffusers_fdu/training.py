@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, set_peft_model_state_dict
 from torch import nn
 
 from . import adapters
@@ -16,6 +16,7 @@ from .closed_form import closed_form_start
 from .config import Settings, TrainConfig
 from .conjugates import CONJUGATES, Conjugate, conjugate
 from .divergences import Divergence, Generator
+from .files import AdapterFile
 from .identity import function_name, pipe_facts
 from .loss import DivergenceLoss
 from .mining import Miner
@@ -59,6 +60,7 @@ class Training:
         progress: show a progress bar.
         loss: the divergence.
         critic: of the variational estimator; None: the divergence's profile.
+        start: an adapter to go on from; None: see `TrainConfig.init`.
     """
 
     pipe: Any
@@ -68,6 +70,7 @@ class Training:
     progress: bool
     loss: DivergenceLoss
     critic: Conjugate | None
+    start: AdapterFile | None = None
 
     def about(self) -> dict[str, Any]:
         """What the result depends on besides what is recorded, as JSON types.
@@ -81,10 +84,12 @@ class Training:
         machine = {n: getattr(performance, n) for n in ("mixed_precision", "optimizer")}
         # Functions of the user's own may share a name: some of their values tell them apart.
         at = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
-        shape = {"profile": self.loss.divergence.phi(at).tolist()}
+        shape: dict[str, Any] = {"profile": self.loss.divergence.phi(at).tolist()}
         if self.critic is not None:
             bound = self.critic.bound(at, at)
             shape["bound"] = torch.stack([value.detach() for value in bound]).tolist()
+        if self.start is not None:
+            shape["start"] = self.start.digest
         return as_json(
             {
                 "f": f_name(self.loss, self.critic),
@@ -202,6 +207,9 @@ class Training:
     def _started(self, name: str, buffer: ReplayBuffer) -> TrainConfig:
         """The config with the start that the new adapter was given."""
         config = self.settings.train
+        if self.start is not None:
+            set_peft_model_state_dict(self.model, self.start.state, adapter_name=name)
+            return replace(config, init="lora")
         if config.init == "lora":
             return config
         layers = closed_form_start(self.model, name, buffer, 2 * config.batch_size)

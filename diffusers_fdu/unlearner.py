@@ -20,6 +20,7 @@ from .config import RATE_TIMES_WIDTH, Settings, TrainConfig, settings
 from .conjugates import Conjugate
 from .denoiser import denoiser_name, denoiser_names
 from .divergences import Divergence, Generator
+from .files import AdapterFile, read_adapter
 from .processes import Processes
 from .recording import Recording
 from .replay import ReplayBuffer
@@ -129,6 +130,7 @@ class FDUnlearner:
         comparison: Compared | None = None,
         adapter_name: str | None = None,
         buffer: ReplayBuffer | None = None,
+        start: str | Path | None = None,
         callback: Callback | None = None,
         checkpoint_dir: str | Path | None = None,
         checkpoint_every: int = EVERY,
@@ -150,6 +152,8 @@ class FDUnlearner:
             comparison: what `compare` measured, for f="auto".
             adapter_name: of the LoRA; None: made from the targets.
             buffer: what `record` returned for these concepts; None: it is recorded now.
+            start: folder of an adapter to go on from, with its weights, rank, alpha and layers;
+                None: begin anew.
             callback: called with a `StepRecord` after every step.
             checkpoint_dir: where the training's state is kept; None: nowhere.
             checkpoint_every: steps between two checkpoints; the last two stay.
@@ -170,9 +174,7 @@ class FDUnlearner:
         """
         checkpoint_dir = folder_of(checkpoint_dir, resume_from_checkpoint)
         found = concepts(target, anchor)
-        lora = adapters.lora_config(
-            self.model, self.config.rank, self.config.alpha, self.config.target_modules
-        )
+        origin, lora = self._origin(start)
         config = self._settled(lora)
         f = choose(prefer, comparison) if f == "auto" else f
         loss, critic = divergence_of(f, config)
@@ -191,9 +193,8 @@ class FDUnlearner:
             with torch.inference_mode(False), torch.enable_grad():
                 recording = self._recording(found)
                 settings = Settings(config, self.data, self.performance)
-                training = Training(
-                    self.pipe, self.model, settings, self.processes, self.progress, loss, critic
-                )
+                how = self.processes, self.progress, loss, critic, origin
+                training = Training(self.pipe, self.model, settings, *how)
                 checkpoints = None
                 if checkpoint_dir is not None:
                     checkpoints = Checkpoints(
@@ -214,6 +215,7 @@ class FDUnlearner:
                 done,
                 f=f_name(loss, critic),
                 adapter_name=name,
+                start=origin.recipe or origin.digest if origin is not None else None,
                 active_adapters=adapters.strengths(self.model, before.active),
                 seconds={
                     "record": round(recorded - started, 2),
@@ -274,8 +276,22 @@ class FDUnlearner:
         if rate == "auto":
             rate = RATE_TIMES_WIDTH / input_width(self.model, modules)
         return replace(
-            self.config, learning_rate=rate, alpha=lora.lora_alpha, target_modules=modules
+            self.config,
+            learning_rate=rate,
+            rank=lora.r,
+            alpha=lora.lora_alpha,
+            target_modules=modules,
         )
+
+    def _origin(self, start: str | Path | None) -> tuple[AdapterFile | None, LoraConfig]:
+        """The adapter to go on from, and the configuration of the one to train."""
+        if start is None:
+            config = self.config
+            modules = config.target_modules
+            return None, adapters.lora_config(self.model, config.rank, config.alpha, modules)
+        origin = read_adapter(start)
+        weights.check_fits(origin, self.model)
+        return origin, LoraConfig(**origin.config)
 
     def _recording(self, found: Sequence[Concept]) -> Recording:
         retains = self.config.retain_weight > 0

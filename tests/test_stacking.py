@@ -3,46 +3,22 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import build_tiny_pipe, latents
-from peft import LoraConfig, get_peft_model_state_dict
+from made import both, update
 
-from diffusers_fdu import load_unlearned, stack, strengths, unstack
-from diffusers_fdu.files import write_adapter
-from diffusers_fdu.weights import lora_metadata
-
-PARTS = {"dog": (2, ["attn2.to_k"]), "cat": (3, ["attn2.to_k", "attn2.to_v"])}
+from diffusers_fdu import stack, strengths, unstack
 
 
 @pytest.fixture
 def folders(tmp_path) -> list:
-    """Two adapters of different ranks and layers, strong enough to be seen."""
-    found = []
-    for seed, (name, (rank, modules)) in enumerate(PARTS.items()):
-        pipe = build_tiny_pipe()
-        config = LoraConfig(
-            r=rank, lora_alpha=2 * rank, target_modules=modules, init_lora_weights=False
-        )
-        torch.manual_seed(seed)
-        pipe.unet.add_adapter(config, name)
-        for key, value in pipe.unet.named_parameters():
-            if "lora_B" in key:
-                torch.nn.init.normal_(value, std=2.0)
-        state = get_peft_model_state_dict(pipe.unet, adapter_name=name)
-        folder = tmp_path / f"forget-{name}"
-        folder.mkdir()
-        write_adapter(folder, "diffusers", "unet", state, lora_metadata(pipe.unet, name))
-        found.append(folder)
-    return found
+    return both(tmp_path)
 
 
 def updated(pipe, folders, weights) -> torch.Tensor:
     """What the pipe draws with the updates multiplied into its weights."""
     plain = build_tiny_pipe()
     for folder, weight in zip(folders, weights, strict=True):
-        other = load_unlearned(build_tiny_pipe(), folder)
-        for name, layer in other.unet.named_modules():
-            if hasattr(layer, "lora_A"):
-                delta = layer.get_delta_weight(layer.active_adapters[0])
-                plain.unet.get_submodule(name).weight.data += weight * delta
+        for name, delta in update(folder, weight).items():
+            plain.unet.get_submodule(name).weight.data += delta
     return latents(plain)
 
 

@@ -2,61 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from .. import adapters, recipe
-from ..files import Format, write_adapter
+from .merged import Merged
 from .methods import Method, by_layer, inner, merged, truncated
 from .parts import Part, Source, Update, read_parts
-
-
-@dataclass(frozen=True)
-class Merged:
-    """One adapter that stands for several.
-
-    Args:
-        state: see `AdapterFile`.
-        config: see `AdapterFile`.
-        component: the denoiser that it is for.
-        format: of the files that it came from, and is saved in.
-        recipe: of the parts, and how they were merged.
-        errors: of every layer, |merged - sum|_F / |sum|_F, where the sum is that of the adapters
-            at their weights.
-    """
-
-    state: dict[str, Tensor]
-    config: dict[str, Any]
-    component: str
-    format: Format
-    recipe: dict[str, Any]
-    errors: dict[str, float]
-
-    @property
-    def error(self) -> float:
-        """Of the whole update, as `errors`."""
-        return self.recipe["error"]
-
-    @property
-    def rank(self) -> int:
-        """The largest of the layers' ranks."""
-        return self.config["r"]
-
-    def save(self, directory: str | Path) -> Path:
-        """Write it as `FDUnlearner.save` writes an adapter.
-
-        Raises:
-            ValueError: if the directory cannot be written.
-        """
-        folder = recipe.writable_folder(directory)
-        write_adapter(folder, self.format, self.component, self.state, self.config)
-        recipe.write(self.recipe, folder)
-        return folder
+from .refine import refine as refined
 
 
 def merge(
@@ -67,6 +23,9 @@ def merge(
     rank: int | None = None,
     density: float = 0.5,
     seed: int = 0,
+    refine: bool | Mapping[str, Any] = False,
+    pipe: Any = None,
+    progress: bool = True,
 ) -> Merged:
     """Make one standard LoRA of several, so that they cost one at inference.
 
@@ -84,12 +43,18 @@ def merge(
         rank: of the result, at most the sum of the ranks; None: that sum. Not of "concat".
         density: share of the entries that "ties" and "dare" leave.
         seed: of the entries that "dare" leaves.
+        refine: train the result for a few steps on all that its parts were to forget, so that
+            none undoes another's work; a mapping of options, see `refine.refine`.
+        pipe: what the adapters were trained on, to refine on; it is left as it is.
+        progress: show progress bars of refining.
 
     Raises:
         TypeError: if the sources are no list.
         ValueError: for adapters that are not to be trusted or for different models, or a bad
-            argument.
+            argument; see `refine.refine`.
     """
+    if refine and pipe is None:
+        raise ValueError("refining needs the pipe that the adapters were trained on: pass pipe=")
     if method not in get_args(Method):
         raise ValueError(f"unknown method {method!r}: choose {', '.join(get_args(Method))}")
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
@@ -120,7 +85,10 @@ def merge(
     config, first = _config(found), parts[0].file
     state = _state(parts, found)
     about = _about(parts, rank=config["r"], **facts)
-    return Merged(state, config, first.component, first.format, about, errors)
+    whole = Merged(state, config, first.component, first.format, about, errors)
+    if not refine:
+        return whole
+    return refined(pipe, whole, progress, **(refine if isinstance(refine, Mapping) else {}))
 
 
 def _sum(updates: Sequence[Update]) -> Update:

@@ -1,30 +1,30 @@
-"""Adapters as files: safetensors alone, read only if everything about them is as it should be."""
+"""Adapters read only if everything about them is as it should be; nothing is executed."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from .denoiser import DENOISERS
-from .recipe import RECIPE_NAME
+from ..denoiser import DENOISERS
+from ..recipe import RECIPE_NAME
+from .adapter import (
+    PEFT_CONFIG_NAME,
+    PEFT_PREFIX,
+    PEFT_WEIGHTS_NAME,
+    WEIGHTS_NAME,
+    AdapterFile,
+    Format,
+    by_pattern,
+)
 
-Format = Literal["diffusers", "peft"]
-
-WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
-PEFT_WEIGHTS_NAME, PEFT_CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"
-PEFT_PREFIX = "base_model.model."  # of every name in PEFT's own files
 METADATA_NAME = "lora_adapter_metadata"  # diffusers' own, in the header
 
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
@@ -32,50 +32,6 @@ KEY = re.compile(r"(?P<module>\w+(\.\w+)*)\.lora_(?P<half>[AB])\.weight")
 CONFIG = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern")
 CHANGES_MATHS = ("use_dora", "use_rslora", "lora_bias", "fan_in_fan_out", "modules_to_save")
 MAX_JSON = 64 * 2**20  # bytes; a recipe has a few thousand
-
-
-@dataclass(frozen=True)
-class AdapterFile:
-    """An adapter that was read.
-
-    Args:
-        folder: where it lies.
-        format: of its files.
-        component: the denoiser that it is for.
-        state: its weights by PEFT's names in the denoiser: "….to_k.lora_A.weight" (rank, in, ...)
-            and "….to_k.lora_B.weight" (out, rank, ...).
-        config: r, lora_alpha, target_modules, rank_pattern, alpha_pattern.
-        recipe: what trained it; empty if that is not known.
-    """
-
-    folder: Path
-    format: Format
-    component: str
-    state: dict[str, Tensor]
-    config: dict[str, Any]
-    recipe: dict[str, Any]
-
-    @property
-    def modules(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """A and B of every adapted layer."""
-        names = dict.fromkeys(key.rsplit(".lora_", 1)[0] for key in self.state)
-        return {n: tuple(self.state[f"{n}.lora_{h}.weight"] for h in "AB") for n in names}  # type: ignore[misc]
-
-    def rank(self, module: str) -> int:
-        """Of one layer's update."""
-        return self.state[f"{module}.lora_A.weight"].shape[0]
-
-    def alpha(self, module: str) -> float:
-        """The layer's update is alpha / rank B A."""
-        return float(_by_pattern(self.config["alpha_pattern"], module, self.config["lora_alpha"]))
-
-
-def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """As PEFT looks a layer up: a pattern is the end of its name, or the name."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
 
 
 def read_adapter(directory: str | Path) -> AdapterFile:
@@ -225,7 +181,7 @@ def _check(found: AdapterFile) -> None:
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"{key!r} has values that are not finite")
     for module, (down, up) in found.modules.items():
-        rank = _by_pattern(found.config["rank_pattern"], module, found.config["r"])
+        rank = by_pattern(found.config["rank_pattern"], module, found.config["r"])
         if not down.shape[0] == up.shape[1] == rank:
             raise ValueError(
                 f"{module!r} is {tuple(down.shape)} and {tuple(up.shape)}, not of rank {rank}"
@@ -233,62 +189,3 @@ def _check(found: AdapterFile) -> None:
         alpha = found.alpha(module)
         if not math.isfinite(alpha) or alpha <= 0:
             raise ValueError(f"alpha of {module!r} is {alpha}")
-
-
-def write_adapter(
-    folder: Path, format: Format, component: str, state: dict[str, Tensor], config: dict[str, Any]
-) -> None:
-    """Write an adapter; an older one in the folder stays whole if that fails.
-
-    Args:
-        folder: an existing folder.
-        format: "diffusers": `pytorch_lora_weights.safetensors`, as
-            `pipe.load_lora_weights(folder)` reads it. "peft": `adapter_model.safetensors` and
-            `adapter_config.json`, as `PeftModel.from_pretrained(denoiser, folder)` reads them.
-        component: "unet", "transformer" or "transformer_2".
-        state: see `AdapterFile`.
-        config: see `AdapterFile`.
-    """
-    layers = {name: value.contiguous() for name, value in state.items()}
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        if format == "peft":
-            name, path = PEFT_WEIGHTS_NAME, Path(temporary) / PEFT_CONFIG_NAME
-            named = {f"{PEFT_PREFIX}{key}": value for key, value in layers.items()}
-            save_file(named, Path(temporary) / name, {"format": "pt"})
-            content = {"peft_type": "LORA", "inference_mode": True, **config}
-            path.write_text(json.dumps(content, indent=2) + "\n")
-            path.replace(folder / PEFT_CONFIG_NAME)
-        else:
-            name = WEIGHTS_NAME
-            # One of a second denoiser looks like one of the first: it is told when loading.
-            kind = component.removesuffix("_2")
-            loader = StableDiffusionLoraLoaderMixin  # all pipelines' are written alike
-            loader.write_lora_layers(
-                loader.pack_weights(layers, kind),
-                temporary,
-                is_main_process=True,
-                weight_name=name,
-                save_function=None,  # type: ignore[arg-type]  # its own
-                safe_serialization=True,
-                lora_adapter_metadata={f"{kind}.{key}": value for key, value in config.items()},
-            )
-        # A new file, since safetensors lets nobody but the owner read its own.
-        path = Path(temporary) / "sorted"
-        path.write_bytes(_with_sorted_header((Path(temporary) / name).read_bytes()))
-        path.replace(folder / name)
-    # What the folder held before in the other format is another adapter.
-    others = (WEIGHTS_NAME,) if format == "peft" else (PEFT_WEIGHTS_NAME, PEFT_CONFIG_NAME)
-    for other in others:
-        (folder / other).unlink(missing_ok=True)
-
-
-def _with_sorted_header(content: bytes) -> bytes:
-    """A safetensors file with its header's keys sorted; they are written in a random order.
-
-    The format: 8 bytes of length, a JSON header padded with spaces, the data.
-    """
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":"))
-    encoded = header.encode()
-    encoded += b" " * (-len(encoded) % 8)
-    return len(encoded).to_bytes(8, "little") + encoded + content[end:]

@@ -1,0 +1,79 @@
+"""A merged adapter trained a little more, on everything that its parts were to forget."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from .. import adapters
+from ..concepts import from_json
+from ..files import read_adapter
+from ..identity import active_strengths
+from ..unlearner import FDUnlearner
+from .merged import Merged
+
+STEPS = 20
+"""Of a refinement, if it is not told: a fifth of a training's most."""
+
+
+def refine(pipe: Any, merged: Merged, progress: bool = True, **options: Any) -> Merged:
+    """Replay the recipes of a merged adapter's parts for a few steps, all together.
+
+    What the frozen model does for all targets, anchors and things to retain is recorded once, as
+    `unlearn` with a list of concepts does, and the merged weights are trained on it.
+
+    Args:
+        pipe: as the adapters were trained on; it is left as it is.
+        merged: what `merge` returned.
+        progress: show progress bars.
+        **options: of `FDUnlearner`; `STEPS` steps, if not given, and the f, seed and arguments of
+            the recorded runs that all recipes share.
+
+    Returns:
+        The refined adapter, of the same rank and layers.
+
+    Raises:
+        ValueError: if a part has no recipe, its f is in no file, or the pipe carries other active
+            adapters than the parts were trained beside.
+    """
+    recipes: Sequence[Mapping[str, Any]] = merged.recipe["merged"]
+    for part in recipes:
+        if "concepts" not in part or "config" not in part:
+            raise ValueError(
+                f"{part.get('adapter_name')!r} has no recipe of its training to replay: merge it "
+                "without refining"
+            )
+    found = [from_json(fields) for part in recipes for fields in part["concepts"]]
+    f = options.pop("f", _shared(recipes, "f") or "hellinger")
+    if f.startswith(("generator:", "conjugate:")):
+        raise ValueError(f"the recipes' {f!r} is not in them: pass f=")
+    kwargs = options.pop("pipeline_kwargs", recipes[0]["pipeline_kwargs"])
+    settings = {"steps": STEPS, "early_stop": 0.0, **options}
+    worker = FDUnlearner(pipe, kwargs, progress, component=merged.component, **settings)
+    active = active_strengths(worker.model)
+    for part in recipes:
+        if part["active_adapters"] != active:
+            raise ValueError(
+                f"{part['adapter_name']!r} was trained on a pipe with the adapters "
+                f"{part['active_adapters']}, and this one has {active}: load and set those first"
+            )
+    before = adapters.snapshot(worker.model)
+    with tempfile.TemporaryDirectory() as start, tempfile.TemporaryDirectory() as end:
+        merged.save(start)
+        worker.unlearn(found, f=f, start=start)
+        try:
+            worker.save(end, merged.format)
+        finally:
+            adapters.remove(worker.model, str(worker.adapter_name), before)
+        refined = read_adapter(end)
+    names = ("f", "sigma", "steps_done", "config", "divergence", "distance", "seconds")
+    facts = {name: worker.recipe[name] for name in names}
+    return replace(merged, state=refined.state, recipe={**merged.recipe, "refined": facts})
+
+
+def _shared(recipes: Sequence[Mapping[str, Any]], name: str) -> Any:
+    """What all of them say; None if they differ."""
+    values = [part.get(name) for part in recipes]
+    return values[0] if all(value == values[0] for value in values) else None
