@@ -23,7 +23,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 UNLEARN = ("unlearn", "--model", "emoji", "--target", "dog", "--anchor", "cat")
 
 
-@pytest.mark.parametrize("command", [(), ("unlearn",), ("demo",), ("compare",)])
+@pytest.mark.parametrize(
+    "command", [(), ("unlearn",), ("demo",), ("compare",), ("stack",), ("merge",)]
+)
 def test_help_has_examples(command) -> None:
     result = run(*command, "--help")
     assert result.returncode == 0

@@ -196,8 +196,10 @@ ALLOWED = {
         "emoji",
         "inputs",
         "jobs",
+        "merging",
         "order",
         "plots",
+        "stacking",
         "tracking",
     },  # fmt: skip
     "__main__": {"cli"},

@@ -7,7 +7,7 @@ import sys
 import typer
 from transformers.utils import logging as transformers_logging
 
-from . import training
+from . import sharing, training
 
 app = typer.Typer(
     help="Make a text-to-image model forget a concept, as a standard LoRA.",
@@ -18,6 +18,8 @@ app = typer.Typer(
 app.command(epilog=training.DEMO_EXAMPLES)(training.demo)
 app.command(epilog=training.UNLEARN_EXAMPLES)(training.unlearn)
 app.command(epilog=training.COMPARE_EXAMPLES)(training.compare)
+app.command(epilog=sharing.STACK_EXAMPLES)(sharing.stack)
+app.command(epilog=sharing.MERGE_EXAMPLES)(sharing.merge)
 
 
 def main() -> None:

@@ -1,0 +1,119 @@
+"""Commands on adapters that are there: stack, merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..inputs import checked_device, load_pipeline, run_arguments
+
+STACK_EXAMPLES = """
+Examples:
+
+  diffusers-fdu stack runs/no-dog runs/no-blob --model emoji
+
+  diffusers-fdu stack runs/no-dog runs/no-blob --weight 1 --weight 0.6 --model emoji
+  --prompt "a dog emoji in blob style" --output both.png
+"""
+
+MERGE_EXAMPLES = """
+Examples:
+
+  diffusers-fdu merge runs/no-dog runs/no-blob --output-dir runs/neither
+
+  diffusers-fdu merge runs/no-dog runs/no-blob --method svd --rank 8 --output-dir runs/neither
+
+  diffusers-fdu merge runs/no-dog runs/no-blob --method svd --rank 8 --refine --model emoji
+  --output-dir runs/neither
+"""
+
+Adapters = Annotated[list[str], typer.Argument(help="Folders of adapters, or their Hub ids.")]
+Weights = Annotated[
+    list[float] | None, typer.Option("--weight", help="Strength; once for each adapter; none: 1.")
+]
+Model = Annotated[str, typer.Option(help="Folder or Hub id of a pipeline, or `emoji`.")]
+Device = Annotated[str | None, typer.Option(help="cuda or cpu; none: cuda if there.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+
+
+def stack(
+    adapters: Adapters,
+    model: Model,
+    weight: Weights = None,
+    prompt: Annotated[str | None, typer.Option(help="Draw this with all of them.")] = None,
+    output: Annotated[Path, typer.Option(help="File of the picture.")] = Path("stacked.png"),
+    seed: Annotated[int, typer.Option(help="Of the picture.")] = 0,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="None: the pipeline's own, 4 of `emoji`.")
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Load adapters side by side, show where they conflict, and draw with them."""
+    import torch
+
+    from ..merging import conflicts
+    from ..stacking import stack as load
+
+    pipe = load_pipeline(model, checked_device(device, dtype), dtype)
+    strengths = load(pipe, adapters, weight)
+    for name, strength in strengths.items():
+        typer.echo(f"{name}: strength {strength:g}")
+    if len(adapters) > 1:
+        whose, by, share = conflicts(adapters).worst()
+        typer.echo(f"most in conflict: {by} reads {share:.0%} of what {whose} acts on")
+    typer.echo(f"pipe.set_adapters({list(strengths)}, {list(strengths.values())})")
+    if prompt is not None:
+        generator = torch.Generator().manual_seed(seed)
+        kwargs = run_arguments(model, guidance_scale)
+        pipe(prompt, generator=generator, **kwargs).images[0].save(output)
+        typer.echo(f"written to {output}")
+
+
+def merge(
+    adapters: Adapters,
+    output_dir: Annotated[Path, typer.Option(help="Folder for the LoRA.")],
+    weight: Weights = None,
+    method: Annotated[str, typer.Option(help="concat, svd, ties, dare or ortho.")] = "concat",
+    rank: Annotated[
+        int | None, typer.Option(help="Of the result; none: the sum of the ranks.")
+    ] = None,
+    density: Annotated[
+        float, typer.Option(help="Share of the entries that ties and dare leave.")
+    ] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of dare.")] = 0,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Train the result a little, on --model.")
+    ] = False,
+    steps: Annotated[int, typer.Option(help="Of refining.")] = 20,
+    model: Annotated[
+        str | None, typer.Option(help="What the adapters were trained on, to refine.")
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Make one LoRA of several, which costs one at inference."""
+    from ..merging import merge as run
+
+    if refine and model is None:
+        raise ValueError("--refine needs --model, what the adapters were trained on")
+    pipe = None
+    if refine:
+        pipe = load_pipeline(str(model), checked_device(device, dtype), dtype)
+    merged = run(
+        adapters,
+        weight,
+        method=method,  # type: ignore[arg-type]  # checked there
+        rank=rank,
+        density=density,
+        seed=seed,
+        refine={"steps": steps} if refine else False,
+        pipe=pipe,
+    )
+    merged.save(output_dir)
+    typer.echo(
+        f"{len(adapters)} adapters, rank {merged.rank}, {merged.error:.2%} from their sum; written "
+        f"to {output_dir}"
+    )
