@@ -113,7 +113,5 @@ def merge(
         pipe=pipe,
     )
     merged.save(output_dir)
-    typer.echo(
-        f"{len(adapters)} adapters, rank {merged.rank}, {merged.error:.2%} from their sum; written "
-        f"to {output_dir}"
-    )
+    off = f"{merged.error:.2%} from their sum{' before it was refined' if refine else ''}"
+    typer.echo(f"{len(adapters)} adapters, rank {merged.rank}, {off}; written to {output_dir}")
