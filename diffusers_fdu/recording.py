@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .checkpoint import Checkpoints
 from .concepts import Concept
 from .config import DataConfig
 from .denoiser import denoiser_names
@@ -74,6 +75,29 @@ class Recording:
             recorder, pairs, retain, dtype, progress, data.states, candidates, self.processes
         )
         buffer.about = self.about()
+        return buffer
+
+    def obtain(
+        self, buffer: ReplayBuffer | None, checkpoints: Checkpoints | None, progress: bool = True
+    ) -> ReplayBuffer:
+        """What was recorded: given, kept by a training that is gone on with, or recorded now.
+
+        Raises:
+            ValueError: see `check` and `record`.
+        """
+        new = None
+        if buffer is not None:
+            buffer = self.check(buffer)
+        else:
+            kept = checkpoints.recorded() if checkpoints is not None else None
+            # Either all processes have it, or all record.
+            if all(self.processes.gather([kept is not None])) and kept is not None:
+                buffer = ReplayBuffer.from_state(kept)
+            else:
+                buffer = self.run(progress)
+                new = buffer.state()
+        if checkpoints is not None:
+            checkpoints.begin(new)
         return buffer
 
     def _retained(self, words: Sequence[str], rng: random.Random) -> tuple[list[str], list[str]]:

@@ -47,6 +47,21 @@ class Trained(NamedTuple):
     objective: Objective
     config: TrainConfig
 
+    def facts(self, buffer: ReplayBuffer) -> dict[str, Any]:
+        """What the recipe says of the training besides what it was told."""
+        first, last = self.history[0], self.history[-1]
+        return {
+            "sigma": self.objective.sigmas,
+            "steps_done": len(self.history),
+            "divergence": {"first": first.divergence, "last": last.divergence},
+            "distance": {"first": self.objective.first, "last": last.distance},
+            "buffer": {
+                "unlearn": buffer.count("unlearn"),
+                "retain": buffer.count("retain"),
+                "bytes": buffer.nbytes,
+            },
+        }
+
 
 @dataclass(frozen=True)
 class Training:

@@ -26,7 +26,7 @@ from .recording import Recording
 from .replay import ReplayBuffer
 from .targets import input_width
 from .train import Callback, StepRecord
-from .training import Trained, Training, divergence_of, f_name
+from .training import Training, divergence_of, f_name
 
 
 class FDUnlearner:
@@ -205,14 +205,17 @@ class FDUnlearner:
                         self.processes.is_main,
                     )
                     self.processes.check_same("the checkpoint's step", checkpoints.step)
-                buffer = self._recorded(recording, buffer, checkpoints)
+                buffer = recording.obtain(buffer, checkpoints, self.progress)
                 recorded = time.monotonic()
                 done = training.run(buffer, name, lora, before, callback, checkpoints)
             trained = time.monotonic()
-            facts = self._facts(
-                found,
-                buffer,
-                done,
+            facts = recipe.describe(
+                self.pipe,
+                (done.config, self.data, self.performance),
+                self.pipeline_kwargs,
+                concepts=[vars(concept) for concept in found],
+                component=self.component,
+                **done.facts(buffer),
                 f=f_name(loss, critic),
                 adapter_name=name,
                 start=origin.recipe or origin.digest if origin is not None else None,
@@ -227,48 +230,6 @@ class FDUnlearner:
             raise
         self.adapter_name, self.history, self.recipe = name, done.history, facts
         return self.pipe
-
-    def _facts(
-        self, found: Sequence[Concept], buffer: ReplayBuffer, done: Trained, **facts: Any
-    ) -> dict[str, Any]:
-        """The recipe."""
-        first, last = done.history[0], done.history[-1]
-        return recipe.describe(
-            self.pipe,
-            (done.config, self.data, self.performance),
-            self.pipeline_kwargs,
-            concepts=[vars(concept) for concept in found],
-            component=self.component,
-            sigma=done.objective.sigmas,
-            steps_done=len(done.history),
-            divergence={"first": first.divergence, "last": last.divergence},
-            distance={"first": done.objective.first, "last": last.distance},
-            buffer={
-                "unlearn": buffer.count("unlearn"),
-                "retain": buffer.count("retain"),
-                "bytes": buffer.nbytes,
-            },
-            **facts,
-        )
-
-    def _recorded(
-        self, recording: Recording, buffer: ReplayBuffer | None, checkpoints: Checkpoints | None
-    ) -> ReplayBuffer:
-        """What was recorded: given, kept by a training that is gone on with, or recorded now."""
-        new = None
-        if buffer is not None:
-            buffer = recording.check(buffer)
-        else:
-            kept = checkpoints.recorded() if checkpoints is not None else None
-            # Either all processes have it, or all record.
-            if all(self.processes.gather([kept is not None])) and kept is not None:
-                buffer = ReplayBuffer.from_state(kept)
-            else:
-                buffer = recording.run(self.progress)
-                new = buffer.state()
-        if checkpoints is not None:
-            checkpoints.begin(new)
-        return buffer
 
     def _settled(self, lora: LoraConfig) -> TrainConfig:
         """The config with a value for every field that leaves one to the denoiser."""

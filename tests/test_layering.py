@@ -102,6 +102,7 @@ ALLOWED = {
     "plots": {"comparison", "divergences"},
     "recording": {
         "adapters",
+        "checkpoint",
         "concepts",
         "config",
         "denoiser",
