@@ -86,6 +86,15 @@ def check_denoiser(model: nn.Module) -> None:
     """
     if hasattr(model, "_orig_mod"):
         raise ValueError("the denoiser is compiled: unlearn first, then compile it")
+    check_layers(model)
+
+
+def check_layers(model: nn.Module) -> None:
+    """Refuse a denoiser on which strengths of adapters have no effect.
+
+    Raises:
+        ValueError: if its adapters are fused or switched off.
+    """
     for layer in tuner_layers(model):
         if layer.merged:
             raise ValueError(

@@ -20,6 +20,7 @@ app.command(epilog=training.UNLEARN_EXAMPLES)(training.unlearn)
 app.command(epilog=training.COMPARE_EXAMPLES)(training.compare)
 app.command(epilog=sharing.STACK_EXAMPLES)(sharing.stack)
 app.command(epilog=sharing.MERGE_EXAMPLES)(sharing.merge)
+app.command("app", epilog=sharing.PAGE_EXAMPLES)(sharing.show_page)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Commands on adapters that are there: stack, merge."""
+"""Commands on adapters that are there: stack, merge, app."""
 
 from __future__ import annotations
 
@@ -28,6 +28,17 @@ Examples:
   diffusers-fdu merge runs/no-dog runs/no-blob --method svd --rank 8 --refine --model emoji
   --output-dir runs/neither
 """
+
+PAGE_EXAMPLES = """
+Examples:
+
+  diffusers-fdu app --model emoji --adapters runs/no-dog --adapters runs/no-banana
+
+  diffusers-fdu app --model stable-diffusion-v1-5/stable-diffusion-v1-5 --adapters runs/snoopy
+  --device cuda --dtype bfloat16
+"""
+
+OURSELVES = ("127.0.0.1", "localhost", "::1")
 
 Adapters = Annotated[list[str], typer.Argument(help="Folders of adapters, or their Hub ids.")]
 Weights = Annotated[
@@ -115,3 +126,31 @@ def merge(
     merged.save(output_dir)
     off = f"{merged.error:.2%} from their sum{' before it was refined' if refine else ''}"
     typer.echo(f"{len(adapters)} adapters, rank {merged.rank}, {off}; written to {output_dir}")
+
+
+def show_page(
+    model: Model,
+    adapters: Annotated[
+        list[str], typer.Option(help="Folder of an adapter; may be repeated: each has a slider.")
+    ],
+    host: Annotated[
+        str, typer.Option(help="Whom it answers: 127.0.0.1 this machine, 0.0.0.0 all.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Where it listens.")] = 7860,
+    device: Device = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Show a page for the browser: the base model beside the unlearned one, at any strength."""
+    from ..files import read_adapter
+    from ..page import check_gradio, serve
+    from ..stacking import stack as load
+
+    # What can be refused at once is refused before a model is loaded.
+    check_gradio()
+    found = [read_adapter(folder) for folder in adapters]
+    pipe = load_pipeline(model, checked_device(device, dtype), dtype)
+    names = list(load(pipe, adapters))
+    recipes = {name: adapter.recipe for name, adapter in zip(names, found, strict=True)}
+    if host not in OURSELVES:
+        typer.echo(f"whoever reaches {host} can draw: there is no password")
+    serve(pipe, names, recipes=recipes, host=host, port=port)
