@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import html
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .painter import GUIDANCE_SCALE, STEPS, Painter, Wish, code, guidance_name, has_argument
+from .painter import GUIDANCE_SCALE, STEPS, Painter, checked, code, guidance_name, has_argument
 
+LOGGER = logging.getLogger(__name__)
 MAX_STRENGTH = 1.5
+SUBTITLE = "The base model beside the unlearned one, from the same seed"
 SHOWN = 600  # characters of a message
 TEMPORARY = (600, 3600)  # seconds: how often old pictures are deleted, and what is old
 
@@ -66,11 +69,13 @@ def answers(painter: Painter, wish: Mapping[str, Any], values: Sequence[float]) 
     """
     base = None
     try:
-        wanted = Wish.checked(**wish)
+        wanted = checked(painter.pipe, **wish)
         base = painter.draw(wanted, [0.0] * len(values))
         yield base, None, ""
         yield base, painter.draw(wanted, values), ""
-    except Exception as error:  # whatever a pipeline raises is for the reader, not for the log
+    except Exception as error:  # whatever a pipeline raises, the page goes on
+        if not isinstance(error, ValueError):
+            LOGGER.error("the picture could not be drawn", exc_info=error)
         yield base, None, message(error)
 
 
@@ -124,8 +129,8 @@ def build_page(
     recipes = recipes or {}
     first = _first_values(painter, recipes, steps, guidance_scale)
     with gr.Blocks(title="Unlearned", analytics_enabled=False, delete_cache=TEMPORARY) as page:
-        title = f"<h1>{html.escape(painter.title)}</h1>The base model beside the unlearned one, from the same seed"
-        gr.HTML(f"<style>{CSS}</style>{title}", elem_id="title", padding=False)
+        title = f"<style>{CSS}</style><h1>{html.escape(painter.title)}</h1>{SUBTITLE}"
+        gr.HTML(title, elem_id="title", padding=False)
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 fields, sliders, button = _controls(gr, painter, recipes, first)

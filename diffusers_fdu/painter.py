@@ -43,29 +43,31 @@ class Wish:
     steps: int
     guidance_scale: float | None
 
-    @classmethod
-    def checked(
-        cls, prompt: Any, negative_prompt: Any, seed: Any, steps: Any, guidance_scale: Any
-    ) -> Wish:
-        """A wish from what stands in a form, where anything may be missing.
 
-        Raises:
-            ValueError: with what is to be filled in.
-        """
-        if not (prompt or "").strip():
-            raise ValueError("The prompt is empty: say what to draw.")
-        for name, value in (("seed", seed), ("number of steps", steps)):
-            if value is None or value != int(value):
-                raise ValueError(f"The {name} must be a whole number.")
-        if not 0 <= seed <= MAX_SEED:
-            raise ValueError(f"The seed must be between 0 and {MAX_SEED}, got {seed}.")
-        if steps < 1:
-            raise ValueError(f"The number of steps must be at least 1, got {steps}.")
-        if guidance_scale is not None and not math.isfinite(guidance_scale):
-            raise ValueError("The guidance must be a number.")
-        return cls(
-            prompt.strip(), (negative_prompt or "").strip(), int(seed), int(steps), guidance_scale
-        )
+def checked(
+    pipe: Any, prompt: Any, negative_prompt: Any, seed: Any, steps: Any, guidance_scale: Any
+) -> Wish:
+    """A wish from what stands in a form, where anything may be missing.
+
+    Raises:
+        ValueError: with what is to be filled in.
+    """
+    if not (prompt or "").strip():
+        raise ValueError("The prompt is empty: say what to draw.")
+    for name, value in (("seed", seed), ("number of steps", steps)):
+        if value is None or value != int(value):
+            raise ValueError(f"The {name} must be a whole number.")
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"The seed must be between 0 and {MAX_SEED}, got {seed}.")
+    if steps < 1:
+        raise ValueError(f"The number of steps must be at least 1, got {steps}.")
+    if guidance_name(pipe) is None:
+        guidance_scale = None
+    elif guidance_scale is None or not math.isfinite(guidance_scale):
+        raise ValueError("The guidance must be a number.")
+    return Wish(
+        prompt.strip(), (negative_prompt or "").strip(), int(seed), int(steps), guidance_scale
+    )
 
 
 def has_argument(pipe: Any, name: str) -> bool:
@@ -202,7 +204,7 @@ def code(painter: Painter, values: Sequence[float]) -> str:
     """
     own = {name: round(float(value), 4) for name, value in zip(painter.names, values, strict=True)}
     if not hasattr(painter.pipe, "set_adapters"):
-        return f"diffusers_fdu.stacking.strengths(pipe, {json.dumps(own)})"
+        return f"diffusers_fdu.strengths(pipe, {json.dumps(own)})"
     others = stacking.strengths(painter.pipe)
     shown = {**{n: round(v, 4) for n, v in others.items() if v and n not in own}, **own}
     return f"pipe.set_adapters({json.dumps(list(shown))}, {json.dumps(list(shown.values()))})"

@@ -1,0 +1,435 @@
+"""The page: what it draws, keeps and gives back; then the whole of it in a browser."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from families import FAMILIES, Family
+from PIL import Image
+
+import diffusers_fdu
+from diffusers_fdu import FDUnlearner, adapters, page
+from diffusers_fdu.denoiser import denoiser_names
+from diffusers_fdu.emoji import load_emoji_pipeline
+from diffusers_fdu.page import answers, build_page, unlearns
+from diffusers_fdu.painter import KEPT, Painter, Wish, at_strengths, code
+
+WISH = Wish("a dog", "", 3, 2, 5.0)
+
+
+def add(model: torch.nn.Module, name: str, rank: int = 4, layers: list[str] | None = None) -> None:
+    """An adapter with random weights, frozen, active beside the others."""
+    before = adapters.snapshot(model)
+    config = adapters.lora_config(model, rank, None, layers)
+    generator = torch.Generator().manual_seed(len(name))
+    for parameter in adapters.attach(model, name, config, seed=0):
+        torch.nn.init.normal_(parameter, generator=generator)
+    adapters.finish(model, name, before)
+
+
+def picture(pipe, guided="guidance_scale", **more) -> Image.Image:
+    """What a plain call of the pipeline draws of `WISH`."""
+    output = pipe(
+        prompt="a dog",
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(3),
+        output_type="pil",
+        **{guided: 5.0, **more},
+    )
+    return output.images[0] if hasattr(output, "images") else output.frames[0][0]
+
+
+def same(one: Image.Image, other: Image.Image) -> bool:
+    return one.size == other.size and one.tobytes() == other.tobytes()
+
+
+@pytest.fixture
+def pipe(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def calls(pipe) -> list[int]:
+    """One entry for each picture that is drawn."""
+    drawn: list[int] = []
+    handle = pipe.vae.decoder.register_forward_hook(lambda *_: drawn.append(1))
+    yield drawn
+    handle.remove()
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_pictures_are_those_of_the_pipeline(family: Family) -> None:
+    pipe = family.build()
+    more = family.run | ({"num_frames": 1} if "num_frames" in family.run else {})
+    more.pop("negative_prompt", None)
+    # Without a negative prompt, Qwen-Image takes no notice of its guidance.
+    hidden = {"negative_prompt": ""} if family.guided == "true_cfg_scale" else {}
+    before = picture(pipe, family.guided, **more, **hidden)
+    for i, component in enumerate(denoiser_names(pipe)):
+        add(getattr(pipe, component), f"adapter-{i}")
+    painter = Painter(pipe, None, more)
+    halves = [0.5] * len(painter.names)
+    assert same(painter.draw(WISH, [0.0] * len(halves)), before)
+    unlearned = painter.draw(WISH, halves)
+    assert not same(unlearned, before)
+    eval(code(painter, halves), {"pipe": pipe, "diffusers_fdu": diffusers_fdu})
+    assert same(picture(pipe, family.guided, **more, **hidden), unlearned)
+
+
+def facts(pipe) -> list:
+    """Everything about adapters that a call of the page might change."""
+    layers = adapters.tuner_layers(pipe.unet)
+    found = [(list(layer.active_adapters), dict(layer.scaling)) for layer in layers]
+    flags = [(n, p.requires_grad) for n, p in pipe.unet.named_parameters()]
+    return [found, flags, [(n, m.training) for n, m in pipe.unet.named_modules()]]
+
+
+def test_strengths_and_flags_are_given_back(pipe) -> None:
+    for name in ("one", "two", "off"):
+        add(pipe.unet, name, layers=None if name == "one" else ["attn2.to_k"])
+    pipe.set_adapters(["one", "two"], [0.7, -0.3])
+    layer = adapters.tuner_layers(pipe.unet)[0]
+    layer.scaling["one"] = 0.1  # one layer has a strength of its own
+    pipe.unet.train()
+    next(p for n, p in pipe.unet.named_parameters() if "one" in n).requires_grad_(True)
+    before = facts(pipe)
+    painter = Painter(pipe)
+    assert painter.names == ["one", "two", "off"]
+    painter.draw(WISH, [1.0, 0.0, 1.5])
+    assert facts(pipe) == before
+    with pytest.raises(KeyError), at_strengths(pipe, {"one": 0.0, "off": 1.0}):
+        assert facts(pipe) != before
+        raise KeyError
+    assert facts(pipe) == before
+
+
+def test_the_base_is_drawn_once(pipe, calls) -> None:
+    add(pipe.unet, "one")
+    painter = Painter(pipe)
+    wish = {
+        "prompt": " a dog ",
+        "negative_prompt": None,
+        "seed": 3.0,
+        "steps": 2,
+        "guidance_scale": 5,
+    }
+
+    def press(*values, **changed) -> list:
+        return list(answers(painter, wish | changed, values))
+
+    (first, nothing, _), (base, unlearned, told) = press(1.0)
+    assert first is base and nothing is None and told == "" and len(calls) == 2
+    *_, (again, other, _) = press(0.5)  # a slider moved: one picture
+    assert again is base and len(calls) == 3 and not same(other, unlearned)
+    *_, (again, back, _) = press(1.0)
+    assert again is base and back is unlearned and len(calls) == 3
+    *_, (again, zero, _) = press(0.0)
+    assert again is zero is base and len(calls) == 3
+    for i, changed in enumerate(
+        ({"seed": 4}, {"steps": 3}, {"guidance_scale": 4}, {"negative_prompt": "a red cat"})
+    ):
+        *_, (other, _, _) = press(1.0, **changed)
+        assert len(calls) == 5 + 2 * i and not same(other, base)
+
+
+def test_few_pictures_are_kept_and_the_base_among_them(pipe, monkeypatch) -> None:
+    add(pipe.unet, "one")
+    painter, drawn = Painter(pipe), []
+    monkeypatch.setattr(painter, "_picture", lambda wish: drawn.append(wish) or object())
+    base = painter.draw(WISH, [0.0])
+    for i in range(3 * KEPT):
+        painter.draw(WISH, [0.01 * (i + 1)])
+        assert painter.draw(WISH, [0.0]) is base
+    assert len(painter._drawn) == KEPT
+    painter.draw(WISH, [0.01])  # the oldest is gone
+    assert len(drawn) == 3 * KEPT + 2
+
+
+def test_one_picture_at_a_time(pipe, monkeypatch) -> None:
+    add(pipe.unet, "one")
+    painter, inside, seen = Painter(pipe), [], []
+
+    def slow(wish) -> object:
+        inside.append(1)
+        seen.append((len(inside), adapters.strengths(pipe.unet, ["one"])["one"]))
+        time.sleep(0.02)
+        inside.pop()
+        return object()
+
+    monkeypatch.setattr(painter, "_picture", slow)
+    values = [0.0, 0.25, 0.5, 0.75, 1.0]
+    threads = [threading.Thread(target=painter.draw, args=(WISH, [v])) for v in values]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(seen) == [(1, value) for value in values]
+
+
+FORM = {
+    "prompt": "a dog",
+    "negative_prompt": "",
+    "seed": 0,
+    "steps": 2,
+    "guidance_scale": 5.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"prompt": ""}, "The prompt is empty"),
+        ({"prompt": " \n"}, "The prompt is empty"),
+        ({"prompt": None}, "The prompt is empty"),
+        ({"seed": None}, "The seed must be a whole number"),
+        ({"seed": 1.5}, "The seed must be a whole number"),
+        ({"seed": -1}, "The seed must be between 0"),
+        ({"seed": 2**70}, "The seed must be between 0"),
+        ({"steps": None}, "The number of steps must be a whole number"),
+        ({"steps": 0}, "The number of steps must be at least 1"),
+        ({"steps": 1001}, "1001 cannot be larger than"),  # the scheduler's own words
+        ({"guidance_scale": None}, "The guidance must be a number"),
+        ({"guidance_scale": float("nan")}, "The guidance must be a number"),
+    ],
+)
+def test_what_is_wrong_is_told(pipe, changed, told) -> None:
+    add(pipe.unet, "one")
+    *_, (base, unlearned, message) = answers(Painter(pipe), FORM | changed, [1.0])
+    assert base is None and unlearned is None and told in message
+
+
+def test_a_pipeline_that_fails(pipe, monkeypatch, caplog) -> None:
+    add(pipe.unet, "one")
+    painter, before = Painter(pipe), facts(pipe)
+    broken = RuntimeError("out of memory <script>alert(1)</script> " + "x" * 9999)
+
+    def fail(*_) -> None:
+        raise broken
+
+    handle = pipe.unet.register_forward_hook(fail)
+    *_, (base, unlearned, message) = answers(painter, FORM, [1.0])
+    assert base is None and unlearned is None
+    assert "RuntimeError: out of memory &lt;script&gt;" in message and len(message) < 1000
+    assert caplog.records[-1].exc_info[1] is broken  # whoever runs the page sees where
+    assert facts(pipe) == before
+    handle.remove()
+    *_, (base, unlearned, message) = answers(painter, FORM, [1.0])
+    assert base is not None and unlearned is not None and not message
+
+
+def test_adapters_that_cannot_be_shown(pipe) -> None:
+    with pytest.raises(ValueError, match="no adapter on the pipe"):
+        Painter(pipe)
+    with pytest.raises(ValueError, match="no adapter 'two' on the pipe: there are none"):
+        Painter(pipe, ["two"])
+    add(pipe.unet, "one")
+    with pytest.raises(ValueError, match="no adapter 'two' on the pipe: there are one"):
+        Painter(pipe, ["one", "two"])
+    with pytest.raises(TypeError, match="list of adapter names, not 'one'"):
+        Painter(pipe, "one")
+    pipe.disable_lora()
+    with pytest.raises(ValueError, match="adapters are off"):
+        Painter(pipe)
+
+
+def test_other_adapters_stay_and_are_named_in_the_code(pipe) -> None:
+    for name in ("one", "art", "off"):
+        add(pipe.unet, name)
+    pipe.set_adapters(["one", "art"], [1.0, 0.6])
+    painter = Painter(pipe, ["one"])
+    pipe.set_adapters(["art"], [0.6])
+    art = picture(pipe)
+    assert same(painter.draw(WISH, [0.0]), art)
+    assert code(painter, [0.1 + 0.2]) == 'pipe.set_adapters(["art", "one"], [0.6, 0.3])'
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text"),
+    [
+        ({}, ""),
+        ({"concepts": None}, ""),
+        ({"concepts": ["dog"]}, ""),
+        ({"concepts": [{"target": "dog", "anchor": "cat"}], "f": "kl"}, "“dog” → “cat”, f = kl"),
+        ({"concepts": [{"target": "dog", "anchor": None}]}, "“dog”"),
+        ({"concepts": [{"target": "dog", "anchor": {"scale": 1.0}}]}, "“dog”"),
+        (
+            {"concepts": [{"target": "dog", "anchor": "cat"}, {"target": "<b>![x](//y)"}]},
+            "“dog” → “cat”, “‹b›!(x)(//y)”",
+        ),
+    ],
+)
+def test_what_an_adapter_unlearns(recipe, text) -> None:
+    assert unlearns(recipe).removeprefix("unlearns ") == text
+
+
+def test_without_gradio(pipe, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    spec = importlib.util.spec_from_file_location("diffusers_fdu.page_again", page.__file__)
+    again = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(again)  # which needs no gradio
+    with pytest.raises(ImportError, match=r'pip install "diffusers-fdu\[app\]"'):
+        again.build_page(pipe)
+
+
+def test_fields_are_filled_in() -> None:
+    pytest.importorskip("gradio")
+
+    def fields(pipe, **options) -> dict:
+        shown = build_page(pipe, **options)
+        assert not shown.analytics_enabled
+        return {b.label: b for b in shown.blocks.values() if getattr(b, "label", None)}
+
+    pipe = load_emoji_pipeline()
+    add(pipe.unet, "forget-dog")
+    found = fields(pipe)
+    assert (found["Steps"].value, found["Guidance"].value) == (25, 4.0)
+    slider = found["forget-dog"]
+    assert (slider.minimum, slider.maximum, slider.value) == (0, 1.5, 1.0)
+    recipe = {"concepts": [{"target": "dog"}], "pipeline_kwargs": {"guidance_scale": 3.0}}
+    found = fields(pipe, recipes={"forget-dog": recipe}, steps=7)
+    assert (found["Steps"].value, found["Guidance"].value) == (7, 3.0)
+    assert found["forget-dog"].info == "unlearns “dog”"
+    assert fields(pipe, guidance_scale=2.0)["Guidance"].value == 2.0
+    assert fields(pipe)["Negative prompt"].visible
+    klein = FAMILIES["flux2_klein"].build()
+    add(klein.transformer, "one")
+    assert not fields(klein)["Negative prompt"].visible
+
+
+# Says so when the server asks for any other machine.
+WATCHED = """
+import socket, sys
+names, connect = socket.getaddrinfo, socket.socket.connect
+def told(host):
+    if host not in (None, "127.0.0.1", "localhost", "::1", "0.0.0.0"):
+        print("OUTSIDE", host, flush=True)
+def looked_up(host, *args, **kwargs):
+    told(host)
+    return names(host, *args, **kwargs)
+def connected(self, address):
+    told(address[0] if isinstance(address, tuple) else None)
+    return connect(self, address)
+socket.getaddrinfo, socket.socket.connect = looked_up, connected
+from diffusers_fdu.cli import main
+main()
+"""
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("page") / "no-dog"
+    unlearner = FDUnlearner(
+        load_emoji_pipeline(), {"guidance_scale": 4.0}, steps=5, trajectories=4
+    )
+    unlearner.unlearn("dog", "cat", f="kl")
+    unlearner.save(folder)
+    return folder
+
+
+@pytest.fixture
+def served(adapter, tmp_path) -> Iterator[tuple[str, Path]]:
+    """The command at work: the page's address, and what it writes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path / "log"
+    command = ["app", "--model", "emoji", "--adapters", str(adapter), "--port", str(port)]
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-c", WATCHED, *command],
+            stdout=out,
+            stderr=out,
+            env={**os.environ, "GRADIO_TEMP_DIR": str(tmp_path)},
+        )
+    try:
+        ready = f"the page is at http://127.0.0.1:{port}/"
+        until = time.monotonic() + 60
+        while ready not in log.read_text():
+            assert process.poll() is None and time.monotonic() < until, log.read_text()
+            time.sleep(0.1)
+        yield ready.split()[-1], log
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture
+def browser() -> Iterator:
+    pytest.importorskip("gradio", reason='needs gradio: pip install "diffusers-fdu[app]"')
+    api = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs chromium on the PATH")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+def test_in_a_browser(browser, served) -> None:
+    address, log = served
+    tab = browser.new_page()
+    asked: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(address)
+
+    def fill(label: str, text: str) -> None:
+        tab.get_by_label(label, exact=True).fill(text)
+
+    def draw() -> list[Image.Image]:
+        """Both pictures, once the second is another than before."""
+        old = tab.evaluate(source := "document.querySelector('#unlearned img')?.src")
+        tab.click("#draw")
+        tab.wait_for_function(f"old => {source} && {source} !== old", arg=old, timeout=30_000)
+        shown = [tab.get_attribute(f"#{name} img", "src") for name in ("base", "unlearned")]
+        bodies = [tab.request.get(address).body() for address in shown]
+        return [Image.open(io.BytesIO(body)).convert("RGB") for body in bodies]
+
+    tab.click("#draw")
+    told = tab.wait_for_selector("#message [role=alert]")
+    assert "The prompt is empty" in told.inner_text()
+    assert "unlearns “dog” → “cat”, f = kl" in tab.inner_text("#strength-0")
+
+    fill("Prompt", "a dog emoji in noto style")
+    fill("Seed", "3")
+    fill("Steps", "6")
+    base, unlearned = draw()
+    assert tab.query_selector("#message [role=alert]") is None
+    assert base.size == (64, 64) and not same(base, unlearned)
+    assert 'set_adapters(["forget-dog"], [1.0])' in tab.inner_text("#code")
+    plain = load_emoji_pipeline()
+    plain.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(3)
+    known = plain(
+        "a dog emoji in noto style",
+        num_inference_steps=6,
+        guidance_scale=4.0,
+        generator=generator,
+    )
+    assert same(base, known.images[0])
+
+    slider = tab.locator("#strength-0 input[type=range]")
+    slider.focus()
+    tab.keyboard.press("Home")
+    tab.wait_for_function("document.querySelector('#code').innerText.includes('[0.0]')")
+    zero = draw()
+    assert same(zero[0], base) and same(zero[1], base)
+    outside = [u for u in asked if not u.startswith((address, "data:", "blob:"))]
+    assert not outside and "OUTSIDE" not in log.read_text()
