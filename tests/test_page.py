@@ -20,11 +20,12 @@ from families import FAMILIES, Family
 from PIL import Image
 
 import diffusers_fdu
-from diffusers_fdu import FDUnlearner, adapters, page
+from diffusers_fdu import FDUnlearner, adapters
 from diffusers_fdu.denoiser import denoiser_names
 from diffusers_fdu.emoji import load_emoji_pipeline
-from diffusers_fdu.page import answers, build_page, unlearns
-from diffusers_fdu.painter import KEPT, Painter, Wish, at_strengths, code
+from diffusers_fdu.page import blocks, build_page
+from diffusers_fdu.page.painter import KEPT, Painter, Wish, at_strengths, code
+from diffusers_fdu.page.replies import answers, unlearns
 
 WISH = Wish("a dog", "", 3, 2, 5.0)
 
@@ -277,7 +278,7 @@ def test_what_an_adapter_unlearns(recipe, text) -> None:
 
 def test_without_gradio(pipe, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    spec = importlib.util.spec_from_file_location("diffusers_fdu.page_again", page.__file__)
+    spec = importlib.util.spec_from_file_location("diffusers_fdu.page.again", blocks.__file__)
     again = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(again)  # which needs no gradio
     with pytest.raises(ImportError, match=r'pip install "diffusers-fdu\[app\]"'):
@@ -334,7 +335,17 @@ FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def adapter(tmp_path_factory) -> Path:
+def driver():
+    """Skips before anything is trained."""
+    pytest.importorskip("gradio", reason='needs gradio: pip install "diffusers-fdu[app]"')
+    api = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs chromium on the PATH")
+    return api.sync_playwright
+
+
+@pytest.fixture(scope="module")
+def adapter(driver, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("page") / "no-dog"
     unlearner = FDUnlearner(
         load_emoji_pipeline(), {"guidance_scale": 4.0}, steps=5, trajectories=4
@@ -372,12 +383,8 @@ def served(adapter, tmp_path) -> Iterator[tuple[str, Path]]:
 
 
 @pytest.fixture
-def browser() -> Iterator:
-    pytest.importorskip("gradio", reason='needs gradio: pip install "diffusers-fdu[app]"')
-    api = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs chromium on the PATH")
-    with api.sync_playwright() as playwright:
+def browser(driver) -> Iterator:
+    with driver() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         yield browser
         browser.close()

@@ -1,19 +1,17 @@
-"""A page for the browser: the base model beside the unlearned one, the same seed, any strength."""
+"""What stands on the page, and the server that shows it; all that needs gradio."""
 
 from __future__ import annotations
 
 import html
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .painter import GUIDANCE_SCALE, STEPS, Painter, checked, code, guidance_name, has_argument
+from .painter import GUIDANCE_SCALE, STEPS, Painter, code, guidance_name, has_argument
+from .replies import answers, unlearns
 
-LOGGER = logging.getLogger(__name__)
 MAX_STRENGTH = 1.5
 SUBTITLE = "The base model beside the unlearned one, from the same seed"
-SHOWN = 600  # characters of a message
 TEMPORARY = (600, 3600)  # seconds: how often old pictures are deleted, and what is old
 
 CSS = """
@@ -28,8 +26,6 @@ CSS = """
   color: var(--body-text-color); background: var(--background-fill-secondary);
   border-left: 4px solid #dc2626; }
 """
-# Where a label reads HTML or Markdown these are more than text, and a recipe may be a stranger's.
-PLAIN = str.maketrans("<>[]", "‹›()")
 
 
 def check_gradio() -> Any:
@@ -40,56 +36,6 @@ def check_gradio() -> Any:
     except ImportError as error:
         raise ImportError('the page needs gradio: pip install "diffusers-fdu[app]"') from error
     return gradio
-
-
-def unlearns(recipe: Mapping[str, Any]) -> str:
-    """What an adapter unlearns, by its recipe; empty if that says nothing."""
-    concepts = recipe.get("concepts")
-    found = []
-    for concept in concepts if isinstance(concepts, list) else []:
-        if not isinstance(concept, Mapping) or not concept.get("target"):
-            continue
-        anchor = concept.get("anchor")  # no text where the guidance is negative
-        instead = f" → “{anchor}”" if anchor and isinstance(anchor, str) else ""
-        found.append(f"“{concept['target']}”{instead}")
-    if not found:
-        return ""
-    f = recipe.get("f")
-    text = "unlearns " + ", ".join(found) + (f", f = {f}" if f else "")
-    return shortened(text).translate(PLAIN)
-
-
-def answers(painter: Painter, wish: Mapping[str, Any], values: Sequence[float]) -> Iterator[Any]:
-    """What pressing the button shows: (base, unlearned, message), the base as soon as it is there.
-
-    Args:
-        painter: draws.
-        wish: fields of `Wish`, as the page has them.
-        values: strength of each adapter.
-    """
-    base = None
-    try:
-        wanted = checked(painter.pipe, **wish)
-        base = painter.draw(wanted, [0.0] * len(values))
-        yield base, None, ""
-        yield base, painter.draw(wanted, values), ""
-    except Exception as error:  # whatever a pipeline raises, the page goes on
-        if not isinstance(error, ValueError):
-            LOGGER.error("the picture could not be drawn", exc_info=error)
-        yield base, None, message(error)
-
-
-def message(error: Exception) -> str:
-    """An error as the page shows it."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if not isinstance(error, ValueError):
-        text = f"{type(error).__name__}: {text}"
-    return f'<p role="alert">{html.escape(shortened(text))}</p>'
-
-
-def shortened(text: str) -> str:
-    """Text that a page has room for."""
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def build_page(
@@ -173,7 +119,7 @@ def _controls(
         ),
     }
     with gr.Row():
-        number = {"min_width": 90, "elem_classes": "number"}
+        number = {"min_width": 90}
         fields["seed"] = gr.Number(0, label="Seed", precision=0, elem_id="seed", **number)
         fields["steps"] = gr.Number(first[0], label="Steps", precision=0, minimum=1, **number)
         fields["guidance_scale"] = gr.Number(

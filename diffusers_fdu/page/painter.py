@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from . import adapters, stacking
-from .denoiser import denoiser_names
+from .. import adapters, stacking
+from ..denoiser import denoiser_names
 
 KEPT = 32  # pictures
 STEPS, GUIDANCE_SCALE = "num_inference_steps", "guidance_scale"
