@@ -18,12 +18,14 @@ import pytest
 import torch
 from families import FAMILIES, Family
 from PIL import Image
+from typer.testing import CliRunner
 
 import diffusers_fdu
-from diffusers_fdu import FDUnlearner, adapters
+from diffusers_fdu import FDUnlearner, adapters, cli
+from diffusers_fdu.cli import sharing
 from diffusers_fdu.denoiser import denoiser_names
 from diffusers_fdu.emoji import load_emoji_pipeline
-from diffusers_fdu.page import blocks, build_page
+from diffusers_fdu.page import blocks, build_page, serve
 from diffusers_fdu.page.painter import KEPT, Painter, Wish, at_strengths, code
 from diffusers_fdu.page.replies import answers, unlearns
 
@@ -308,6 +310,29 @@ def test_fields_are_filled_in() -> None:
     klein = FAMILIES["flux2_klein"].build()
     add(klein.transformer, "one")
     assert not fields(klein)["Negative prompt"].visible
+
+
+def test_a_port_that_is_taken(pipe) -> None:
+    pytest.importorskip("gradio")
+    add(pipe.unet, "one")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 cannot be used"):
+            serve(pipe, port=port, block=False)
+
+
+def test_the_command_refuses_at_once(monkeypatch, tmp_path) -> None:
+    def told(*more: str) -> str:
+        command = ["app", "--model", "emoji", "--adapters", str(tmp_path), *more]
+        return str(CliRunner().invoke(cli.app, command).exception)
+
+    monkeypatch.setattr(sharing, "load_pipeline", None)  # nothing is loaded
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert 'pip install "diffusers-fdu[app]"' in told()
+    monkeypatch.setitem(sys.modules, "gradio", sys)  # anything but None
+    assert str(tmp_path) in told()
 
 
 # Says so when the server asks for any other machine.

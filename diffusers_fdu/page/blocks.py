@@ -227,25 +227,28 @@ def serve(
 
     Raises:
         ImportError: without gradio.
-        OSError: if the port is taken.
+        OSError: if the port or the host cannot be used.
         ValueError: see `build_page`.
     """
     page = build_page(pipe, adapter_names, **options)
     gr = check_gradio()
     # Fonts of the system, which are there without a network.
     sans, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-    page.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        ssr_mode=False,
-        mcp_server=False,
-        run_history=False,
-        footer_links=[],
-        quiet=True,
-        prevent_thread_lock=True,
-        theme=gr.themes.Default(font=sans, font_mono=mono),
-    )
+    try:
+        page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            ssr_mode=False,
+            mcp_server=False,
+            run_history=False,
+            footer_links=[],
+            quiet=True,
+            prevent_thread_lock=True,
+            theme=gr.themes.Default(font=sans, font_mono=mono),
+        )
+    except OSError as error:
+        raise OSError(f"port {port} of {host} cannot be used: pass another") from error
     print(f"the page is at {page.local_url}", flush=True)
     if block:
         page.block_thread()
