@@ -6,6 +6,7 @@ from .concepts import Concept, NegativeGuidance
 from .config import DataConfig, TrainConfig
 from .conjugates import CONJUGATES, Conjugate
 from .divergences import DIVERGENCES, Divergence, divergence
+from .hub import FoundAdapter, HubError, find_adapters, pull, push, render_card
 from .loss import DivergenceLoss
 from .merging import Conflicts, Merged, conflicts, merge
 from .performance import Performance
@@ -29,6 +30,8 @@ __all__ = [
     "Divergence",
     "DivergenceLoss",
     "FDUnlearner",
+    "FoundAdapter",
+    "HubError",
     "Merged",
     "NegativeGuidance",
     "Performance",
@@ -38,9 +41,13 @@ __all__ = [
     "compare",
     "conflicts",
     "divergence",
+    "find_adapters",
     "load_comparison",
     "load_unlearned",
     "merge",
+    "pull",
+    "push",
+    "render_card",
     "retrain",
     "stack",
     "strengths",

@@ -24,6 +24,9 @@ from .emoji import (
     load_emoji_pipeline,
     scores,
 )
+from .files import WEIGHTS_NAME
+from .intervals import wilson
+from .measured import sha256, write_evaluation
 from .recipe import writable_folder
 from .unlearner import FDUnlearner
 
@@ -33,13 +36,13 @@ OTHER_SEEDS = range(100, 102)
 
 
 def run_demo(target: str, anchor: str, f: str, output_dir: Path, **config: Any) -> dict[str, Any]:
-    """Unlearn a concept or style of the embedded model; write picture, adapter and summary.
+    """Unlearn a concept or style of the embedded model; write picture, adapter and numbers.
 
     Args:
         target: one of the embedded model's concepts or styles.
         anchor: another of the same kind.
         f: the divergence.
-        output_dir: gets `before_after.png`, `summary.json` and the adapter.
+        output_dir: gets `before_after.png`, `summary.json`, `evaluation.json` and the adapter.
         **config: fields of `TrainConfig`, `DataConfig` and `Performance`.
 
     Returns:
@@ -64,7 +67,7 @@ def run_demo(target: str, anchor: str, f: str, output_dir: Path, **config: Any) 
     others = [cell for cell in cells() if target not in cell]
 
     def measure(when: str) -> dict[str, float]:
-        verdicts = judge_cells(pipe, judge, own, seeds(own), progress=f"judge target {when}")
+        verdicts = judge_cells(pipe, judge, own, seeds(target), progress=f"judge target {when}")
         kept = OTHER_SEEDS
         verdicts += judge_cells(pipe, judge, others, kept, progress=f"judge others {when}")
         return scores(verdicts, target).as_dict()
@@ -90,12 +93,51 @@ def run_demo(target: str, anchor: str, f: str, output_dir: Path, **config: Any) 
         "sigma": unlearner.recipe["sigma"][0],
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    found = evaluation(target, before, after, len(own) * len(seeds(target)))
+    write_evaluation({**found, "weights_sha256": sha256(folder / WEIGHTS_NAME)}, folder)
     return summary
 
 
-def seeds(own: Sequence[tuple[str, str]]) -> range:
+def evaluation(
+    target: str, before: dict[str, float], after: dict[str, float], drawn: int
+) -> dict[str, Any]:
+    """What the demo measures, as `measured` has it.
+
+    Args:
+        target: what was unlearned.
+        before: its scores on the frozen model.
+        after: its scores with the adapter.
+        drawn: how many of the judged pictures are of the target.
+    """
+    images = int(after["images"])
+    counts = {"ua": drawn, "ira": images - drawn, "cra": images - drawn}
+    metrics = {}
+    for name, count in counts.items():
+        low, high = wilson(round(after[name] * count), count)
+        value = {"value": after[name], "low": low, "high": high, "before": before[name]}
+        metrics[name] = {key: round(number, 4) for key, number in value.items()}
+    own, kept = (f"{r[0]} to {r[-1]}" for r in (seeds(target), OTHER_SEEDS))
+    kind, other = ("concept", "style") if target in CONCEPTS else ("style", "concept")
+    protocol = (
+        f"All {len(CONCEPTS)} concepts in all {len(STYLES)} styles of the embedded model, drawn "
+        f"with 25 DDIM steps at guidance {GUIDANCE:g}: {drawn} pictures of the target with the "
+        f"seeds {own}, {images - drawn} of the others with the seeds {kept}. UA: share of the "
+        f"target's pictures that are not judged the target. IRA: share of the others with the "
+        f"right {kind}; CRA: with the right {other}. Prompts are those that the model was trained "
+        "with. 95 % Wilson intervals, as if pictures were independent."
+    )
+    return {
+        "protocol": protocol,
+        "images": images,
+        "seeds": sorted({*seeds(target), *OTHER_SEEDS}),
+        "judge": "the embedded judge, a classifier of concepts and styles",
+        "metrics": metrics,
+    }
+
+
+def seeds(target: str) -> range:
     """Seeds for the target's cells: about 40 pictures of a concept, 64 of a style."""
-    return TARGET_SEEDS if len(own) < 10 else OTHER_SEEDS
+    return TARGET_SEEDS if target in CONCEPTS else OTHER_SEEDS
 
 
 def shown_prompts(target: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Means over seeds with their confidence intervals."""
+"""Confidence intervals: of means over seeds, and of shares."""
 
 from __future__ import annotations
 
@@ -53,3 +53,25 @@ def t_quantile(freedom: int) -> float:
     second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
     return z + first + second + third
+
+
+def wilson(hits: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % confidence interval of a share, of independent trials.
+
+    Args:
+        hits: trials that count.
+        total: all trials.
+
+    Raises:
+        ValueError: if there is none, or more hits than trials.
+    """
+    if not 0 <= hits <= total or total < 1:
+        raise ValueError(f"{hits} of {total} is no share")
+    share, z2 = hits / total, _NORMAL**2
+    middle = (share + z2 / (2 * total)) / (1 + z2 / total)
+    spread = share * (1 - share) / total + z2 / (4 * total**2)
+    margin = _NORMAL * math.sqrt(spread) / (1 + z2 / total)
+    # At either end the bound is the end itself, but for rounding.
+    low = 0.0 if hits == 0 else middle - margin
+    high = 1.0 if hits == total else middle + margin
+    return low, high

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 import warnings
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 
-from . import adapters, memory, recipe, weights
+from . import adapters, hub, memory, recipe, weights
 from .checkpoint import EVERY, Checkpoints, folder_of
 from .choice import Compared, Preference, choose
 from .concepts import Anchor, Concept, Target, concepts
@@ -294,3 +295,56 @@ class FDUnlearner:
             recipe.write(self.recipe, folder)
         self.processes.wait()
         return folder
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+        pictures: bool = True,
+        base_model: str | None = None,
+        licence: str | None = None,
+    ) -> str | None:
+        """Put the adapter on the Hub with its recipe, a model card and pictures.
+
+        Args:
+            repo_id: see `push`, as the others that are not here.
+            private: see there.
+            token: see there.
+            commit_message: see there.
+            pictures: draw four prompts without the adapter and with it, for the card.
+            base_model: see there.
+            licence: see there.
+
+        Returns:
+            The repository's address; None on processes that are not the main one.
+
+        Raises:
+            RuntimeError: see `save`; and with the fix, if the Hub or the network fails.
+            ValueError: see `push`.
+        """
+        format: weights.Format = "diffusers" if weights.has_loader(self.pipe) else "peft"
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = self.save(temporary, format)
+            if not self.processes.is_main:
+                return None
+            hub.check_pushable(folder, repo_id, base_model)
+            if pictures and self.adapter_name is not None:
+                hub.draw_pictures(
+                    self.pipe,
+                    self.component,
+                    self.adapter_name,
+                    self.recipe,
+                    self.pipeline_kwargs,
+                    folder,
+                )
+            return hub.push(
+                folder,
+                repo_id,
+                private=private,
+                token=token,
+                commit_message=commit_message,
+                base_model=base_model,
+                licence=licence,
+            )

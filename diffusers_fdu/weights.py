@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import nn
 from . import adapters
 from .denoiser import DENOISERS, denoiser_name
 from .files import WEIGHTS_NAME, AdapterFile, Format, read_adapter, write_adapter
+from .hub import HubError, pull
+from .hub.contents import EMBEDDED, is_repo_id
 from .offload import onloaded
 
 
@@ -81,7 +84,7 @@ def save_adapter(
 
 def load_unlearned(
     pipe: Any,
-    directory: str | Path,
+    source: str | Path,
     adapter_name: str | None = None,
     component: str | None = None,
 ) -> Any:
@@ -89,9 +92,10 @@ def load_unlearned(
 
     Args:
         pipe: a pipeline like the one that it was trained on.
-        directory: what it was saved to.
+        source: what it was saved to; or, if there is no such folder, `user/name` on the Hub (see
+            `pull`).
         adapter_name: its name on the pipe; None: the one it was trained with, or with a number
-            if that is taken, or that of the folder.
+            if that is taken, or that of the source.
         component: the denoiser that it is for; None: the one it was trained on, by its recipe.
 
     Returns:
@@ -101,14 +105,17 @@ def load_unlearned(
         ValueError: if the folder holds no adapter to be trusted (see `read_adapter`), diffusers
             has no loader for it, it is for another denoiser, or the name is taken. The pipe is
             as it was then.
+        HubError: if the Hub does not give it.
+
+    A warning says so if it was trained on another model of the same architecture.
     """
-    found = read_adapter(directory)
+    found = read_adapter(_folder(source))
     own = found.recipe.get("component") if component is None else component
     # PEFT's files do not say which denoiser they are for.
     component = denoiser_name(pipe, own or (found.component if found.format != "peft" else None))
     model = getattr(pipe, component)
     check_fits(found, model)
-    own = found.recipe.get("adapter_name") or adapters.slug(found.folder.resolve().name)
+    own = found.recipe.get("adapter_name") or adapters.slug(Path(source).resolve().name)
     name = adapter_name or adapters.free_name(own or "adapter", model)
     adapters.check_adapter_name(name, model)
     if found.format == "diffusers" and not has_loader(pipe):
@@ -127,13 +134,42 @@ def load_unlearned(
                 set_peft_model_state_dict(model, found.state, adapter_name=name)
                 adapters.finish(model, name, inside)
         if name not in getattr(model, "peft_config", {}):
-            raise ValueError(f"{str(directory)!r} holds no adapter for {type(model).__name__}")
+            raise ValueError(f"{str(source)!r} holds no adapter for {type(model).__name__}")
     except BaseException:
         adapters.remove(model, name, before)
         raise
     adapters.activate(model, [*before.active, name])
     adapters.restore_flags(model, before)
+    _warn_of_another_model(found, pipe)
     return pipe
+
+
+def _folder(source: str | Path) -> str | Path:
+    """The source if it is a folder, or cannot be on the Hub; else what is pulled from there."""
+    if isinstance(source, Path) or Path(source).exists() or not is_repo_id(source):
+        return source
+    try:
+        return pull(source)
+    except HubError as error:
+        raise type(error)(f"there is no folder {source!r}, and {error}") from error
+
+
+def _warn_of_another_model(found: AdapterFile, pipe: Any) -> None:
+    """Two names that are known and differ; paths say nothing."""
+    names = [found.recipe.get("base_model"), getattr(pipe, "name_or_path", None)]
+    known = [
+        name
+        for name in names
+        if isinstance(name, str) and (name == EMBEDDED or is_repo_id(name))
+        if not Path(name).is_dir()
+    ]
+    if len(known) == 2 and known[0].casefold() != known[1].casefold():
+        warnings.warn(
+            f"the adapter was trained on {known[0]!r}, and this is {known[1]!r}: its layers fit, "
+            "but look at what it does",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def check_fits(found: AdapterFile, model: nn.Module) -> None:
@@ -158,7 +194,9 @@ def check_fits(found: AdapterFile, model: nn.Module) -> None:
             if features == [down.shape[1], up.shape[0]]:
                 continue
             here = f"it takes {features[0]} and gives {features[1]} here"
+        trained = found.recipe.get("pipeline")
         raise ValueError(
             f"{str(found.folder)!r} is no adapter for this {type(model).__name__}: {name} takes "
             f"{down.shape[1]} and gives {up.shape[0]} there, and {here}"
+            + (f"; it was trained on a {trained!r}" if trained else "")
         )

@@ -7,7 +7,7 @@ import sys
 import typer
 from transformers.utils import logging as transformers_logging
 
-from . import sharing, training
+from . import hub, sharing, training
 
 app = typer.Typer(
     help="Make a text-to-image model forget a concept, as a standard LoRA.",
@@ -21,6 +21,9 @@ app.command(epilog=training.COMPARE_EXAMPLES)(training.compare)
 app.command(epilog=sharing.STACK_EXAMPLES)(sharing.stack)
 app.command(epilog=sharing.MERGE_EXAMPLES)(sharing.merge)
 app.command("app", epilog=sharing.PAGE_EXAMPLES)(sharing.show_page)
+app.command(epilog=hub.PUSH_EXAMPLES)(hub.push)
+app.command(epilog=hub.PULL_EXAMPLES)(hub.pull)
+app.command("list", epilog=hub.LIST_EXAMPLES)(hub.list_adapters)
 
 
 def main() -> None:
