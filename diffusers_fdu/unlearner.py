@@ -321,8 +321,9 @@ class FDUnlearner:
             The repository's address; None on processes that are not the main one.
 
         Raises:
-            RuntimeError: see `save`; and with the fix, if the Hub or the network fails.
+            RuntimeError: see `save`.
             ValueError: see `push`.
+            HubError: see `push`.
         """
         format: weights.Format = "diffusers" if weights.has_loader(self.pipe) else "peft"
         with tempfile.TemporaryDirectory() as temporary:

@@ -115,8 +115,10 @@ def load_unlearned(
     component = denoiser_name(pipe, own or (found.component if found.format != "peft" else None))
     model = getattr(pipe, component)
     check_fits(found, model)
-    own = found.recipe.get("adapter_name") or adapters.slug(Path(source).resolve().name)
-    name = adapter_name or adapters.free_name(own or "adapter", model)
+    own = found.recipe.get("adapter_name")
+    if not isinstance(own, str) or not own:
+        own = adapters.slug(Path(source).resolve().name) or "adapter"
+    name = adapter_name or adapters.free_name(own, model)
     adapters.check_adapter_name(name, model)
     if found.format == "diffusers" and not has_loader(pipe):
         raise ValueError(f"{type(pipe).__name__} has no LoRA loader in diffusers")

@@ -1,9 +1,11 @@
 """A Hub on this machine: an HTTP server that answers as the Hub does, and a client of it.
 
 The client is huggingface_hub's own in a process of its own, since it reads HF_ENDPOINT when it is
-imported. Tests import the fixtures `local_hub` and `hub_client`:
+imported. Other tests take the fixtures so:
 
-    from local_hub import hub_client, local_hub  # noqa: F401
+    from local_hub import FIXTURES
+
+    _hub, local_hub, hub_client = FIXTURES
 
     def test_something(local_hub, hub_client):
         hub_client.run("push(folder, 'me/dog')", folder=str(folder))
@@ -258,3 +260,6 @@ def hub_client(_hub: LocalHub, tmp_path_factory: pytest.TempPathFactory) -> Iter
     client = HubClient(_hub, tmp_path_factory.mktemp("home"))
     yield client
     client.close()
+
+
+FIXTURES = (_hub, local_hub, hub_client)

@@ -122,12 +122,11 @@ def card(
         metrics=[facts.metric_row(*item) for item in measured.get("metrics", {}).items()],
         protocol=escaped(measured.get("protocol", ""), 2000),
         images=facts.number(measured.get("images")),
-        seeds=", ".join(map(str, measured.get("seeds", [])[:20]))
-        + (", …" if measured.get("seeds", [])[20:] else ""),
+        seeds=facts.seeds(measured.get("seeds", [])),
         judge=escaped(measured.get("judge", ""), 200),
         layers=facts.layers(found),
         training=facts.training(recipe),
-        has_recipe=bool(recipe),
+        has_recipe="config" in recipe,
         **_lines(found, repo_id, base),
     )
     return re.sub(r"\n{3,}", "\n\n", str(text)).rstrip() + "\n"
@@ -171,7 +170,7 @@ def _results(repo_id: str, task: str, evaluation: Mapping[str, Any] | None) -> d
         EvalResult(
             task_type=task,
             dataset_type="prompts",
-            dataset_name=cleaned(evaluation["protocol"]),
+            dataset_name=cleaned(f"{evaluation['images']} pictures, by {evaluation['judge']}"),
             metric_type=name,
             metric_name=facts.METRICS.get(name, name).split(":")[0],
             metric_value=metric["value"],

@@ -16,9 +16,9 @@ from .markup import cleaned, escaped
 
 SHOWN = 12  # names of a list
 METRICS = {
-    "ua": "UA, unlearning accuracy: the target is no longer recognised",
-    "ira": "IRA, in-domain retain accuracy: the others of its kind are recognised",
-    "cra": "CRA, cross-domain retain accuracy: what the others have of the other kind is",
+    "ua": "UA, unlearning accuracy: the target is not recognised in its pictures",
+    "ira": "IRA, in-domain retain accuracy: in the others' pictures, their kind of thing is",
+    "cra": "CRA, cross-domain retain accuracy: in the others' pictures, the other kind is",
 }
 
 
@@ -89,6 +89,10 @@ def objective(recipe: Mapping[str, Any]) -> list[str]:
         lines.append(f"Divergence: {escaped(f[0])} ({estimator})")
     if sigma and None not in sigma:
         lines.append(f"Scale sigma: {', '.join(str(value) for value in sigma[:SHOWN])}")
+    parts = recipe.get("merged")
+    if isinstance(parts, list):
+        names = quoted(texts([mapping(part).get("adapter_name") for part in parts]))
+        lines.append(f"Merged from {len(parts)} adapters: {names or 'of unknown names'}")
     if config:
         lines.append(f"Held to stay as it was: {_retained(config)}")
     return lines
@@ -198,6 +202,14 @@ def metric_row(name: str, metric: Mapping[str, Any]) -> dict[str, str]:
         "interval": "–" if low is None or high is None else f"{form(low)} to {form(high)}",
         "before": "–" if before is None else form(before),
     }
+
+
+def seeds(numbers: Sequence[int]) -> str:
+    """Whole numbers in words."""
+    every = sorted(set(numbers))
+    if len(every) > 2 and every == list(range(every[0], every[-1] + 1)):
+        return f"{every[0]} to {every[-1]}"
+    return ", ".join(map(str, every[:20])) + (", …" if every[20:] else "")
 
 
 def _share(value: float) -> str:

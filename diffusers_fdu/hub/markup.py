@@ -13,7 +13,7 @@ LONGEST_SLUG = 40
 JOINER = "\u200d"  # of emoji
 BREAKS = ("Cc", "Zl", "Zp")
 HIDDEN = ("Cf", "Cs", "Co", "Cn")
-MARKS = re.compile(r"[\\`*\[\]#|<>~$:@&]|(?<!\w)_|_(?!\w)|(?<=www)\.", re.IGNORECASE)
+MARKS = re.compile(r"[\\`*\[\]#|<>~$@&]|:(?=//)|(?<!\w)_|_(?!\w)|(?<=www)\.", re.IGNORECASE)
 """What Markdown reads as markup, HTML or the address of a link, inside a line."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -95,9 +96,20 @@ def check_pushable(folder: str | Path, repo_id: str, base_model: str | None) -> 
 
 
 def _public_recipe(found: AdapterFile, base: str | None) -> bytes | None:
-    """The recipe with the base model's name for the path that it was loaded from; None: as is."""
-    own = found.recipe.get("base_model")
-    name = own if base is None and own == EMBEDDED else base
-    if name == own:
+    """The recipe with the base model's name for paths that it was loaded from; None: as it is."""
+    recipe = _public(found.recipe, base)
+    if recipe == found.recipe:
         return None
-    return (json.dumps({**found.recipe, "base_model": name}, indent=2) + "\n").encode()
+    return (json.dumps(recipe, indent=2) + "\n").encode()
+
+
+def _public(value: Any, base: str | None) -> Any:
+    """The same, `base_model` replaced, in the recipes of a merged adapter's parts too."""
+    if isinstance(value, list):
+        return [_public(item, base) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: _public(item, base) for key, item in value.items()}
+    if "base_model" in found and (base or found["base_model"] != EMBEDDED):
+        found["base_model"] = base
+    return found

@@ -1,0 +1,481 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import build_tiny_pipe, latents
+from local_hub import FIXTURES, ClientError, environment
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny import unlearner
+
+from diffusers_fdu.hub.contents import chosen, is_repo_id
+from diffusers_fdu.measured import write_evaluation
+
+_hub, local_hub, hub_client = FIXTURES
+WEIGHTS = "pytorch_lora_weights.safetensors"
+PUSH = "push(folder, repo, base_model='org/base')"
+PULL = "str(pull(repo, out))"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    worker = unlearner(build_tiny_pipe())
+    worker.unlearn("dog", "cat")
+    return worker.save(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def folder(trained, tmp_path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "own"))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def picture(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (4, 4)).save(path)
+
+
+def refused(client, code: str, **names) -> ClientError:
+    with pytest.raises(ClientError) as error:
+        client.run(code, **names)
+    assert "\n" not in error.value.message and "hf_me" not in error.value.message
+    return error.value
+
+
+def test_one_commit_of_these_files_and_no_others(local_hub, hub_client, folder) -> None:
+    measured = {"protocol": "p", "images": 1, "seeds": [], "judge": "j"}
+    write_evaluation({**measured, "metrics": {"ua": {"value": 1.0}}}, folder)
+    picture(folder / "before_after.png")
+    picture(folder / "images" / "0.png")
+    for stray in (".env", "state/checkpoint.pt", "notes.txt", "images/raw.npy", "summary.json"):
+        (folder / stray).parent.mkdir(exist_ok=True)
+        (folder / stray).write_text("secret")
+    before = content(folder)
+    url = hub_client.run(PUSH, folder=str(folder), repo="me/dog")
+    assert url == f"{local_hub.endpoint}/me/dog"
+    repo = local_hub.repos["me/dog"]
+    assert set(repo.files) - {".gitattributes"} == {
+        WEIGHTS,
+        "recipe.json",
+        "evaluation.json",
+        "before_after.png",
+        "images/0.png",
+        "README.md",
+    }
+    assert repo.messages == ["first", "Push forget-dog"] and not repo.private
+    assert repo.files[WEIGHTS] == before[WEIGHTS]
+    assert "base_model:adapter:org/base" in repo.tags()
+    assert content(folder) == before
+    # Once more: nothing has changed, so nothing is sent, and there is no second commit.
+    hub_client.run(PUSH, folder=str(folder), repo="me/dog")
+    assert len(repo.commits) == 2 and len(local_hub.asked("PUT ")) == 3
+    # What is not in the folder any more is taken away.
+    for gone in ("evaluation.json", "images/0.png"):
+        (folder / gone).unlink()
+    hub_client.run(PUSH, folder=str(folder), repo="me/dog")
+    assert set(repo.files) - {".gitattributes"} == {
+        WEIGHTS,
+        "recipe.json",
+        "before_after.png",
+        "README.md",
+    }
+    assert b"not evaluated" in repo.files["README.md"]
+
+
+def test_paths_of_this_machine_stay_here(local_hub, hub_client, folder) -> None:
+    recipe = json.loads((folder / "recipe.json").read_text())
+    recipe["base_model"] = "/home/someone/secret"
+    recipe["merged"] = [{"base_model": "/home/someone/secret", "adapter_name": "a"}]
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    error = refused(hub_client, "push(folder, 'me/dog')", folder=str(folder))
+    assert error.kind == "ValueError" and "base_model='org/name'" in error.message
+    assert local_hub.requests == []
+    hub_client.run(PUSH, folder=str(folder), repo="me/dog")
+    files = local_hub.repos["me/dog"].files
+    assert not any(b"secret" in each for each in files.values())
+    assert json.loads(files["recipe.json"]) == {
+        **recipe,
+        "base_model": "org/base",
+        "merged": [{"base_model": "org/base", "adapter_name": "a"}],
+    }
+
+
+PLAIN = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "diffusers_fdu":
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Blocked())
+import numpy, torch
+from diffusers import StableDiffusionPipeline
+
+pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1], local_files_only=True)
+pipe.set_progress_bar_config(disable=True)
+pipe.load_lora_weights("me/dog")
+pipe.unet.eval()
+generator = torch.Generator().manual_seed(0)
+drawn = pipe("a dog", num_inference_steps=3, generator=generator, output_type="latent").images
+numpy.save(sys.argv[2], drawn.numpy())
+"""
+
+
+def test_plain_diffusers_loads_what_was_pushed(local_hub, hub_client, tmp_path) -> None:
+    pipe = build_tiny_pipe()
+    pipe.save_pretrained(tmp_path / "base")
+    without = latents(pipe)
+    worker = unlearner(pipe)
+    worker.unlearn("dog", "cat")
+    own = worker.save(tmp_path / "own")
+    hub_client.run(PUSH, folder=str(own), repo="me/dog")
+    home = tmp_path / "home"
+    home.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, str(tmp_path / "base"), str(tmp_path / "drawn.npy")],
+        env=environment(local_hub, home),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    drawn = torch.from_numpy(np.load(tmp_path / "drawn.npy"))
+    assert torch.equal(drawn, latents(pipe)) and (drawn - without).abs().max() > 1e-3
+
+
+PUSH_FROM_A_PIPE = """
+from tiny import unlearner
+from conftest import build_tiny_pipe
+
+worker = unlearner(build_tiny_pipe(), steps=2)
+worker.unlearn("dog", "cat")
+worker.push_to_hub("me/direct", private=True, base_model="org/base", licence="mit")
+"""
+
+
+def test_an_unlearner_pushes_with_pictures(local_hub, hub_client) -> None:
+    hub_client.run(PUSH_FROM_A_PIPE)
+    repo = local_hub.repos["me/direct"]
+    assert repo.private and {f"images/{i}.png" for i in range(4)} <= set(repo.files)
+    card = repo.files["README.md"].decode()
+    assert "<Gallery />" in card and "text: a dog\n" in card and "url: images/0.png" in card
+    assert "license:mit" in repo.tags()
+    # Private: found and loaded by who may, by its name.
+    code = "[f.repo_id for f in find_adapters(target='Dog', token=token)]"
+    assert hub_client.run(code, token="hf_me") == ["me/direct"]
+    assert hub_client.run(code, token="hf_you") == []
+    found = refused(hub_client, "pull('me/direct', token='hf_you')")
+    assert "no such repository, or it is private" in found.message
+    loaded = """
+pipe = build_tiny_pipe()
+before = len(pipe.get_list_adapters())
+load_unlearned(pipe, 'me/direct', component='unet')
+pipe.get_active_adapters()
+"""
+    assert hub_client.run("from conftest import build_tiny_pipe\n" + loaded) == ["forget-dog"]
+    assert hub_client.warnings == []
+
+
+def test_pull_takes_these_files_and_checks_them(local_hub, hub_client, folder, tmp_path) -> None:
+    files = {**content(folder), "README.md": b"# mine\n", "evil.py": b"1", "model.bin": b"1"}
+    repo = local_hub.add("you/dog", files)
+    out = tmp_path / "out"
+    assert hub_client.run(PULL, repo="you/dog", out=str(out)) == str(out)
+    assert content(out) == {**content(folder), "README.md": b"# mine\n"}
+    assert not local_hub.asked(".*(evil|model.bin)")
+    # Again, over it, after it has changed; and an older commit of it.
+    changed = {**files, "recipe.json": b'{"adapter_name": "second"}'}
+    sha = repo.commits[-1][0]
+    del changed["README.md"]
+    repo.commit("second", changed)
+    hub_client.run(PULL, repo="you/dog", out=str(out))
+    assert content(out) == {**content(folder), "recipe.json": changed["recipe.json"]}
+    first = hub_client.run("str(pull(repo, revision=sha))", repo="you/dog", sha=sha)
+    assert json.loads((Path(first) / "recipe.json").read_text())["f"] == "hellinger"
+    assert refused(hub_client, "pull('you/dog', revision='v9')").message.startswith(
+        "cannot pull 'you/dog': it has no such revision"
+    )
+
+
+def test_pull_keeps_off_folders_with_other_files(local_hub, hub_client, folder, tmp_path) -> None:
+    local_hub.add("you/dog", content(folder))
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "README.md").write_text("a project")
+    found = refused(hub_client, PULL, repo="you/dog", out=str(project))
+    assert "holds other files and no adapter" in found.message and local_hub.requests == []
+    assert content(project) == {"README.md": b"a project"}
+
+
+def malicious(kind: str, folder: Path) -> dict[str, bytes]:
+    files = content(folder)
+    state = load_file(folder / WEIGHTS)
+    key = next(iter(state))
+    if kind == "pickle":
+        del files[WEIGHTS]
+        return {**files, "pytorch_lora_weights.bin": b"\x80\x04."}
+    if kind == "climbs":
+        return {**files, "../outside.png": b"1"}
+    if kind == "absolute":
+        return {**files, "/etc/passwd": b"1"}
+    if kind == "backslash":
+        return {**files, "images\\..\\..\\x.png": b"1"}
+    if kind == "odd key":
+        state["unet.__class__.evil"] = torch.zeros(2, 2)
+    if kind == "not finite":
+        state[key] = torch.full_like(state[key], float("nan"))
+    if kind == "wrong size":
+        state[key] = torch.zeros(3, 5)
+    if kind == "no safetensors":
+        return {**files, WEIGHTS: b"\x80\x04K\x01."}
+    if kind == "recipe is a list":
+        return {**files, "recipe.json": b"[1]"}
+    if kind == "picture is a script":
+        return {**files, "images/0.png": b"<script>"}
+    save_file(state, folder / "changed", {"format": "pt"})
+    return {**files, WEIGHTS: (folder / "changed").read_bytes()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("pickle", "'pytorch_lora_weights.bin', a pickle, which could run any code"),
+        ("climbs", "'../outside.png' leaves the folder"),
+        ("absolute", "'/etc/passwd' leaves the folder"),
+        ("backslash", "leaves the folder"),
+        ("odd key", "unexpected key"),
+        ("not finite", "not finite"),
+        ("wrong size", "not of rank"),
+        ("no safetensors", "no adapter to be trusted"),
+        ("recipe is a list", "holds no JSON object"),
+        ("picture is a script", "is no PNG"),
+    ],
+)
+def test_what_cannot_be_trusted_is_refused(
+    local_hub, hub_client, folder, tmp_path, kind, message
+) -> None:
+    repo = f"you/{kind.replace(' ', '-')}"
+    local_hub.add(repo, malicious(kind, folder))
+    found = refused(hub_client, PULL, repo=repo, out=str(tmp_path / "out"))
+    assert found.kind == "ValueError" and message in found.message
+    assert not (tmp_path / "out").exists() and not (tmp_path / "outside.png").exists()
+
+
+def test_large_files_are_not_even_fetched(local_hub, hub_client, folder, tmp_path) -> None:
+    local_hub.add("you/large", content(folder))
+    code = "str(pull('you/large', max_bytes=1000))"
+    found = refused(hub_client, code)
+    assert "pass max_bytes" in found.message and not local_hub.asked(".*/resolve/")
+    with pytest.raises(ValueError, match="recipe.json has"):
+        chosen({WEIGHTS: 10, "recipe.json": 2**40}, 100)
+    with pytest.raises(ValueError, match="unknown number"):
+        chosen({WEIGHTS: None}, 100)
+    with pytest.raises(ValueError, match="pictures"):
+        chosen({WEIGHTS: 1, **{f"images/{i}.png": 1 for i in range(65)}}, 100)
+
+
+def test_links_out_of_the_folder_are_not_pushed(local_hub, hub_client, folder, tmp_path) -> None:
+    (tmp_path / "secret").write_text("{}")
+    for name in ("evaluation.json", "images/0.png"):
+        (folder / "images").mkdir(exist_ok=True)
+        (folder / name).symlink_to(tmp_path / "secret")
+        found = refused(hub_client, PUSH, folder=str(folder), repo="me/dog")
+        assert "leaves the folder" in found.message
+        (folder / name).unlink()
+    (folder / "images" / "0.png").write_text("no picture")
+    assert "no PNG" in refused(hub_client, PUSH, folder=str(folder), repo="me/dog").message
+    assert local_hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "message"),
+    [
+        (401, "POST /api/repos/create", "run `hf auth login`, or pass a token"),
+        (403, ".*/preupload/", "take one with write access"),
+        (409, ".*/commit/", "something else is changing it: try again"),
+        (429, ".*/commit/", "too many requests: wait"),
+        (503, ".*/commit/", "the Hub failed (HTTP 503): try again: what was uploaded is not"),
+        (500, "PUT /large/", "the Hub failed (HTTP 500): try again"),
+        (404, ".*/preupload/", "there is no such repository"),
+    ],
+)
+def test_errors_name_the_fix_and_a_second_push_ends_the_job(
+    local_hub, hub_client, folder, status, kind, message
+) -> None:
+    before = content(folder)
+    local_hub.fail(kind, status, 6)  # the client tries six times
+    found = refused(hub_client, PUSH, folder=str(folder), repo="me/dog")
+    assert found.kind in ("HubError", "Unreachable")
+    assert found.message.startswith("cannot push 'me/dog': ") and message in found.message
+    assert content(folder) == before
+    local_hub.faults.clear()
+    hub_client.run(PUSH, folder=str(folder), repo="me/dog")
+    assert local_hub.repos["me/dog"].files[WEIGHTS] == before[WEIGHTS]
+    if "commit" in kind:
+        assert len(local_hub.asked("PUT ")) == 1  # uploaded once
+
+
+def test_short_failures_are_bridged(local_hub, hub_client, folder, tmp_path) -> None:
+    local_hub.fail("PUT /large/", 502, 2)
+    local_hub.cut("PUT /large/", 100, 1)
+    hub_client.run(PUSH, folder=str(folder), repo="me/dog")
+    assert len(local_hub.asked("PUT ")) == 4
+    assert local_hub.repos["me/dog"].files[WEIGHTS] == (folder / WEIGHTS).read_bytes()
+
+
+def test_a_cut_upload_leaves_nothing_half_done(local_hub, hub_client, folder) -> None:
+    before = content(folder)
+    local_hub.cut("PUT /large/", 1000, 6)
+    found = refused(hub_client, PUSH, folder=str(folder), repo="me/dog")
+    assert found.kind == "Unreachable" and "check the network and try again" in found.message
+    assert set(local_hub.repos["me/dog"].files) == {".gitattributes"}
+    assert content(folder) == before and local_hub.large == {}
+    hub_client.run(PUSH, folder=str(folder), repo="me/dog")
+    assert set(local_hub.large) == {hashlib.sha256(before[WEIGHTS]).hexdigest()}
+
+
+def test_who_may_not_is_told_so(local_hub, hub_client, folder) -> None:
+    found = refused(hub_client, PUSH, folder=str(folder), repo="you/dog")
+    assert "write access" in found.message and "you/dog" not in local_hub.repos
+    code = "push(folder, 'me/dog', base_model='org/base', token=token)"
+    found = refused(hub_client, code, folder=str(folder), token="hf_wrong")
+    assert "token is not valid: run `hf auth login`" in found.message
+    hub_client.run(PUSH, folder=str(folder), repo="me/open")
+    code = "push(folder, 'me/open', base_model='org/base', private=True)"
+    found = refused(hub_client, code, folder=str(folder))
+    assert "there already and public" in found.message
+    assert len(local_hub.repos["me/open"].commits) == 2
+    for repo in ("dog", "me/dog/x", "../dog", "me/", "me/a..b", "me/dog.git"):
+        found = refused(hub_client, PUSH, folder=str(folder), repo=repo)
+        assert "write user/name" in found.message
+
+
+def test_without_a_hub_what_was_pulled_is_used(local_hub, hub_client, folder, tmp_path) -> None:
+    local_hub.add("you/kept", content(folder))
+    first = hub_client.run("str(pull('you/kept'))")
+    local_hub.fail("GET /api/models/you", 503, 20)
+    assert hub_client.run("str(pull('you/kept'))") == first
+    found = refused(hub_client, "pull('you/never')")
+    assert found.kind == "Unreachable" and "the Hub failed (HTTP 503)" in found.message
+    local_hub.faults.clear()
+    local_hub.cut("GET /api/models/you", 0, 20)
+    assert hub_client.run("str(pull('you/kept'))") == first
+    found = refused(hub_client, "load_unlearned(None, 'you/never')")
+    assert found.message.startswith("there is no folder 'you/never', and cannot pull")
+    assert "check the network" in found.message
+    local_hub.faults.clear()
+    found = refused(hub_client, "load_unlearned(None, 'you/never')")
+    assert "no such repository, or it is private: check the name" in found.message
+
+
+def test_adapters_are_found_by_their_tags(local_hub, hub_client, folder) -> None:
+    for repo, target, base in (
+        ("me/a", "Mickey Mouse", "org/base"),
+        ("me/b", "dog", "org/base"),
+        ("me/c", "dog", "org/other"),
+        ("me/d", "🦊", "org/base"),
+    ):
+        recipe = json.loads((folder / "recipe.json").read_text())
+        recipe["concepts"] = [{"target": target, "anchor": "cat"}]
+        (folder / "recipe.json").write_text(json.dumps(recipe))
+        hub_client.run(
+            "push(folder, repo, base_model=base)", folder=str(folder), repo=repo, base=base
+        )
+    local_hub.repos["me/c"].downloads = 7
+    local_hub.add("you/other", {"README.md": b"---\ntags:\n- unlearns:dog\n---\n"})
+    code = "[(f.repo_id, f.base_model, f.targets) for f in find_adapters(*wanted, **limits)]"
+
+    def found(*wanted, **limits):
+        return hub_client.run(code, wanted=wanted, limits=limits)
+
+    assert [each[0] for each in found()] == ["me/c", "me/a", "me/b", "me/d"]
+    assert found(None, "DOG") == [
+        ["me/c", "org/other", ["dog"]],
+        ["me/b", "org/base", ["dog"]],
+    ]
+    assert found("org/base", "dog") == [["me/b", "org/base", ["dog"]]]
+    assert found("org/base", "mickey  mouse") == [["me/a", "org/base", ["mickey-mouse"]]]
+    assert [each[0] for each in found(None, "🦊")] == ["me/d"] and found(None, "🐶") == []
+    assert len(found(limit=2)) == 2
+    one = hub_client.run("vars(find_adapters(None, 'dog', limit=1)[0])")
+    assert one["downloads"] == 7 and one["last_modified"].startswith("2026-01-02")
+    assert "no name of a repository" in refused(hub_client, "find_adapters('no name')").message
+
+
+def test_another_base_model_is_a_warning_and_another_architecture_an_error(
+    local_hub, hub_client, folder
+) -> None:
+    recipe = json.loads((folder / "recipe.json").read_text())
+    recipe.update(base_model="org/base", adapter_name=["odd"])
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    local_hub.add("you/fits", content(folder))
+    code = """
+from conftest import build_tiny_pipe
+from diffusers_fdu.emoji import load_emoji_pipeline
+pipe = load_emoji_pipeline() if name == "emoji" else build_tiny_pipe()
+pipe.register_to_config(_name_or_path=name)
+load_unlearned(pipe, source)
+pipe.get_active_adapters()
+"""
+    assert hub_client.run(code, name="ORG/base", source="you/fits") == ["fits"]
+    assert hub_client.warnings == []
+    assert hub_client.run(code, name="/models/base", source="you/fits") == ["fits"]
+    assert hub_client.warnings == []
+    for source in ("you/fits", str(folder)):
+        hub_client.run(code, name="org/other", source=source)
+        (warning,) = hub_client.warnings
+        assert "trained on 'org/base', and this is 'org/other'" in warning
+    found = refused(hub_client, code, name="emoji", source="you/fits")
+    assert (
+        found.kind == "ValueError" and "no adapter for this UNet2DConditionModel" in found.message
+    )
+    assert "trained on a 'StableDiffusionPipeline'" in found.message
+
+
+def test_names_of_repositories() -> None:
+    for good in ("me/dog", "Org-1/a_b.c", "stable-diffusion-v1-5/stable-diffusion-v1-5"):
+        assert is_repo_id(good)
+    for bad in ("dog", "/dog", "./dog", "../dog", "a/b/c", "a/b.git", "a/b-", "~/dog", "a/", ""):
+        assert not is_repo_id(bad)
+
+
+COMMANDS = """
+from typer.testing import CliRunner
+from diffusers_fdu.cli import app
+result = CliRunner().invoke(app, arguments)
+[result.exit_code, result.output, str(result.exception or "")]
+"""
+
+
+def test_the_commands(local_hub, hub_client, folder, tmp_path) -> None:
+    def run(*arguments: str):
+        return hub_client.run(COMMANDS, arguments=arguments)
+
+    code, output, error = run("push", str(folder), "me/dog", "--base-model", "org/base")
+    assert code == 0, error
+    assert "pushed to" in output and "pipe.load_lora_weights('me/dog')" in output
+    code, output, error = run("pull", "me/dog", "--output-dir", str(tmp_path / "out"))
+    assert code == 0, error
+    assert content(tmp_path / "out")[WEIGHTS] == (folder / WEIGHTS).read_bytes()
+    code, output, error = run("list", "--target", "dog")
+    assert code == 0 and output == "me/dog  org/base  dog  0 downloads\n"
+    assert run("list", "--target", "cow")[1] == "none found\n"
+    assert "no such repository" in run("pull", "me/cow")[2]
+    for command in ("push", "pull", "list"):
+        assert "Examples" in run(command, "--help")[1]
