@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import build_tiny_pipe
+from conftest import build_tiny_pipe, latents
 from families import FAMILIES
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from PIL import Image
-from tiny import state, unlearner
+from tiny import add_other_adapter, state, unlearner
 
 from diffusers_fdu import Concept, FDUnlearner, NegativeGuidance, render_card
+from diffusers_fdu.demo import evaluation
 from diffusers_fdu.hub.markup import cleaned, escaped, slug
 from diffusers_fdu.hub.pictures import draw_pictures, prompt_of
 from diffusers_fdu.intervals import wilson
@@ -268,6 +269,7 @@ def test_text_is_cleaned_and_escaped() -> None:
     assert cleaned(" a\n\tb\u202e \x00c\ud800 ") == "a b c"
     assert cleaned("👩‍🚀") == "👩‍🚀"
     assert len(cleaned("y" * 500)) == 100
+    assert escaped("www.x.y https://z a@b") == "www\\.x.y https\\://z a\\@b"
     assert escaped("a|b *c* snake_case <i> St. Basil") == (
         "a\\|b \\*c\\* snake_case \\<i\\> St. Basil"
     )
@@ -283,20 +285,32 @@ def test_wilson_against_known_intervals() -> None:
             wilson(*bad)
 
 
+@pytest.mark.parametrize(("target", "drawn"), [("dog", 40), ("blob", 64)])
+def test_the_demo_says_what_it_measured(tmp_path, target, drawn) -> None:
+    before = {"ua": 0.05, "ira": 0.996, "cra": 0.9, "images": 288}
+    after = {"ua": 0.975, "ira": 0.9879, "cra": 1.0, "images": 288}
+    found = evaluation(target, before, after, drawn)
+    write_evaluation(found, tmp_path)
+    ua, cra = found["metrics"]["ua"], found["metrics"]["cra"]
+    assert ua["low"] < ua["value"] < ua["high"] and ua["before"] == 0.05
+    assert cra["low"] < cra["value"] == cra["high"] == 1
+    assert f"{drawn} pictures of the target" in found["protocol"]
+    own = "style" if target == "blob" else "concept"
+    assert f"the right {own}; CRA" in found["protocol"]
+    assert len(found["seeds"]) == (10 if target == "dog" else 2)
+
+
 def test_pictures_show_both_and_leave_the_pipe_alone(pipe, tmp_path) -> None:
     worker = unlearner(pipe, steps=6)
     worker.unlearn(["dog", "tree"], ["cat", "house"])
     name = worker.adapter_name
-    pipe.set_adapters([name], [0.3])
-    pipe.unet.requires_grad_(False)
+    add_other_adapter(pipe)  # and it alone is active
     pipe.set_progress_bar_config(desc="mine")
-    before, bar = state(pipe), dict(pipe._progress_bar_config)
+    before, bar, drawn = state(pipe), dict(pipe._progress_bar_config), latents(pipe)
+    before["rng"] = torch.get_rng_state().tolist()
     paths = draw_pictures(pipe, "unet", name, worker.recipe, worker.pipeline_kwargs, tmp_path)
     assert state(pipe) == before and pipe._progress_bar_config == bar
-    assert pipe.get_active_adapters() == [name]
-    assert next(m for m in pipe.unet.modules() if name in getattr(m, "scaling", {})).scaling[
-        name
-    ] == pytest.approx(0.3)
+    assert pipe.get_active_adapters() == ["other"] and torch.equal(latents(pipe), drawn)
     prompts = [prompt_of(path) for path in paths]
     assert [p.name for p in paths] == ["0.png", "1.png", "2.png", "3.png"]
     assert prompts[:2] == ["a dog", "a photo of a tree"]

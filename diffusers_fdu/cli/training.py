@@ -67,7 +67,10 @@ def demo(
         typer.echo(f"{label:34}{before[key]:6.1%}  {after[key]:6.1%}")
     seconds = summary["seconds"]
     typer.echo(f"recording {seconds['record']} s, training {seconds['train']} s")
-    typer.echo(f"written to {output_dir}: before_after.png, summary.json, the LoRA, recipe.json")
+    typer.echo(f"written to {output_dir}: before_after.png, the LoRA, recipe.json,")
+    typer.echo(
+        f"summary.json, evaluation.json; diffusers-fdu push {output_dir} USER/NAME shares it"
+    )
 
 
 def unlearn(

@@ -147,7 +147,7 @@ def _metadata(
     targets = [concept["target"] for concept in facts.concepts(found.recipe)]
     tags = [*TAGS, task, *(TARGET_TAG + slug(target) for target in targets)]
     shown = [
-        {"text": prompt_of(found.folder / name) or "-", "output": {"url": name}}
+        {"text": cleaned(prompt_of(found.folder / name), 300) or "-", "output": {"url": name}}
         for name in pictures
     ]
     return ModelCardData(

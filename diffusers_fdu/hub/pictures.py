@@ -19,6 +19,7 @@ from ..recorder import OWN, untouched
 from ..words import fill, vocabulary, without
 from . import facts
 from .contents import PICTURES
+from .markup import cleaned
 
 SIDE = 512  # pixels of a half at most
 GAP = 8
@@ -167,6 +168,6 @@ def _beside(before: Image.Image, after: Image.Image) -> Image.Image:
 def _text(shown: Shown) -> PngInfo:
     """What a picture says of itself, in the file."""
     info = PngInfo()
-    info.add_itxt("prompt", shown.prompt)
+    info.add_itxt("prompt", cleaned(shown.prompt, 1000))
     info.add_itxt("seed", str(shown.seed))
     return info
