@@ -17,7 +17,7 @@ from torch import nn
 from . import adapters
 from .denoiser import DENOISERS, denoiser_name
 from .files import WEIGHTS_NAME, AdapterFile, Format, read_adapter, write_adapter
-from .hub import HubError, pull
+from .hub import local_folder
 from .hub.contents import EMBEDDED, is_repo_id
 from .offload import onloaded
 
@@ -109,7 +109,7 @@ def load_unlearned(
 
     A warning says so if it was trained on another model of the same architecture.
     """
-    found = read_adapter(_folder(source))
+    found = read_adapter(local_folder(source))
     own = found.recipe.get("component") if component is None else component
     # PEFT's files do not say which denoiser they are for.
     component = denoiser_name(pipe, own or (found.component if found.format != "peft" else None))
@@ -144,16 +144,6 @@ def load_unlearned(
     adapters.restore_flags(model, before)
     _warn_of_another_model(found, pipe)
     return pipe
-
-
-def _folder(source: str | Path) -> str | Path:
-    """The source if it is a folder, or cannot be on the Hub; else what is pulled from there."""
-    if isinstance(source, Path) or Path(source).exists() or not is_repo_id(source):
-        return source
-    try:
-        return pull(source)
-    except HubError as error:
-        raise type(error)(f"there is no folder {source!r}, and {error}") from error
 
 
 def _warn_of_another_model(found: AdapterFile, pipe: Any) -> None:

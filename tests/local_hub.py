@@ -5,7 +5,7 @@ imported. Other tests take the fixtures so:
 
     from local_hub import FIXTURES
 
-    _hub, local_hub, hub_client = FIXTURES
+    _hub, local_hub, hub_client, trained, folder = FIXTURES
 
     def test_something(local_hub, hub_client):
         hub_client.run("push(folder, 'me/dog')", folder=str(folder))
@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -29,7 +30,9 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import build_tiny_pipe
 from hub_server import FRONT, Handler, git_oid
+from tiny import unlearner
 
 
 @dataclass
@@ -262,4 +265,35 @@ def hub_client(_hub: LocalHub, tmp_path_factory: pytest.TempPathFactory) -> Iter
     client.close()
 
 
-FIXTURES = (_hub, local_hub, hub_client)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of the tiny pipe."""
+    worker = unlearner(build_tiny_pipe())
+    worker.unlearn("dog", "cat")
+    return worker.save(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(trained, tmp_path / "own"))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All files of a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def refused(client: HubClient, code: str, **names: Any) -> ClientError:
+    """The error of one line that code raises."""
+    with pytest.raises(ClientError) as error:
+        client.run(code, **names)
+    assert "\n" not in error.value.message and "hf_me" not in error.value.message
+    return error.value
+
+
+FIXTURES = (_hub, local_hub, hub_client, trained, folder)

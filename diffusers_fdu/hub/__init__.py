@@ -8,7 +8,7 @@ from .card import render_card
 from .errors import HubError
 from .find import FoundAdapter, find_adapters
 from .pictures import draw_pictures
-from .pull import pull
+from .pull import local_folder, pull
 from .push import check_pushable, push
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "check_pushable",
     "draw_pictures",
     "find_adapters",
+    "local_folder",
     "pull",
     "push",
     "render_card",

@@ -17,6 +17,7 @@ from .contents import (
     check_repo_id,
     chosen,
     contents,
+    is_repo_id,
     is_weights,
 )
 from .errors import HubError, Unreachable, explained
@@ -67,6 +68,24 @@ def pull(
     if card.is_file():
         files[card.name] = card
     return folder if target is None else _copied(files, target)
+
+
+def local_folder(source: str | Path) -> str | Path:
+    """The source if it is a folder, or cannot be on the Hub; else what is pulled from there.
+
+    Args:
+        source: a folder, or `user/name`.
+
+    Raises:
+        ValueError: see `pull`.
+        HubError: see `pull`.
+    """
+    if isinstance(source, Path) or Path(source).exists() or not is_repo_id(source):
+        return source
+    try:
+        return pull(source)
+    except HubError as error:
+        raise type(error)(f"there is no folder {source!r}, and {error}") from error
 
 
 def _downloaded(repo_id: str, revision: str | None, token: str | None, max_bytes: int) -> Path:
