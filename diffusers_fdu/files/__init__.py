@@ -2,7 +2,7 @@
 
 from .adapter import PEFT_CONFIG_NAME, PEFT_WEIGHTS_NAME, WEIGHTS_NAME, AdapterFile, Format
 from .reading import PICKLES, read_adapter
-from .writing import write_adapter
+from .writing import with_sorted_header, write_adapter
 
 __all__ = [
     "PEFT_CONFIG_NAME",
@@ -12,5 +12,6 @@ __all__ = [
     "AdapterFile",
     "Format",
     "read_adapter",
+    "with_sorted_header",
     "write_adapter",
 ]

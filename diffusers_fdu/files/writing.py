@@ -53,7 +53,7 @@ def write_adapter(
             )
         # A new file, since safetensors lets nobody but the owner read its own.
         path = Path(temporary) / "sorted"
-        path.write_bytes(_with_sorted_header((Path(temporary) / name).read_bytes()))
+        path.write_bytes(with_sorted_header((Path(temporary) / name).read_bytes()))
         path.replace(folder / name)
     # What the folder held before in the other format is another adapter.
     others = (WEIGHTS_NAME,) if format == "peft" else (PEFT_WEIGHTS_NAME, PEFT_CONFIG_NAME)
@@ -61,7 +61,7 @@ def write_adapter(
         (folder / other).unlink(missing_ok=True)
 
 
-def _with_sorted_header(content: bytes) -> bytes:
+def with_sorted_header(content: bytes) -> bytes:
     """A safetensors file with its header's keys sorted; they are written in a random order.
 
     The format: 8 bytes of length, a JSON header padded with spaces, the data.
