@@ -6,7 +6,10 @@ from .concepts import Concept, NegativeGuidance
 from .config import DataConfig, TrainConfig
 from .conjugates import CONJUGATES, Conjugate
 from .divergences import DIVERGENCES, Divergence, divergence
+from .export import export
+from .fuse import fuse
 from .hub import FoundAdapter, HubError, find_adapters, pull, push, render_card
+from .info import describe
 from .loss import DivergenceLoss
 from .merging import Conflicts, Merged, conflicts, merge
 from .performance import Performance
@@ -40,8 +43,11 @@ __all__ = [
     "Variational",
     "compare",
     "conflicts",
+    "describe",
     "divergence",
     "find_adapters",
+    "export",
+    "fuse",
     "load_comparison",
     "load_unlearned",
     "merge",

@@ -79,10 +79,10 @@ def _check_layers(model: nn.Module, names: Sequence[str]) -> None:
         weight = layer.get_base_layer().weight
         is_plain = type(weight) is nn.Parameter and type(weight.data) is Tensor
         if not is_plain or not weight.is_floating_point() or weight.element_size() < 2:
-            kind = type(weight if is_plain else weight.data).__name__
+            kind = type(weight.data if type(weight) is nn.Parameter else weight).__name__
             raise ValueError(
                 f"the weights of {type(model).__name__} are quantised ({kind}, {weight.dtype}): "
-                "rounded to them, much of an adapter is lost. Keep the adapter beside them, or "
+                "rounded to them, part of an adapter is lost. Keep the adapter beside them, or "
                 "fuse it on a pipe that is not quantised and quantise that"
             )
         for name in names:

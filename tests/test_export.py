@@ -439,6 +439,14 @@ def test_the_same_adapter_gives_the_same_bytes(tmp_path) -> None:
     assert [path.name for path in names[0].parent.iterdir()] == ["x.safetensors"]
 
 
+def test_recipes_of_strangers_do_no_harm(tmp_path) -> None:
+    folder = write_random(build("sd"), "sd", tmp_path / "own")
+    for name in ("adapter_name", "base_model", "concepts", "pipeline_kwargs"):
+        for value in (None, 3, "\ud800", [3], {"width": "x", "height": 3}, [{"target": {}}]):
+            with_recipe(folder, {"pipeline": PIPELINES["sd"], name: value})
+            read_exported(export(folder, tmp_path / "x.safetensors"))
+
+
 def test_weights_keep_their_dtype(tmp_path) -> None:
     found = read_adapter(write_random(build("flux"), "flux", tmp_path / "own"))
     half = {key: value.bfloat16() for key, value in found.state.items()}

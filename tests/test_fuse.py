@@ -8,6 +8,7 @@ from conftest import latents
 from diffusers import StableDiffusionPipeline
 from families import FAMILIES
 from peft import LoraConfig, inject_adapter_in_model
+from quantised import BACKENDS
 from torch import nn
 
 from diffusers_fdu import strengths
@@ -126,13 +127,25 @@ def test_what_cannot_be_fused_is_refused(pipe) -> None:
     layer = next(m for m in pipe.unet.modules() if hasattr(m, "base_layer"))
     weight = layer.base_layer.weight
     layer.base_layer.weight = nn.Parameter(weight.to(torch.float8_e4m3fn), requires_grad=False)
-    with pytest.raises(ValueError, match=r"quantised \(Parameter, torch.float8_e4m3fn\)"):
+    with pytest.raises(ValueError, match=r"quantised \(Tensor, torch.float8_e4m3fn\)"):
         fuse(pipe)
     layer.base_layer.weight = weight
     assert torch.equal(latents(pipe), wanted)
     pipe.fuse_lora()
     with pytest.raises(ValueError, match="unfuse_lora"):
         fuse(pipe)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_quantised_weights_are_refused(tmp_path, name) -> None:
+    backend = BACKENDS[name]
+    pytest.importorskip(backend.package)
+    pipe = FAMILIES["flux"].build()
+    pipe.transformer = backend.quantise(pipe.transformer, tmp_path, torch.float32)
+    attach(pipe.transformer, "one", ["add_k_proj", "add_v_proj"])
+    with pytest.raises(ValueError, match="are quantised"):
+        fuse(pipe)
+    assert strengths(pipe) == {"one": 1.0}
 
 
 def test_without_unloading_diffusers_saves_what_no_pipeline_loads(tmp_path, pipe) -> None:

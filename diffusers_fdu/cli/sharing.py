@@ -1,4 +1,4 @@
-"""Commands on adapters that are there: stack, merge, app."""
+"""Commands on adapters that are there: stack, merge, app, info, export."""
 
 from __future__ import annotations
 
@@ -36,6 +36,24 @@ Examples:
 
   diffusers-fdu app --model stable-diffusion-v1-5/stable-diffusion-v1-5 --adapters runs/snoopy
   --device cuda --dtype bfloat16
+"""
+
+INFO_EXAMPLES = """
+Examples:
+
+  diffusers-fdu info runs/no-dog
+
+  diffusers-fdu info loras/no-dog.safetensors
+"""
+
+EXPORT_EXAMPLES = """
+Examples:
+
+  diffusers-fdu export runs/no-dog --output loras/no-dog.safetensors
+
+  diffusers-fdu export runs/no-dog --output loras/no-dog.safetensors --title "No dogs"
+
+  diffusers-fdu export downloads/lora --family flux --output loras/lora.safetensors
 """
 
 OURSELVES = ("127.0.0.1", "localhost", "::1")
@@ -154,3 +172,32 @@ def show_page(
     if host not in OURSELVES:
         typer.echo(f"whoever reaches {host} can draw: there is no password")
     serve(pipe, names, recipes=recipes, host=host, port=port)
+
+
+def info(
+    path: Annotated[Path, typer.Argument(help="Folder of an adapter, or an exported file.")],
+) -> None:
+    """Show what an adapter unlearns, how strongly, how it was trained, and how to load it."""
+    from ..info import describe
+
+    typer.echo(str(describe(path)))
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="Folder of an adapter.")],
+    output: Annotated[Path, typer.Option(help="The file, which ends in .safetensors.")],
+    format: Annotated[
+        str, typer.Option(help="kohya: for ComfyUI, A1111, Forge and kohya's sd-scripts.")
+    ] = "kohya",
+    title: Annotated[
+        str | None, typer.Option(help="Shown by other programs; none: the adapter's name.")
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="sd, sdxl, flux or sd3, of an adapter without recipe.json.")
+    ] = None,
+) -> None:
+    """Write an adapter as one file for other programs: for SD 1.x and 2.x, SDXL, FLUX.1, SD3."""
+    from ..export import export as run
+
+    path = run(folder, output, format, title=title, family=family)
+    typer.echo(f"written to {path}, {path.stat().st_size:,} bytes")

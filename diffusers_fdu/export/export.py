@@ -47,6 +47,10 @@ def export(
       them again. It has no reader for SD3's and loads nothing from them, without an error: there,
       load the folder.
 
+    What was checked: diffusers' loader reads files of SD, SDXL and FLUX.1 and draws the same; of
+    SD3, its reader of whole checkpoints cuts the updates into the adapter's own. The other
+    programs were read, not run.
+
     alpha is the adapter's, where diffusers' own converter, `convert_state_dict_to_kohya`, writes
     the rank. Where a UNet's layers differ in alpha, all get the most frequent one and what differs
     goes into the weights, since diffusers reads one alpha for all (see `layers.alike`); so do

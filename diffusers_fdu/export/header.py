@@ -54,7 +54,8 @@ def header(
         "modelspec.tags": "concept unlearning",
         RECIPE_KEY: json.dumps(recipe, sort_keys=True) if recipe else "",
     }
-    return {key: value for key, value in values.items() if value}
+    # Half a surrogate pair, which JSON may hold, cannot be written.
+    return {key: value.encode(errors="replace").decode() for key, value in values.items() if value}
 
 
 def _one(values: Any) -> str:

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from conftest import latents
+from safetensors.torch import load_file
+from tiny import unlearner
+from typer.testing import CliRunner
+
+from diffusers_fdu import Concept, NegativeGuidance, merge
+from diffusers_fdu.cli import sharing
+from diffusers_fdu.export import export
+from diffusers_fdu.files import write_adapter
+from diffusers_fdu.info import describe
+
+LAYERS = [f"mid_block.attentions.0.transformer_blocks.0.attn2.to_{p}" for p in "kv"]
+
+
+def write(folder: Path, recipe: Any = None, format: str = "diffusers") -> Path:
+    """Two layers of rank 2 and alpha 3, the second ten times the first."""
+    draws = torch.Generator().manual_seed(0)
+    state = {}
+    for i, layer in enumerate(LAYERS):
+        state[f"{layer}.lora_A.weight"] = torch.randn(2, 768, generator=draws)
+        state[f"{layer}.lora_B.weight"] = torch.randn(8, 2, generator=draws) * 10**i
+    config = {"r": 2, "lora_alpha": 3, "target_modules": ["attn2.to_k", "attn2.to_v"]}
+    folder.mkdir(exist_ok=True)
+    write_adapter(folder, format, "unet", state, config)  # type: ignore[arg-type]
+    if recipe is not None:
+        (folder / "recipe.json").write_text(json.dumps(recipe))
+    return folder
+
+
+def rows(info: Any) -> dict[str, list[str]]:
+    """What is printed, by heading."""
+    found: dict[str, list[str]] = {}
+    title = ""
+    for line in str(info).splitlines()[1:]:
+        title = line[2:12].strip() or title
+        found.setdefault(title, []).append(line[13:])
+    return found
+
+
+def test_sizes_and_norms_are_those_of_the_update(tmp_path) -> None:
+    info = describe(write(tmp_path))
+    file = load_file(tmp_path / "pytorch_lora_weights.safetensors")
+    for layer in LAYERS:
+        half = {h: file[f"unet.{layer}.lora_{h}.weight"] for h in "AB"}
+        update = 1.5 * half["B"] @ half["A"]
+        assert info.norms[layer] == pytest.approx(update.norm().item(), rel=1e-5)
+    assert info.norm == pytest.approx(math.hypot(*info.norms.values()))
+    assert info.ranks == dict.fromkeys(LAYERS, 2) and info.alphas == dict.fromkeys(LAYERS, 3.0)
+    assert info.parameters == 2 * (2 * 768 + 8 * 2)
+    assert info.bytes == (tmp_path / "pytorch_lora_weights.safetensors").stat().st_size
+    told = rows(info)
+    assert told["update"][1].endswith("attn2.to_k") and told["update"][2].endswith("attn2.to_v")
+    assert told["size"][0] == "rank 2, alpha 3, 2 layers of the unet"
+    assert told["unlearns"] == ["not known: there is no recipe.json beside it"]
+    assert told["load"] == [f"pipe.load_lora_weights({str(tmp_path)!r})"]
+
+
+def test_what_was_trained_is_told(tmp_path, pipe) -> None:
+    worker = unlearner(pipe, steps=2, seed=3)
+    concepts = [
+        Concept("dog", "cat", aliases=["hound"]),
+        Concept("tree", NegativeGuidance(1.5)),
+        Concept("blue", kind="style"),
+    ]
+    worker.unlearn(concepts, f="kl")
+    folder = worker.save(tmp_path / "own")
+    info = describe(folder)
+    told = rows(info)
+    assert str(info).startswith("forget-dog-tree-blue\n")
+    assert told["for"] == ["StableDiffusionPipeline"]
+    assert told["unlearns"] == [
+        "dog -> cat (object; also hound)",
+        "tree -> away from it, guidance 1.5 (object)",
+        "blue -> what the empty prompt gives (style)",
+    ]
+    recipe = worker.recipe
+    first, last = (recipe["distance"][end] for end in ("first", "last"))
+    assert f"distance {first:.4g} -> {last:.4g}, {last / first:.2%} left" in told["reached"]
+    assert told["trained"][0].startswith("f kl, estimator exact, sigma ")
+    assert told["trained"][1] == "2 steps, batch 4, learning rate 0.01, seed 3"
+    assert "torch" in told["trained"][-1]
+    again = latents(pipe)
+    pipe.unload_lora_weights()
+    eval(told["load"][0], {"pipe": pipe})  # noqa: S307  the line works as it stands
+    assert torch.equal(latents(pipe), again)
+
+
+def test_adapters_it_was_trained_beside_are_named(tmp_path) -> None:
+    recipe = {"active_adapters": {"no-cat": 0.5}, "start": {"adapter_name": "older"}}
+    told = rows(describe(write(tmp_path, recipe)))
+    assert told["beside"] == [
+        "went on from older",
+        "the active adapter no-cat at strength 0.5: load it, too",
+    ]
+
+
+def test_what_was_measured_is_told(tmp_path) -> None:
+    write(tmp_path, {})
+    ua = {"value": 0.975, "low": 0.91, "high": 0.993}
+    measured = {"protocol": "quick", "images": 640, "metrics": {"ua": ua, "cra": {"value": 0.5}}}
+    (tmp_path / "evaluation.json").write_text(json.dumps(measured))
+    told = rows(describe(tmp_path))
+    assert told["measured"] == [
+        "UA 97.5% [91.0%, 99.3%], CRA 50.0%",
+        "protocol quick, 640 images",
+    ]
+    for broken in ("{", "[]", '{"metrics": 3}', '{"metrics": {"ua": 1, "ira": {"value": "x"}}}'):
+        (tmp_path / "evaluation.json").write_text(broken)
+        assert "measured" not in rows(describe(tmp_path))
+
+
+def test_parts_of_a_merged_adapter_are_told(tmp_path) -> None:
+    recipes = [
+        {"adapter_name": f"no-{name}", "concepts": [{"target": name, "anchor": None}], "f": "kl"}
+        for name in ("dog", "tree")
+    ]
+    parts = [write(tmp_path / str(i), recipe) for i, recipe in enumerate(recipes)]
+    merge(parts, [1.0, 0.5]).save(tmp_path / "both")
+    merge([tmp_path / "both", write(tmp_path / "plain")]).save(tmp_path / "all")
+    told = rows(describe(tmp_path / "both"))
+    assert told["unlearns"] == [f"{n} -> what the empty prompt gives" for n in ("dog", "tree")]
+    assert told["merged"][0].startswith("2 adapters, method concat, 0.00% from")
+    assert [r for r in told["merged"] if r.startswith("no-")] == [
+        "no-dog at strength 1",
+        "no-tree at strength 0.5",
+    ]
+    assert "  trained   f kl" in told["merged"]
+    text = str(describe(tmp_path / "all"))
+    assert "forget-dog-tree at strength 1" in text and "plain at strength 1" in text
+
+
+def test_exported_files_and_peft_folders_are_described(tmp_path) -> None:
+    recipe = {"pipeline": "StableDiffusionPipeline", "adapter_name": "x", "component": "unet"}
+    recipe["concepts"] = [{"target": "dog", "anchor": "cat"}]
+    own = describe(write(tmp_path / "own", recipe))
+    path = export(tmp_path / "own", tmp_path / "out" / "x.safetensors")
+    for source in (path, path.parent):
+        found = describe(source)
+        assert found.format == "kohya" and found.recipe == recipe
+        assert list(found.norms.values()) == pytest.approx(list(own.norms.values()))
+        assert rows(found)["unlearns"] == ["dog -> cat"]
+        assert str(path) in rows(found)["load"][0]
+    peft = describe(write(tmp_path / "peft", recipe, "peft"))
+    assert peft.norms == pytest.approx(own.norms)
+    assert rows(peft)["load"] == [f"diffusers_fdu.load_unlearned(pipe, {str(peft.path)!r})"]
+    assert describe(tmp_path / "own" / "pytorch_lora_weights.safetensors") == own
+
+
+def deep(depth: int) -> dict[str, Any]:
+    return {"merged": [deep(depth - 1)]} if depth else {"f": "kl"}
+
+
+NASTY: dict[str, Any] = {
+    "adapter_name": "red\x1b[31m\nnext\u202e\ud800",
+    "concepts": ["dog", {"target": ["a"], "anchor": {"Other": 1}, "kind": 3, "aliases": "xy"}],
+    "divergence": {"first": "a", "last": None},
+    "distance": {"first": 0, "last": 1e400},
+    "error": 10**400,
+    "sigma": 3,
+    "seconds": ["x"],
+    "steps_done": "many",
+    "config": {"estimator": {}, "batch_size": "y" * 500, "learning_rate": True},
+    "versions": "1",
+    "active_adapters": 5,
+    "merged": [3, None, deep(50)],
+    "weights": "w",
+    "start": {"a": {}},
+}
+
+
+def test_recipes_of_strangers_do_no_harm(tmp_path) -> None:
+    text = str(describe(write(tmp_path, NASTY)))
+    assert "\x1b" not in text and "\u202e" not in text
+    assert max(map(len, text.splitlines())) < 400
+    for name in NASTY:
+        for value in (None, 3, "x", [], [[]], {}, {"first": {}}, True, [None], {"a": [1]}):
+            str(describe(write(tmp_path, {name: value})))
+
+
+def test_folders_without_an_adapter_are_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match="there is no folder"):
+        describe(tmp_path / "none")
+    with pytest.raises(ValueError, match="holds neither"):
+        describe(tmp_path)
+
+
+def command(*arguments: str) -> Any:
+    app = typer.Typer()
+    app.command(epilog=sharing.INFO_EXAMPLES)(sharing.info)
+    app.command(epilog=sharing.EXPORT_EXAMPLES)(sharing.export)
+    return CliRunner().invoke(app, arguments)
+
+
+def test_commands(tmp_path) -> None:
+    folder = write(tmp_path / "own")
+    out = tmp_path / "x.safetensors"
+    done = command("export", str(folder), "--output", str(out), "--title", "No dogs")
+    assert done.exit_code == 0, done.output
+    assert done.output.endswith(f"written to {out}, {out.stat().st_size:,} bytes\n")
+    done = command("info", str(out))
+    assert done.exit_code == 0 and done.output == f"{describe(out)}\n"
+    done = command("info", str(tmp_path / "nothing"))
+    assert isinstance(done.exception, ValueError)
+    for name in ("info", "export"):
+        assert "Examples" in command(name, "--help").output
