@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +129,10 @@ def load_unlearned(
     try:
         if found.format == "diffusers":
             second = {f"load_into_{component}": True} if component == DENOISERS[-1] else {}
-            pipe.load_lora_weights(
-                found.folder, weight_name=WEIGHTS_NAME, adapter_name=name, **second
-            )
+            with _quiet():
+                pipe.load_lora_weights(
+                    found.folder, weight_name=WEIGHTS_NAME, adapter_name=name, **second
+                )
         else:
             with onloaded(model):
                 inside = adapters.snapshot(model)
@@ -162,6 +166,21 @@ def _warn_of_another_model(found: AdapterFile, pipe: Any) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warning that diffusers gives for every text encoder that has no LoRA."""
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("No LoRA keys associated to")
+
+    logger = logging.getLogger("diffusers.loaders.lora_base")
+    logger.addFilter(is_wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_wanted)
 
 
 def check_fits(found: AdapterFile, model: nn.Module) -> None:

@@ -2,17 +2,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from conftest import build_tiny_pipe, latents
-from local_hub import FIXTURES, content, environment, refused
+from local_hub import FIXTURES, content, refused
 from PIL import Image
-from tiny import unlearner
 
 from diffusers_fdu.measured import write_evaluation
 
@@ -83,50 +77,6 @@ def test_paths_of_this_machine_stay_here(local_hub, hub_client, folder) -> None:
         "base_model": "org/base",
         "merged": [{"base_model": "org/base", "adapter_name": "a"}],
     }
-
-
-PLAIN = """
-import sys
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "diffusers_fdu":
-            raise ImportError(name)
-
-sys.meta_path.insert(0, Blocked())
-import numpy, torch
-from diffusers import StableDiffusionPipeline
-
-pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1], local_files_only=True)
-pipe.set_progress_bar_config(disable=True)
-pipe.load_lora_weights("me/dog")
-pipe.unet.eval()
-generator = torch.Generator().manual_seed(0)
-drawn = pipe("a dog", num_inference_steps=3, generator=generator, output_type="latent").images
-numpy.save(sys.argv[2], drawn.numpy())
-"""
-
-
-def test_plain_diffusers_loads_what_was_pushed(local_hub, hub_client, tmp_path) -> None:
-    pipe = build_tiny_pipe()
-    pipe.save_pretrained(tmp_path / "base")
-    without = latents(pipe)
-    worker = unlearner(pipe)
-    worker.unlearn("dog", "cat")
-    own = worker.save(tmp_path / "own")
-    hub_client.run(PUSH, folder=str(own), repo="me/dog")
-    home = tmp_path / "home"
-    home.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", PLAIN, str(tmp_path / "base"), str(tmp_path / "drawn.npy")],
-        env=environment(local_hub, home),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    drawn = torch.from_numpy(np.load(tmp_path / "drawn.npy"))
-    assert torch.equal(drawn, latents(pipe)) and (drawn - without).abs().max() > 1e-3
 
 
 PUSH_FROM_A_PIPE = """

@@ -17,7 +17,7 @@ ALLOWED = {
     "targets": set(),
     "adapters": {"offload", "targets"},
     "files": {"denoiser", "recipe"},
-    "merging": {"adapters", "concepts", "files", "identity", "recipe", "unlearner", ""},
+    "merging": {"adapters", "concepts", "files", "hub", "identity", "recipe", "unlearner", ""},
     "weights": {"adapters", "denoiser", "files", "hub", "offload"},
     "stacking": {"adapters", "denoiser", "weights"},
     "page": {"adapters", "denoiser", "stacking"},

@@ -149,7 +149,8 @@ def merge(
 def show_page(
     model: Model,
     adapters: Annotated[
-        list[str], typer.Option(help="Folder of an adapter; may be repeated: each has a slider.")
+        list[str],
+        typer.Option(help="Folder or Hub id of an adapter; may be repeated: each has a slider."),
     ],
     host: Annotated[
         str, typer.Option(help="Whom it answers: 127.0.0.1 this machine, 0.0.0.0 all.")
@@ -160,12 +161,13 @@ def show_page(
 ) -> None:
     """Show a page for the browser: the base model beside the unlearned one, at any strength."""
     from ..files import read_adapter
+    from ..hub import local_folder
     from ..page import check_gradio, serve
     from ..stacking import stack as load
 
     # What can be refused at once is refused before a model is loaded.
     check_gradio()
-    found = [read_adapter(folder) for folder in adapters]
+    found = [read_adapter(local_folder(source)) for source in adapters]
     pipe = load_pipeline(model, checked_device(device, dtype), dtype)
     names = list(load(pipe, adapters))
     recipes = {name: adapter.recipe for name, adapter in zip(names, found, strict=True)}

@@ -53,7 +53,7 @@ def conflicts(sources: Sequence[Source]) -> Conflicts:
     """Compare what adapters read and write; no base model is needed.
 
     Args:
-        sources: folders of two adapters or more.
+        sources: folders of two adapters or more, or names on the Hub.
 
     Raises:
         ValueError: for fewer than two, and see `merge`.

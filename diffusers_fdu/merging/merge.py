@@ -32,7 +32,8 @@ def merge(
         merge(["runs/no-dog", "runs/no-blob"], method="svd", rank=8).save("runs/neither")
 
     Args:
-        sources: folders of adapters of one model; ranks and layers may differ.
+        sources: folders of adapters of one model, or names on the Hub; ranks and layers may
+            differ.
         weights: strength of each; None: 1.
         method: "concat": their sum, exactly; the ranks add up. "svd": the matrix of `rank` that
             is nearest to the sum. "ties": of each adapter the largest entries, and of those that

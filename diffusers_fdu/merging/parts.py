@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..files import AdapterFile, read_adapter
+from ..hub import local_folder
 
 Source = str | Path
 
@@ -62,7 +63,7 @@ def read_parts(sources: Sequence[Source], weights: Sequence[float] | None = None
     """Read adapters that are to be combined.
 
     Args:
-        sources: folders.
+        sources: folders, or names on the Hub.
         weights: strength of each; None: 1.
 
     Raises:
@@ -79,7 +80,8 @@ def read_parts(sources: Sequence[Source], weights: Sequence[float] | None = None
         raise ValueError(f"{len(sources)} adapters and {len(values)} weights: pass one for each")
     if not all(map(math.isfinite, values)):
         raise ValueError(f"weights must be finite, got {values}")
-    parts = [Part(read_adapter(s), value) for s, value in zip(sources, values, strict=True)]
+    files = [read_adapter(local_folder(source)) for source in sources]
+    parts = [Part(file, value) for file, value in zip(files, values, strict=True)]
     _check_alike(parts)
     return parts
 
