@@ -221,6 +221,25 @@ def by_target(results: Results, seeds: int) -> str:
     return "\n".join(lines)
 
 
+def against_kl(results: Results, seeds: int) -> str:
+    """Differences from kl at full strength, paired by target and seed."""
+    rates = best_rates(results)
+    lines = [line(["method", "erased minus kl", "kept minus kl"]), "|---|---|---|"]
+
+    def values(method: str, name: str) -> dict[tuple[str, int], float]:
+        rows = chosen(results, method, rates[method], seeds)
+        return {(r["target"], r["seed"]): r[name] for r in rows if r["strength"] == 1.0}
+
+    for method in [m for m in rates if m != "kl"]:
+        cells = []
+        for name in ("erased", "kept"):
+            own, base = values(method, name), values("kl", name)
+            pairs = [(t, [own[key] - base[key] for key in base if key[0] == t]) for t, _ in PAIRS]
+            cells.append(across([mean(found) for _, found in pairs]))
+        lines.append(line([method, *cells]))
+    return "\n".join(lines)
+
+
 def shown(value: float | None) -> str:
     """A share, or that there is none."""
     return "not reached" if value is None else f"{value:.3f}"
@@ -237,6 +256,8 @@ def main(
     results = Results(output)
     measure(results, seeds, ["kl", *(m for m in method if m != "kl")] if method else METHODS)
     print(table(results, seeds))
+    print()
+    print(against_kl(results, seeds))
     print()
     print(by_target(results, seeds))
 
