@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -166,10 +167,7 @@ def attach(
     # The CPU generator alone: torch.manual_seed would seed every device, and not give it back.
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
-        if hasattr(model, "add_adapter"):
-            model.add_adapter(config, adapter_name)  # type: ignore[operator]
-        else:  # PixArt and HunyuanDiT are without diffusers' own
-            inject_adapter_in_model(config, model, adapter_name)
+        inject(model, config, adapter_name)
     activate(model, [*before.active, adapter_name])
     model.requires_grad_(False)
     model.eval()
@@ -178,6 +176,28 @@ def attach(
         parameter.requires_grad_(True)
     cast_training_params(model, torch.float32)
     return parameters
+
+
+def inject(model: nn.Module, config: LoraConfig, adapter_name: str) -> None:
+    """Put a new LoRA on a denoiser; flags and what is active are then PEFT's."""
+    if hasattr(model, "add_adapter"):
+        model.add_adapter(config, adapter_name)  # type: ignore[operator]
+    else:  # PixArt and HunyuanDiT are without diffusers' own
+        inject_adapter_in_model(config, model, adapter_name)
+
+
+def checked_strengths(weights: Sequence[float] | None, count: int) -> list[float]:
+    """A strength for each of so many adapters; None: 1.
+
+    Raises:
+        ValueError: if there is not one finite number for each.
+    """
+    values = [1.0] * count if weights is None else list(weights)
+    if len(values) != count:
+        raise ValueError(f"{count} adapters and {len(values)} weights: pass one for each")
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"weights must be finite, got {values}")
+    return values
 
 
 def activate(model: nn.Module, names: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from . import adapters
 from .denoiser import denoiser_names
-from .weights import load_unlearned
+from .weights import load_adapter
 
 Source = str | Path
 
@@ -28,7 +27,8 @@ def stack(
         weights: strength of each; None: 1.
 
     Returns:
-        The strength of each, by the name that it has on the pipe.
+        The strength of each, by the name that it has on the pipe; adapters of two denoisers may
+        share one.
 
     Raises:
         ValueError: if there is not one finite weight for each, and see `load_unlearned`. None of
@@ -36,26 +36,19 @@ def stack(
     """
     if isinstance(sources, str | Path):
         raise TypeError("pass a list of sources")
-    values = [1.0] * len(sources) if weights is None else list(weights)
-    if len(values) != len(sources):
-        raise ValueError(f"{len(sources)} adapters and {len(values)} weights: pass one for each")
-    if not all(map(math.isfinite, values)):
-        raise ValueError(f"weights must be finite, got {values}")
+    values = adapters.checked_strengths(weights, len(sources))
     before = {name: adapters.snapshot(getattr(pipe, name)) for name in denoiser_names(pipe)}
-    loaded: dict[str, float] = {}
+    loaded: list[tuple[str, str]] = []
     try:
         for source, value in zip(sources, values, strict=True):
-            known = set(strengths(pipe))
-            load_unlearned(pipe, source)
-            (name,) = set(strengths(pipe)) - known
-            loaded[name] = value
-        strengths(pipe, loaded)
+            component, name = load_adapter(pipe, source, None, None)
+            loaded.append((component, name))
+            adapters.set_strength(getattr(pipe, component), name, value)
     except BaseException:
-        for component, was in before.items():
-            for name in loaded:
-                adapters.remove(getattr(pipe, component), name, was)
+        for component, name in loaded:
+            adapters.remove(getattr(pipe, component), name, before[component])
         raise
-    return loaded
+    return {name: value for (_, name), value in zip(loaded, values, strict=True)}
 
 
 def strengths(pipe: Any, values: Mapping[str, float] | None = None) -> dict[str, float]:
@@ -66,9 +59,11 @@ def strengths(pipe: Any, values: Mapping[str, float] | None = None) -> dict[str,
         values: strengths to set; an adapter with one becomes active, the others stay as they are.
 
     Raises:
-        ValueError: for a name that is not on the pipe.
+        ValueError: for a name that is not on the pipe, or if its adapters are fused or off.
     """
     models = [getattr(pipe, name) for name in denoiser_names(pipe)]
+    for model in models if values else ():
+        adapters.check_layers(model)
     known = list(dict.fromkeys(n for m in models for n in getattr(m, "peft_config", {})))
     for name in values or {}:
         if name not in known:
@@ -96,8 +91,10 @@ def unstack(pipe: Any, names: Sequence[str] | None = None) -> None:
         names: which; None: all.
 
     Raises:
-        ValueError: for a name that is not on the pipe.
+        ValueError: for a name that is not on the pipe, or if its adapters are fused or off.
     """
+    for component in denoiser_names(pipe):
+        adapters.check_layers(getattr(pipe, component))
     known = strengths(pipe)
     wanted = list(known) if names is None else list(names)
     for name in wanted:

@@ -153,8 +153,8 @@ class FDUnlearner:
             comparison: what `compare` measured, for f="auto".
             adapter_name: of the LoRA; None: made from the targets.
             buffer: what `record` returned for these concepts; None: it is recorded now.
-            start: folder of an adapter to go on from, with its weights, rank, alpha and layers;
-                None: begin anew.
+            start: folder or Hub name of an adapter to go on from, with its weights, rank, alpha
+                and layers; None: begin anew.
             callback: called with a `StepRecord` after every step.
             checkpoint_dir: where the training's state is kept; None: nowhere.
             checkpoint_every: steps between two checkpoints; the last two stay.
@@ -251,9 +251,9 @@ class FDUnlearner:
             config = self.config
             modules = config.target_modules
             return None, adapters.lora_config(self.model, config.rank, config.alpha, modules)
-        origin = read_adapter(start)
+        origin = read_adapter(hub.local_folder(start))
         weights.check_fits(origin, self.model)
-        return origin, LoraConfig(**origin.config)
+        return origin, origin.lora_config()
 
     def _recording(self, found: Sequence[Concept]) -> Recording:
         retains = self.config.retain_weight > 0

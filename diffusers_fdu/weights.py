@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peft import (
-    LoraConfig,
-    get_peft_model_state_dict,
-    inject_adapter_in_model,
-    set_peft_model_state_dict,
-)
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from . import adapters
 from .denoiser import DENOISERS, denoiser_name
-from .files import WEIGHTS_NAME, AdapterFile, Format, read_adapter, write_adapter
+from .files import AdapterFile, Format, read_adapter, write_adapter
 from .hub import local_folder
 from .hub.contents import EMBEDDED, is_repo_id
 from .offload import onloaded
@@ -81,6 +74,8 @@ def save_adapter(
     model = getattr(pipe, component)
     with onloaded(model):
         layers = get_peft_model_state_dict(model, adapter_name=adapter_name)
+        # A denoiser that was compiled since has other names for its layers.
+        layers = {name.replace("_orig_mod.", ""): value for name, value in layers.items()}
         config = lora_metadata(model, adapter_name)
         write_adapter(folder, format, component, layers, config)
 
@@ -105,49 +100,57 @@ def load_unlearned(
         The same pipe, the adapter frozen and active beside those that were.
 
     Raises:
-        ValueError: if the folder holds no adapter to be trusted (see `read_adapter`), diffusers
-            has no loader for it, it is for another denoiser, or the name is taken. The pipe is
-            as it was then.
+        ValueError: if the folder holds no adapter to be trusted (see `read_adapter`), it is for
+            another denoiser, the name is taken, or the pipe's adapters are fused or off. The
+            pipe is as it was then.
         HubError: if the Hub does not give it.
 
     A warning says so if it was trained on another model of the same architecture.
     """
+    load_adapter(pipe, source, adapter_name, component)
+    return pipe
+
+
+def load_adapter(
+    pipe: Any, source: str | Path, adapter_name: str | None, component: str | None
+) -> tuple[str, str]:
+    """See `load_unlearned`.
+
+    Returns:
+        The denoiser that it is on, and its name there.
+    """
     found = read_adapter(local_folder(source))
-    own = found.recipe.get("component") if component is None else component
-    # PEFT's files do not say which denoiser they are for.
-    component = denoiser_name(pipe, own or (found.component if found.format != "peft" else None))
+    component = denoiser_name(pipe, component or _component(found))
     model = getattr(pipe, component)
     check_fits(found, model)
-    own = found.recipe.get("adapter_name")
-    if not isinstance(own, str) or not own:
-        own = adapters.slug(Path(source).resolve().name) or "adapter"
-    name = adapter_name or adapters.free_name(own, model)
+    adapters.check_layers(model)
+    own = found.recipe.get("adapter_name") or Path(source).resolve().name
+    name = adapter_name or adapters.free_name(adapters.slug(own) or "adapter", model)
     adapters.check_adapter_name(name, model)
-    if found.format == "diffusers" and not has_loader(pipe):
-        raise ValueError(f"{type(pipe).__name__} has no LoRA loader in diffusers")
     before = adapters.snapshot(model)
     try:
-        if found.format == "diffusers":
-            second = {f"load_into_{component}": True} if component == DENOISERS[-1] else {}
-            with _quiet():
-                pipe.load_lora_weights(
-                    found.folder, weight_name=WEIGHTS_NAME, adapter_name=name, **second
-                )
-        else:
-            with onloaded(model):
-                inside = adapters.snapshot(model)
-                inject_adapter_in_model(LoraConfig(**found.config), model, name)
-                set_peft_model_state_dict(model, found.state, adapter_name=name)
-                adapters.finish(model, name, inside)
-        if name not in getattr(model, "peft_config", {}):
-            raise ValueError(f"{str(source)!r} holds no adapter for {type(model).__name__}")
+        # What was checked is what is loaded: the file is not read again.
+        with onloaded(model), torch.random.fork_rng(devices=[]):
+            adapters.inject(model, found.lora_config(), name)
+            inside = get_peft_model_state_dict(model, adapter_name=name)
+            if inside.keys() != found.state.keys():
+                odd = sorted(inside.keys() ^ found.state.keys())[0]
+                raise ValueError(f"{str(source)!r} does not fit: {odd} is here or there alone")
+            set_peft_model_state_dict(model, found.state, adapter_name=name)
+            adapters.finish(model, name, before)
     except BaseException:
         adapters.remove(model, name, before)
         raise
     adapters.activate(model, [*before.active, name])
     adapters.restore_flags(model, before)
     _warn_of_another_model(found, pipe)
-    return pipe
+    return component, name
+
+
+def _component(found: AdapterFile) -> str | None:
+    """The denoiser that it says it is for; PEFT's files do not say."""
+    own = found.recipe.get("component")
+    return own if own in DENOISERS else None if found.format == "peft" else found.component
 
 
 def _warn_of_another_model(found: AdapterFile, pipe: Any) -> None:
@@ -166,21 +169,6 @@ def _warn_of_another_model(found: AdapterFile, pipe: Any) -> None:
             UserWarning,
             stacklevel=3,
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warning that diffusers gives for every text encoder that has no LoRA."""
-
-    def is_wanted(record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith("No LoRA keys associated to")
-
-    logger = logging.getLogger("diffusers.loaders.lora_base")
-    logger.addFilter(is_wanted)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_wanted)
 
 
 def check_fits(found: AdapterFile, model: nn.Module) -> None:
@@ -202,7 +190,8 @@ def check_fits(found: AdapterFile, model: nn.Module) -> None:
                 getattr(base, f"{side}_features", getattr(base, f"{side}_channels", None))
                 for side in ("in", "out")
             ]
-            if features == [down.shape[1], up.shape[0]]:
+            kernel = tuple(getattr(base, "kernel_size", ()))
+            if features == [down.shape[1], up.shape[0]] and kernel == tuple(down.shape[2:]):
                 continue
             here = f"it takes {features[0]} and gives {features[1]} here"
         trained = found.recipe.get("pipeline")

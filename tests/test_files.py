@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from diffusers_fdu import load_unlearned
 from diffusers_fdu.files import read_adapter, write_adapter
+from diffusers_fdu.weights import save_adapter
 
 MODULE = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
 CONFIG = {
@@ -37,7 +38,7 @@ def test_what_is_written_is_read(tmp_path, format) -> None:
 
 
 def test_patterns_are_looked_up_as_peft_does(tmp_path) -> None:
-    config = {**CONFIG, "rank_pattern": {"attn2.to_k": 3}, "alpha_pattern": {"to_.": 1.5}}
+    config = {**CONFIG, "rank_pattern": {"attn2.to_k": 3}, "alpha_pattern": {f"^{MODULE}$": 1.5}}
     write_adapter(tmp_path, "diffusers", "unet", state(3), config)
     found = read_adapter(tmp_path)
     assert found.rank(MODULE) == 3 and found.alpha(MODULE) == 1.5
@@ -69,6 +70,13 @@ BAD = {
     "not a number": ({A: torch.full((2, 16), float("nan")), B: torch.ones(16, 2)}, "not finite"),
     "infinite": ({A: torch.ones(2, 16), B: torch.full((16, 2), float("inf"))}, "not finite"),
     "nothing": ({}, "begin with"),
+    "rank 0": ({A: torch.ones(0, 16), B: torch.ones(16, 0)}, "of shape"),
+    "a kernel above": ({A: torch.ones(2, 16, 1, 1), B: torch.ones(16, 2, 3, 3)}, "not of rank 2"),
+    "a kernel in one": ({A: torch.ones(2, 16, 1, 1), B: torch.ones(16, 2)}, "not of rank 2"),
+    "float8 not a number": (
+        {A: torch.full((2, 16), float("nan")).to(torch.float8_e4m3fn), B: torch.ones(16, 2)},
+        "not finite",
+    ),
 }
 
 
@@ -89,10 +97,66 @@ def test_a_text_encoders_lora_is_refused(tmp_path) -> None:
         read_adapter(tmp_path)
 
 
-@pytest.mark.parametrize("alpha", [float("nan"), -1.0])
-def test_an_alpha_that_is_none(tmp_path, alpha) -> None:
-    write_adapter(tmp_path, "diffusers", "unet", state(), {**CONFIG, "lora_alpha": alpha})
-    with pytest.raises(ValueError, match="alpha of"):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lora_alpha": float("nan")},
+        {"lora_alpha": -1.0},
+        {"lora_alpha": [1]},
+        {"lora_alpha": 10**400},
+        {"lora_alpha": None},
+        {"r": "2"},
+        {"rank_pattern": [2]},
+        {"rank_pattern": {"to_k": "3"}},
+        {"alpha_pattern": {r"(\w+\.?)+!": 1}},  # runs for ever on a long name
+        {"alpha_pattern": {"(": 1}},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"modules_to_save": ["conv_in"]},
+    ],
+    ids=str,
+)
+def test_metadata_that_is_not_that_of_a_plain_lora(tmp_path, change) -> None:
+    (name,) = change
+    write_adapter(tmp_path, "diffusers", "unet", state(), {**CONFIG, **change})
+    with pytest.raises(ValueError, match=f"no adapter to be trusted.*{name}"):
+        read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[1]", "7", "{", "[" * 100_000])
+def test_a_header_that_holds_no_object(tmp_path, text) -> None:
+    named = {f"unet.{k}": v for k, v in state().items()}
+    save_file(named, tmp_path / NAME, {"lora_adapter_metadata": text})
+    with pytest.raises(ValueError, match="the header (is no JSON|holds no JSON object)"):
+        read_adapter(tmp_path)
+
+
+def test_metadata_of_no_effect_is_not_passed_on(tmp_path, pipe) -> None:
+    """diffusers would hand whatever stands there to PEFT."""
+    config = {**CONFIG, "init_lora_weights": "pissa", "megatron_core": "os", "unknown": 1}
+    write_adapter(tmp_path, "diffusers", "unet", state(), config)
+    load_unlearned(pipe, tmp_path)
+    (found,) = pipe.unet.peft_config.values()
+    assert found.init_lora_weights is True and found.lora_alpha == 6
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"adapter_name": ["a"]},
+        {"pipeline": 3},
+        {"concepts": None},
+        {"concepts": [{"target": 3}]},
+        {"concepts": [{}]},
+        {"merged": {"a": 1}},
+        {"merged": [{"concepts": "dog"}]},
+    ],
+    ids=str,
+)
+def test_a_recipe_of_wrong_types(tmp_path, recipe) -> None:
+    write_adapter(tmp_path, "diffusers", "unet", state(), CONFIG)
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(ValueError, match="no adapter to be trusted.*the recipe's"):
         read_adapter(tmp_path)
 
 
@@ -131,7 +195,7 @@ def test_links_may_not_leave_the_folder(tmp_path) -> None:
 def test_a_recipe_that_is_no_json(tmp_path, text) -> None:
     write_adapter(tmp_path, "diffusers", "unet", state(), CONFIG)
     (tmp_path / "recipe.json").write_text(text)
-    with pytest.raises(ValueError, match=r"recipe.json' (is no JSON|holds no JSON object)"):
+    with pytest.raises(ValueError, match=r"recipe.json.* (is no JSON|holds no JSON object)"):
         read_adapter(tmp_path)
 
 
@@ -153,4 +217,27 @@ def test_an_adapter_of_another_architecture(tmp_path, pipe) -> None:
     write_adapter(tmp_path, "diffusers", "unet", other, CONFIG)
     with pytest.raises(ValueError, match="there is no such layer here"):
         load_unlearned(pipe, tmp_path)
+    kernel = {A: torch.ones(2, 16, 1, 1), B: torch.ones(16, 2, 1, 1)}
+    write_adapter(tmp_path, "diffusers", "unet", kernel, CONFIG)
+    with pytest.raises(ValueError, match="is no adapter for this UNet2DConditionModel"):
+        load_unlearned(pipe, tmp_path)
     assert not hasattr(pipe.unet, "peft_config")
+
+
+def test_a_wider_target_is_not_attached_elsewhere(tmp_path, pipe) -> None:
+    """The layers are those of the weights, whatever PEFT's file says; nothing is drawn."""
+    write_adapter(tmp_path, "peft", "unet", state(), {**CONFIG, "target_modules": "to_k|to_v"})
+    drawn = torch.random.get_rng_state()
+    load_unlearned(pipe, tmp_path)
+    assert torch.random.get_rng_state().equal(drawn)
+    adapted = [n for n, m in pipe.unet.named_modules() if hasattr(m, "lora_A")]
+    assert adapted == [MODULE]
+
+
+def test_a_denoiser_compiled_since_is_saved_by_its_own_names(tmp_path, pipe) -> None:
+    write_adapter(tmp_path, "diffusers", "unet", state(), CONFIG)
+    load_unlearned(pipe, tmp_path, "made")
+    pipe.unet = torch.compile(pipe.unet)
+    (tmp_path / "again").mkdir()
+    save_adapter(pipe, "unet", "made", tmp_path / "again")
+    assert read_adapter(tmp_path / "again").state.keys() == state().keys()

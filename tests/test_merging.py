@@ -72,18 +72,17 @@ def test_svd_is_the_nearest_of_its_rank(folders, tmp_path, rank) -> None:
 def test_ties_keeps_the_large_and_the_majority(tmp_path) -> None:
     """One layer by hand: Yadav et al., with PEFT's conventions."""
     folders = [made(tmp_path / str(i), i, 4, ["attn2.to_k"]) for i in range(3)]
-    weights, density = [1.0, 0.7, 0.4], 0.25
+    weights, density = [1.0, -0.7, 0.4], 0.25
     merged = merge(folders, weights, method="ties", density=density)
     for name, found in update(merged.save(tmp_path / "whole")).items():
         kept = []
-        for folder in folders:
-            delta = update(folder)[name]
+        for folder, weight in zip(folders, weights, strict=True):
+            delta = update(folder, weight)[name]
             least = delta.abs().flatten().kthvalue(delta.numel() - int(density * delta.numel()))
             kept.append(delta * (delta.abs() > least.values))
         values = torch.stack(kept)
         agree = (values.sign() == values.sum(0).sign()) & (values != 0)
-        values = values * agree * torch.tensor(weights)[:, None, None]
-        expected = values.sum(0) / agree.sum(0).clamp(min=1)
+        expected = (values * agree).sum(0) / agree.sum(0).clamp(min=1)
         u, s, v = torch.linalg.svd(expected)
         expected = u[:, :12] * s[:12] @ v[:12]
         assert relative({name: found}, {name: expected}) < 1e-5
@@ -120,6 +119,30 @@ def test_ortho_does_on_each_input_what_its_adapter_does() -> None:
     torch.testing.assert_close(alone.up @ alone.down, first.up @ first.down)
     same = ortho([first, first._replace(up=-first.up)])
     assert (same.up @ same.down).norm() < 1e-4
+
+
+def test_directions_of_no_effect_are_not_read(tmp_path, folders) -> None:
+    """A merged file has such; they must not count as another's inputs."""
+    padded = merge(folders, [1.0, 0.0]).save(tmp_path / "padded")
+    plain = conflicts(folders).inputs[1][0]
+    assert conflicts([padded, folders[1]]).inputs[1][0] == pytest.approx(plain, abs=1e-4)
+    alone = merge([padded, folders[1]], [0.0, 1.0], method="ortho").save(tmp_path / "alone")
+    own = update(folders[1])
+    found = {name: update(alone).get(name, 0) for name in own}
+    assert relative(found, own) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_errors_are_those_of_the_file(folders, tmp_path, dtype) -> None:
+    for folder in folders:
+        found = read_adapter(folder)
+        state = {key: value.to(dtype) for key, value in found.state.items()}
+        write_adapter(folder, "diffusers", "unet", state, found.config)
+    merged = merge(folders, [0.7, -0.3])
+    whole = update(merged.save(tmp_path / "whole"))
+    assert merged.error == pytest.approx(relative(whole, total(folders, [0.7, -0.3])), rel=1e-3)
+    assert merged.error > 1e-5
+    assert {value.dtype for value in merged.state.values()} == {dtype}
 
 
 def test_truncated_of_a_rank_that_it_has_changes_nothing() -> None:

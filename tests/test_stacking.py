@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import build_tiny_pipe, latents
+from families import FAMILIES
 from made import both, update
 
 from diffusers_fdu import stack, strengths, unstack
+from diffusers_fdu.files import write_adapter
 
 
 @pytest.fixture
@@ -76,3 +78,45 @@ def test_a_stack_that_fails_leaves_the_pipe_as_it_was(pipe, folders, tmp_path) -
 def test_the_same_adapter_twice_gets_another_name(pipe, folders) -> None:
     assert list(stack(pipe, [folders[0], folders[0]])) == ["forget-dog", "forget-dog-2"]
     torch.testing.assert_close(latents(pipe), updated(pipe, folders[:1], [2.0]), atol=2e-5, rtol=0)
+
+
+def test_what_is_fused_or_off_is_refused(pipe, folders) -> None:
+    stack(pipe, folders[:1])
+    pipe.disable_lora()
+    with pytest.raises(ValueError, match="off"):
+        stack(pipe, folders[1:])
+    pipe.enable_lora()
+    pipe.fuse_lora()
+    for change in (lambda: unstack(pipe), lambda: strengths(pipe, {"forget-dog": 0.5})):
+        with pytest.raises(ValueError, match="fused"):
+            change()
+
+
+def test_two_denoisers_may_share_a_name(tmp_path) -> None:
+    pipe = FAMILIES["wan22"].build()
+    for component in ("transformer", "transformer_2"):
+        model = getattr(pipe, component)
+        names = [n for n, _ in model.named_modules() if n.endswith("attn2.to_k")][:1]
+        layer = model.get_submodule(names[0])
+        state = {
+            f"{names[0]}.lora_A.weight": torch.ones(2, layer.in_features),
+            f"{names[0]}.lora_B.weight": torch.ones(layer.out_features, 2),
+        }
+        config = {"r": 2, "lora_alpha": 2, "target_modules": names}
+        (tmp_path / component).mkdir()
+        write_adapter(tmp_path / component, "diffusers", component, state, config)
+        recipe = f'{{"adapter_name": "forget", "component": "{component}"}}'
+        (tmp_path / component / "recipe.json").write_text(recipe)
+    parts = [tmp_path / "transformer", tmp_path / "transformer_2"]
+    assert stack(pipe, parts, [1.0, 0.5]) == {"forget": 0.5}
+    scales = [
+        layer.scaling["forget"]
+        for model in (pipe.transformer, pipe.transformer_2)
+        for layer in model.modules()
+        if hasattr(layer, "scaling") and "forget" in layer.scaling
+    ]
+    assert scales == [1.0, 0.5]
+    unstack(pipe)
+    with pytest.raises(ValueError, match="there is no folder"):
+        stack(pipe, [*parts, tmp_path / "missing"])
+    assert strengths(pipe) == {}

@@ -91,8 +91,11 @@ def stack(
     for name, strength in strengths.items():
         typer.echo(f"{name}: strength {strength:g}")
     if len(adapters) > 1:
-        whose, by, share = conflicts(adapters).worst()
-        typer.echo(f"most in conflict: {by} reads {share:.0%} of what {whose} acts on")
+        try:
+            whose, by, share = conflicts(adapters).worst()
+            typer.echo(f"most in conflict: {by} reads {share:.0%} of what {whose} acts on")
+        except ValueError as error:  # such as those of two denoisers
+            typer.echo(f"conflicts not compared: {error}")
     typer.echo(f"pipe.set_adapters({list(strengths)}, {list(strengths.values())})")
     if prompt is not None:
         generator = torch.Generator().manual_seed(seed)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from peft import LoraConfig
 from torch import Tensor
 
 Format = Literal["diffusers", "peft"]
@@ -54,6 +54,23 @@ class AdapterFile:
             found.update(key.encode() + value.float().numpy().tobytes())
         return found.hexdigest()
 
+    def lora_config(self, strength: float = 1.0) -> LoraConfig:
+        """PEFT's configuration of exactly these layers.
+
+        Args:
+            strength: what alpha is multiplied by.
+        """
+        r, alpha = self.config["r"], self.config["lora_alpha"]
+        ranks = {f"^{name}$": self.rank(name) for name in self.modules}
+        alphas = {f"^{name}$": self.alpha(name) for name in self.modules}
+        return LoraConfig(
+            r=r,
+            lora_alpha=alpha if strength == 1 else strength * alpha,
+            target_modules=sorted(self.modules),
+            rank_pattern={name: rank for name, rank in ranks.items() if rank != r},
+            alpha_pattern={n: strength * own for n, own in alphas.items() if own != alpha},
+        )
+
     def rank(self, module: str) -> int:
         """Of one layer's update."""
         return self.state[f"{module}.lora_A.weight"].shape[0]
@@ -64,8 +81,13 @@ class AdapterFile:
 
 
 def by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """As PEFT looks a layer up: a pattern is the end of its name, or the name."""
+    """As PEFT looks a layer up: a pattern is its name, or the end of it, unless begun with ^.
+
+    PEFT takes them for regular expressions; one from a stranger could run for ever, so
+    `read_adapter` lets plain names alone pass.
+    """
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        name = pattern.strip("^$")
+        if module == name or (pattern[:1] != "^" and module.endswith(f".{name}")):
             return value
     return default

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,8 +28,18 @@ METADATA_NAME = "lora_adapter_metadata"  # diffusers' own, in the header
 
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 KEY = re.compile(r"(?P<module>\w+(\.\w+)*)\.lora_(?P<half>[AB])\.weight")
-CONFIG = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern")
-CHANGES_MATHS = ("use_dora", "use_rslora", "lora_bias", "fan_in_fan_out", "modules_to_save")
+CHANGES_MATHS = (
+    "use_dora",
+    "use_rslora",
+    "lora_bias",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "target_parameters",
+    "layer_replication",
+)
+PATTERN = re.compile(r"\^?\w[\w.]*\$?")  # of the patterns in the metadata: names alone
+UNET_PARTS = ("down_blocks.", "mid_block.", "up_blocks.")
+LARGEST = 1e9  # rank or alpha
 MAX_JSON = 64 * 2**20  # bytes; a recipe has a few thousand
 
 
@@ -55,9 +64,9 @@ def read_adapter(directory: str | Path) -> AdapterFile:
     else:
         raise ValueError(_nothing_there(folder))
     _check_inside(path)
-    recipe_path = folder / RECIPE_NAME
-    recipe = _json(recipe_path) if recipe_path.exists() else {}
     try:
+        recipe_path = folder / RECIPE_NAME
+        recipe = checked_recipe(_json(recipe_path)) if recipe_path.exists() else {}
         tensors, header = _tensors(path)
         if format == "diffusers":
             component, state, config = _of_diffusers(tensors, header, recipe)
@@ -102,13 +111,38 @@ def _json(path: Path) -> dict[str, Any]:
     _check_inside(path)
     if path.stat().st_size > MAX_JSON:
         raise ValueError(f"{str(path)!r} has more than {MAX_JSON} bytes")
+    return _object(path.read_text(encoding="utf-8"), repr(str(path)))
+
+
+def _object(text: str, name: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is no JSON: {error}") from error
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is no JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{str(path)!r} holds no JSON object")
+        raise ValueError(f"{name} holds no JSON object")
     return content
+
+
+def checked_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe, if what is read of it has the types that it should have.
+
+    Raises:
+        ValueError: with what has not.
+    """
+    for name in ("adapter_name", "pipeline", "base_model"):
+        if not isinstance(recipe.get(name), str | None):
+            raise ValueError(f"the recipe's {name} is {recipe[name]!r:.80}, no text")
+    concepts, parts = recipe.get("concepts", []), recipe.get("merged", [])
+    if not isinstance(concepts, list) or not all(
+        isinstance(c, dict) and isinstance(c.get("target"), str) for c in concepts
+    ):
+        raise ValueError("the recipe's concepts are no list of targets")
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise ValueError("the recipe's merged is no list of recipes")
+    for part in parts:
+        checked_recipe(part)
+    return recipe
 
 
 def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -127,7 +161,7 @@ def _of_diffusers(
         )
     (prefix,) = prefixes
     state = {key.split(".", 1)[1]: value for key, value in tensors.items()}
-    metadata = json.loads(header.get(METADATA_NAME, "{}"))
+    metadata = _object(header.get(METADATA_NAME, "{}"), "the header")
     given = {key.removeprefix(f"{prefix}."): value for key, value in metadata.items()}
     # One of a second denoiser looks like one of the first.
     own = recipe.get("component")
@@ -139,26 +173,48 @@ def _of_peft(
 ) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     if config.get("peft_type") != "LORA":
         raise ValueError(f"peft_type is {config.get('peft_type')!r}, not LORA")
-    for name in CHANGES_MATHS:
-        if config.get(name):
-            raise ValueError(f"{name} is {config[name]!r}: only plain LoRA is read")
     state = {key.removeprefix(PEFT_PREFIX): value for key, value in tensors.items()}
+    is_unet = any(key.startswith(UNET_PARTS) for key in state)
     own = recipe.get("component")
-    return own if own in DENOISERS else "transformer", state, _config(config, state)
+    component = own if own in DENOISERS else "unet" if is_unet else "transformer"
+    return component, state, _config(config, state)
 
 
 def _config(given: Mapping[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
-    """What is said about the LoRA; unsaid, alpha is the rank, as diffusers has it."""
+    """What is said about the LoRA; unsaid, alpha is the rank, as diffusers has it.
+
+    Raises:
+        ValueError: if it is no plain LoRA, or is not of the types that it should be.
+    """
+    for name in CHANGES_MATHS:
+        if given.get(name):
+            raise ValueError(f"{name} is {given[name]!r}: only plain LoRA is read")
     ranks = {k.rsplit(".lora_", 1)[0]: v.shape[0] for k, v in state.items() if ".lora_A." in k}
-    r = given.get("r") or (max(ranks.values()) if ranks else 1)
     unsaid = "r" not in given
-    return {
-        "r": r,
-        "lora_alpha": given.get("lora_alpha") or r,
+    most = max(ranks.values(), default=1)
+    found = {
+        "r": most if unsaid else given["r"],
+        "lora_alpha": given.get("lora_alpha", most if unsaid else given["r"]),
         "target_modules": given.get("target_modules") or sorted(ranks),
-        "rank_pattern": dict(given.get("rank_pattern") or (ranks if unsaid else {})),
-        "alpha_pattern": dict(given.get("alpha_pattern") or (ranks if unsaid else {})),
+        "rank_pattern": ranks if unsaid else given.get("rank_pattern") or {},
+        "alpha_pattern": ranks if unsaid else given.get("alpha_pattern") or {},
     }
+    for name in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(found[name], dict):
+            raise ValueError(f"{name} is {found[name]!r:.80}, no mapping")
+        for pattern, value in found[name].items():
+            if not PATTERN.fullmatch(pattern) or not _is_positive(value):
+                raise ValueError(f"{name} has {pattern!r:.80}: {value!r:.80}")
+    for name in ("r", "lora_alpha"):
+        if not _is_positive(found[name]):
+            raise ValueError(f"{name} is {found[name]!r:.80}")
+    return found
+
+
+def _is_positive(value: Any) -> bool:
+    """Whether it is a positive number that a float can hold."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 < value < LARGEST
 
 
 def _check(found: AdapterFile) -> None:
@@ -176,16 +232,14 @@ def _check(found: AdapterFile) -> None:
         other = f"{match['module']}.lora_{'B' if match['half'] == 'A' else 'A'}.weight"
         if other not in found.state:
             raise ValueError(f"{key!r} is without {other!r}")
-        if not value.is_floating_point() or value.ndim < 2:
+        if not value.is_floating_point() or value.ndim < 2 or 0 in value.shape:
             raise ValueError(f"{key!r} is {value.dtype} of shape {tuple(value.shape)}")
-        if not bool(torch.isfinite(value).all()):
+        if not bool(torch.isfinite(value.float()).all()):
             raise ValueError(f"{key!r} has values that are not finite")
     for module, (down, up) in found.modules.items():
         rank = by_pattern(found.config["rank_pattern"], module, found.config["r"])
-        if not down.shape[0] == up.shape[1] == rank:
+        fits = down.shape[0] == up.shape[1] == rank and down.ndim == up.ndim
+        if not fits or any(side != 1 for side in up.shape[2:]):
             raise ValueError(
                 f"{module!r} is {tuple(down.shape)} and {tuple(up.shape)}, not of rank {rank}"
             )
-        alpha = found.alpha(module)
-        if not math.isfinite(alpha) or alpha <= 0:
-            raise ValueError(f"alpha of {module!r} is {alpha}")

@@ -36,7 +36,6 @@ def write_adapter(
             save_file(named, Path(temporary) / name, {"format": "pt"})
             content = {"peft_type": "LORA", "inference_mode": True, **config}
             path.write_text(json.dumps(content, indent=2) + "\n")
-            path.replace(folder / PEFT_CONFIG_NAME)
         else:
             name = WEIGHTS_NAME
             # One of a second denoiser looks like one of the first: it is told when loading.
@@ -55,6 +54,8 @@ def write_adapter(
         path = Path(temporary) / "sorted"
         path.write_bytes(with_sorted_header((Path(temporary) / name).read_bytes()))
         path.replace(folder / name)
+        if format == "peft":
+            (Path(temporary) / PEFT_CONFIG_NAME).replace(folder / PEFT_CONFIG_NAME)
     # What the folder held before in the other format is another adapter.
     others = (WEIGHTS_NAME,) if format == "peft" else (PEFT_WEIGHTS_NAME, PEFT_CONFIG_NAME)
     for other in others:

@@ -8,7 +8,7 @@ from statistics import fmean
 
 import torch
 
-from .methods import inner
+from .methods import compact, inner
 from .parts import Part, Source, Update, read_parts
 
 
@@ -66,7 +66,7 @@ def conflicts(sources: Sequence[Source]) -> Conflicts:
 
 def between(parts: Sequence[Part]) -> Conflicts:
     """See `conflicts`."""
-    all_updates = [part.updates() for part in parts]
+    all_updates = [{n: compact(u) for n, u in part.updates().items()} for part in parts]
     norms = [sum(inner(u, u) for u in updates.values()) ** 0.5 for updates in all_updates]
     inputs, alignment = [], []
     for i, a in enumerate(all_updates):
@@ -84,7 +84,7 @@ def between(parts: Sequence[Part]) -> Conflicts:
 def _shared(a: dict[str, Update], b: dict[str, Update]) -> float:
     """Share of a's update, by squared size, on inputs that b reads: |a P_b|^2 / |a|^2."""
     shares = []
-    for name in a.keys() & b.keys():
+    for name in (n for n in a if n in b and len(a[n].down) and len(b[n].down)):
         basis = torch.linalg.qr(b[name].down.double().T)[0].T
         whole = inner(a[name], a[name])
         within = Update((a[name].down.double() @ basis.T) @ basis, a[name].up)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any, get_args
 
 import torch
@@ -35,12 +36,12 @@ def merge(
         sources: folders of adapters of one model, or names on the Hub; ranks and layers may
             differ.
         weights: strength of each; None: 1.
-        method: "concat": their sum, exactly; the ranks add up. "svd": the matrix of `rank` that
-            is nearest to the sum. "ties": of each adapter the largest entries, and of those that
-            disagree in sign the majority (Yadav et al., arXiv 2306.01708). "dare": of each
-            adapter random entries, made larger for those left out (Yu et al., arXiv
-            2311.03099). "ortho": on the inputs that an adapter reads, what that adapter does
-            there (see `methods.ortho`).
+        method: "concat": their sum, as exactly as the files' dtype holds it; the ranks add up.
+            "svd": the matrix of `rank` that is nearest to the sum. "ties": of each adapter the
+            largest entries; where they disagree in sign, the mean of those on the heavier side
+            (Yadav et al., arXiv 2306.01708). "dare": of each adapter random entries, made larger
+            for those left out (Yu et al., arXiv 2311.03099). "ortho": on the inputs that an
+            adapter reads, what that adapter does there (see `methods.ortho`).
         rank: of the result, at most the sum of the ranks; None: that sum. Not of "concat".
         density: share of the entries that "ties" and "dare" leave.
         seed: of the entries that "dare" leaves.
@@ -65,6 +66,8 @@ def merge(
     if method == "concat" and rank is not None:
         raise ValueError("with concat the ranks add up: choose another method to pass a rank")
     parts = read_parts(sources, weights)
+    if len({part.file.format for part in parts}) > 1:
+        raise ValueError("adapters of diffusers' and of PEFT's format: save them in one of them")
     sums = {name: _sum(updates) for name, updates in by_layer(parts).items()}
     most = max(len(total.down) for total in sums.values())
     with torch.random.fork_rng(devices=[]):
@@ -75,6 +78,8 @@ def merge(
             name: truncated(update, min(rank or most, len(sums[name].down)))
             for name, update in found.items()
         }
+    dtype = _dtype(parts)
+    found = {name: Update(*(half.to(dtype) for half in found[name])) for name in sums}
     squares = {name: _squares(found[name], total) for name, total in sums.items()}
     facts = {
         "method": method,
@@ -110,7 +115,7 @@ def _config(found: dict[str, Update]) -> dict[str, Any]:
     """Alpha is the rank of every layer."""
     ranks = {name: len(update.down) for name, update in found.items()}
     most = max(ranks.values())
-    others = {name: rank for name, rank in ranks.items() if rank != most}
+    others = {f"^{name}$": rank for name, rank in ranks.items() if rank != most}
     return {
         "r": most,
         "lora_alpha": most,
@@ -121,7 +126,7 @@ def _config(found: dict[str, Update]) -> dict[str, Any]:
 
 
 def _state(parts: Sequence[Part], found: dict[str, Update]) -> dict[str, Tensor]:
-    """The factors in the shapes and the dtype of the adapters'."""
+    """The factors in the shapes of the adapters'."""
     state = {}
     for name, update in found.items():
         down, up = next(p.file.modules[name] for p in parts if name in p.file.modules)
@@ -131,8 +136,14 @@ def _state(parts: Sequence[Part], found: dict[str, Update]) -> dict[str, Tensor]
             update.up.reshape(-1, rank, *up.shape[2:]),
         )
         for half, value in zip("AB", halves, strict=True):
-            state[f"{name}.lora_{half}.weight"] = value.to(down.dtype)
+            state[f"{name}.lora_{half}.weight"] = value
     return state
+
+
+def _dtype(parts: Sequence[Part]) -> torch.dtype:
+    """Of the result: the one that holds all of the parts'."""
+    dtypes = {value.dtype for part in parts for value in part.file.state.values()}
+    return reduce(torch.promote_types, dtypes)
 
 
 def _about(parts: Sequence[Part], **facts: Any) -> dict[str, Any]:

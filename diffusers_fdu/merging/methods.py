@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraModel
 from torch import Tensor, nn
 
@@ -25,6 +25,9 @@ RIDGE = 1e-2
 
 Directions that two adapters share to more than 1 - RIDGE are not told apart.
 """
+
+NOTHING = 1e-4
+"""Of the first singular value's root; float16 holds no smaller share."""
 
 
 def merged(parts: Sequence[Part], method: Method, rank: int, density: float) -> dict[str, Update]:
@@ -65,7 +68,7 @@ def ortho(updates: Sequence[Update]) -> Update:
     torn apart: there the answer tends to their mean.
     """
     bases, images = [], []
-    for down, up in updates:
+    for down, up in map(compact, updates):
         q, r = torch.linalg.qr(down.double().T)
         bases.append(q.T)
         images.append(up.double() @ r.T)
@@ -81,17 +84,12 @@ def by_peft(parts: Sequence[Part], method: str, rank: int, density: float) -> di
     shell, names = nn.Module(), []
     model: Any = None
     for i, part in enumerate(parts):
-        modules = part.file.modules
-        for name, (down, up) in modules.items():
+        for name, (down, up) in part.file.modules.items():
             _put(shell, name, down, up)
         name = f"part{i}"
         names.append(name)
-        config = LoraConfig(
-            r=max(map(part.file.rank, modules)),
-            target_modules=list(modules),
-            rank_pattern={f"^{m}$": part.file.rank(m) for m in modules},
-            alpha_pattern={f"^{m}$": part.file.alpha(m) for m in modules},
-        )
+        # The strength is in alpha, so that ties counts votes with their weights and signs.
+        config = part.file.lora_config(part.strength)
         if model is None:
             model = LoraModel(shell, config, name)
         else:
@@ -101,7 +99,7 @@ def by_peft(parts: Sequence[Part], method: str, rank: int, density: float) -> di
         set_peft_model_state_dict(model.model, state, adapter_name=name)
     model.add_weighted_adapter(
         names,
-        [part.strength for part in parts],
+        [1.0] * len(names),
         "whole",
         PEFT_NAMES[method],
         svd_rank=rank,
@@ -141,6 +139,14 @@ def truncated(update: Update, rank: int) -> Update:
     root = s[:rank].sqrt()
     up, down = q_up @ (u[:, :rank] * root), (root[:, None] * v[:rank]) @ q_down.T
     return Update(down.float(), up.float())
+
+
+def compact(update: Update) -> Update:
+    """The same update without the directions that it reads to no effect."""
+    core = truncated(update, len(update.down))
+    sizes = core.up.norm(dim=0)
+    kept = sizes > NOTHING * sizes.max().clamp(min=1e-30)
+    return Update(core.down[kept], core.up[:, kept])
 
 
 def inner(a: Update, b: Update) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .. import adapters
 from ..files import AdapterFile, read_adapter
 from ..hub import local_folder
 
@@ -75,11 +75,7 @@ def read_parts(sources: Sequence[Source], weights: Sequence[float] | None = None
         raise TypeError("pass a list of adapters")
     if not sources:
         raise ValueError("there is no adapter to combine")
-    values = [1.0] * len(sources) if weights is None else list(weights)
-    if len(values) != len(sources):
-        raise ValueError(f"{len(sources)} adapters and {len(values)} weights: pass one for each")
-    if not all(map(math.isfinite, values)):
-        raise ValueError(f"weights must be finite, got {values}")
+    values = adapters.checked_strengths(weights, len(sources))
     files = [read_adapter(local_folder(source)) for source in sources]
     parts = [Part(file, value) for file, value in zip(files, values, strict=True)]
     _check_alike(parts)
@@ -90,16 +86,13 @@ def _check_alike(parts: Sequence[Part]) -> None:
     first = parts[0]
     sizes: dict[str, tuple[Any, Part]] = {}
     for part in parts:
-        for what, own, other in (
-            ("the denoiser", part.file.component, first.file.component),
-            ("files in the format", part.file.format, first.file.format),
-        ):
-            if own != other:
-                raise ValueError(f"{first.name!r} is for {what} {other!r}, {part.name!r} {own!r}")
+        own, other = part.file.component, first.file.component
+        if own != other:
+            raise ValueError(f"{first.name!r} is for the {other}, {part.name!r} for the {own}")
         pipelines = [p.file.recipe.get("pipeline") for p in (first, part)]
         if all(pipelines) and pipelines[0] != pipelines[1]:
             raise ValueError(
-                f"{first.name!r} is for {pipelines[0]}, {part.name!r} for {pipelines[1]}"
+                f"{first.name!r} is for {pipelines[0]!r}, {part.name!r} for {pipelines[1]!r}"
             )
         for module, (down, up) in part.file.modules.items():
             size = (tuple(down.shape[1:]), up.shape[0])

@@ -17,6 +17,8 @@ from .merged import Merged
 STEPS = 20
 """Of a refinement, if it is not told: a fifth of a training's most."""
 
+NEEDED = ("concepts", "config", "pipeline_kwargs", "active_adapters")
+
 
 def refine(pipe: Any, merged: Merged, progress: bool = True, **options: Any) -> Merged:
     """Replay the recipes of a merged adapter's parts for a few steps, all together.
@@ -28,28 +30,31 @@ def refine(pipe: Any, merged: Merged, progress: bool = True, **options: Any) -> 
         pipe: as the adapters were trained on; it is left as it is.
         merged: what `merge` returned.
         progress: show progress bars.
-        **options: of `FDUnlearner`; `STEPS` steps, if not given, and the f, seed and arguments of
-            the recorded runs that all recipes share.
+        **options: of `FDUnlearner`, and f; if not given, `STEPS` steps, the f and the
+            pipeline_kwargs that all recipes share, and hellinger if they share no f.
 
     Returns:
         The refined adapter, of the same rank and layers.
 
     Raises:
-        ValueError: if a part has no recipe, its f is in no file, or the pipe carries other active
+        ValueError: if a part has no recipe, its f is in no file, the runs' arguments differ, or
+            the pipe carries other active
             adapters than the parts were trained beside.
     """
     recipes: Sequence[Mapping[str, Any]] = merged.recipe["merged"]
     for part in recipes:
-        if "concepts" not in part or "config" not in part:
+        if any(name not in part for name in NEEDED):
             raise ValueError(
                 f"{part.get('adapter_name')!r} has no recipe of its training to replay: merge it "
                 "without refining"
             )
     found = [from_json(fields) for part in recipes for fields in part["concepts"]]
     f = options.pop("f", _shared(recipes, "f") or "hellinger")
-    if f.startswith(("generator:", "conjugate:")):
+    if isinstance(f, str) and f.startswith(("generator:", "conjugate:")):
         raise ValueError(f"the recipes' {f!r} is not in them: pass f=")
-    kwargs = options.pop("pipeline_kwargs", recipes[0]["pipeline_kwargs"])
+    kwargs = options.pop("pipeline_kwargs", _shared(recipes, "pipeline_kwargs"))
+    if kwargs is None:
+        raise ValueError("the recipes' runs had different pipeline_kwargs: pass some")
     settings = {"steps": STEPS, "early_stop": 0.0, **options}
     worker = FDUnlearner(pipe, kwargs, progress, component=merged.component, **settings)
     active = active_strengths(worker.model)
