@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -180,10 +181,13 @@ def attach(
 
 def inject(model: nn.Module, config: LoraConfig, adapter_name: str) -> None:
     """Put a new LoRA on a denoiser; flags and what is active are then PEFT's."""
-    if hasattr(model, "add_adapter"):
-        model.add_adapter(config, adapter_name)  # type: ignore[operator]
-    else:  # PixArt and HunyuanDiT are without diffusers' own
-        inject_adapter_in_model(config, model, adapter_name)
+    with warnings.catch_warnings():
+        # A second adapter is what is wanted here.
+        warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+        if hasattr(model, "add_adapter"):
+            model.add_adapter(config, adapter_name)  # type: ignore[operator]
+        else:  # PixArt and HunyuanDiT are without diffusers' own
+            inject_adapter_in_model(config, model, adapter_name)
 
 
 def checked_strengths(weights: Sequence[float] | None, count: int) -> list[float]:
