@@ -117,3 +117,20 @@ def test_a_failure_takes_the_adapter_away_and_leaves_the_hooks(pipe, kind) -> No
     assert sorted(n for n, _ in pipe.unet.named_parameters()) == before
     assert is_streamed(pipe.unet) == (kind == "sequential")
     assert torch.equal(latents(pipe), drawn)
+
+
+@pytest.mark.parametrize("format", ["diffusers", "peft"])
+@pytest.mark.parametrize("kind", ["model", "sequential"])
+def test_an_adapter_loads_under_offload(pipe, kind, format, tmp_path) -> None:
+    from conftest import build_tiny_pipe
+
+    from diffusers_fdu import load_unlearned
+
+    worker = unlearner(build_tiny_pipe())
+    worker.unlearn("dog", "cat")
+    worker.save(tmp_path, format)
+    expected = latents(worker.pipe)
+    assert not torch.equal(expected, latents(build_tiny_pipe()))
+    load_unlearned(offloaded(pipe, kind), tmp_path)
+    assert is_streamed(pipe.unet) == (kind == "sequential")
+    assert torch.equal(latents(pipe), expected)
