@@ -132,6 +132,11 @@ def test_directions_of_no_effect_are_not_read(tmp_path, folders) -> None:
     assert relative(found, own) < 1e-4
 
 
+def test_a_merge_that_is_nothing_like_the_sum_is_warned_of(folders) -> None:
+    with pytest.warns(RuntimeWarning, match="'dare' does not suit them"):
+        merge(folders, method="dare", density=0.1)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_errors_are_those_of_the_file(folders, tmp_path, dtype) -> None:
     for folder in folders:

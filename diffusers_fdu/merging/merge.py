@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any, get_args
@@ -14,6 +15,9 @@ from .merged import Merged
 from .methods import Method, by_layer, inner, merged, truncated
 from .parts import Part, Source, Update, read_parts
 from .refine import refine as refined
+
+TORN = 0.9
+"""Error beyond which a merge is warned of; 1 is as far from the sum as nothing at all."""
 
 
 def merge(
@@ -87,6 +91,13 @@ def merge(
         **({"seed": seed} if method == "dare" else {}),
         "error": _error(*(sum(values) for values in zip(*squares.values(), strict=True))),
     }
+    if facts["error"] > TORN:
+        warnings.warn(
+            f"the merged update is {facts['error']:.0%} of its size away from the adapters' sum: "
+            f"{method!r} does not suit them, try svd and refine",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     errors = {name: _error(*values) for name, values in squares.items()}
     config, first = _config(found), parts[0].file
     state = _state(parts, found)

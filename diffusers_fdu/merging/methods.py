@@ -65,7 +65,8 @@ def ortho(updates: Sequence[Update]) -> Update:
         dW Q_i^T = C_i    for all i
 
     is C (Q Q^T)^-1 Q, C and Q stacked; a ridge keeps what adapters share nearly alike from being
-    torn apart: there the answer tends to their mean.
+    torn apart: there the answer tends to their mean. Once the ranks add up to about the layer's
+    width, little is left that is not shared, and the least dW grows large: `merge` warns then.
     """
     bases, images = [], []
     for down, up in map(compact, updates):
