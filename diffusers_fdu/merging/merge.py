@@ -85,7 +85,7 @@ def merge(
     dtype = _dtype(parts)
     found = {name: Update(*(half.to(dtype) for half in found[name])) for name in sums}
     squares = {name: _squares(found[name], total) for name, total in sums.items()}
-    facts = {
+    facts: dict[str, Any] = {
         "method": method,
         **({"density": density} if method in ("ties", "dare") else {}),
         **({"seed": seed} if method == "dare" else {}),
