@@ -119,7 +119,9 @@ def merge(
     refine: Annotated[
         bool, typer.Option("--refine", help="Train the result a little, on --model.")
     ] = False,
-    steps: Annotated[int, typer.Option(help="Of refining.")] = 20,
+    steps: Annotated[
+        int | None, typer.Option(help="Of refining; none: 5 for each concept, at least 20.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="What the adapters were trained on, to refine.")
     ] = None,
@@ -141,7 +143,7 @@ def merge(
         rank=rank,
         density=density,
         seed=seed,
-        refine={"steps": steps} if refine else False,
+        refine=(True if steps is None else {"steps": steps}) if refine else False,
         pipe=pipe,
     )
     merged.save(output_dir)

@@ -59,7 +59,7 @@ def merge(
         ValueError: for adapters that are not to be trusted or for different models, or a bad
             argument; see `refine.refine`.
     """
-    if refine and pipe is None:
+    if refine is not False and pipe is None:
         raise ValueError("refining needs the pipe that the adapters were trained on: pass pipe=")
     if method not in get_args(Method):
         raise ValueError(f"unknown method {method!r}: choose {', '.join(get_args(Method))}")
@@ -103,7 +103,7 @@ def merge(
     state = _state(parts, found)
     about = _about(parts, rank=config["r"], **facts)
     whole = Merged(state, config, first.component, first.format, about, errors)
-    if not refine:
+    if refine is False:
         return whole
     return refined(pipe, whole, progress, **(refine if isinstance(refine, Mapping) else {}))
 

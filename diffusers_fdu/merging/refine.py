@@ -14,9 +14,11 @@ from ..identity import active_strengths
 from ..unlearner import FDUnlearner
 from .merged import Merged
 
-STEPS = 20
-"""Of a refinement, if it is not told: a fifth of a training's most."""
+STEPS, STEPS_PER_CONCEPT = 20, 5
+"""Of a refinement, if it is not told: so many for each concept, but not fewer than the first.
 
+A batch is shared out over the concepts, so that more of them need more steps.
+"""
 NEEDED = ("concepts", "config", "pipeline_kwargs", "active_adapters")
 
 
@@ -30,8 +32,9 @@ def refine(pipe: Any, merged: Merged, progress: bool = True, **options: Any) -> 
         pipe: as the adapters were trained on; it is left as it is.
         merged: what `merge` returned.
         progress: show progress bars.
-        **options: of `FDUnlearner`, and f; if not given, `STEPS` steps, the f and the
-            pipeline_kwargs that all recipes share, and hellinger if they share no f.
+        **options: of `FDUnlearner`, and f; if not given, `STEPS_PER_CONCEPT` steps for each
+            concept, at least `STEPS`, the f and the pipeline_kwargs that all recipes share, and
+            hellinger if they share no f.
 
     Returns:
         The refined adapter, of the same rank and layers.
@@ -55,7 +58,8 @@ def refine(pipe: Any, merged: Merged, progress: bool = True, **options: Any) -> 
     kwargs = options.pop("pipeline_kwargs", _shared(recipes, "pipeline_kwargs"))
     if kwargs is None:
         raise ValueError("the recipes' runs had different pipeline_kwargs: pass some")
-    settings = {"steps": STEPS, "early_stop": 0.0, **options}
+    steps = max(STEPS, STEPS_PER_CONCEPT * len(found))
+    settings = {"steps": steps, "early_stop": 0.0, **options}
     worker = FDUnlearner(pipe, kwargs, progress, component=merged.component, **settings)
     active = active_strengths(worker.model)
     for part in recipes:
