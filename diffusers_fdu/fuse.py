@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import Conv1d, Conv2d, Conv3d, Linear
 from torch import Tensor, nn
 
 from . import adapters
 from .denoiser import denoiser_names
 from .offload import onloaded
+
+PLAIN = (Linear, Conv1d, Conv2d, Conv3d)
 
 
 def fuse(pipe: Any, adapter_names: Sequence[str] | None = None) -> float:
@@ -34,7 +36,8 @@ def fuse(pipe: Any, adapter_names: Sequence[str] | None = None) -> float:
 
     Args:
         pipe: its denoisers carry adapters. Text encoders are left as they are.
-        adapter_names: active ones; None: all that are active. The others stay on the pipe.
+        adapter_names: active ones; None: all that are active. The others stay on the pipe, and
+            so does one in a denoiser in which it is not active.
 
     Returns:
         What rounding took: |W' - (W + dW)|_F / |dW|_F over all layers. On the embedded model
@@ -43,7 +46,8 @@ def fuse(pipe: Any, adapter_names: Sequence[str] | None = None) -> float:
 
     Raises:
         ValueError: for a name that is not active, or none at all; for weights that are quantised;
-            see `adapters.check_denoiser`. The pipe is as it was then.
+            for adapters that are more than LoRA, such as DoRA, or have a bias of their own; see
+            `adapters.check_denoiser`. The pipe is as it was then.
     """
     models = {name: getattr(pipe, name) for name in denoiser_names(pipe)}
     before = {name: adapters.snapshot(model) for name, model in models.items()}
@@ -54,40 +58,66 @@ def fuse(pipe: Any, adapter_names: Sequence[str] | None = None) -> float:
     for name in wanted:
         if name not in active:
             raise ValueError(f"adapter {name!r} is not active: active are {', '.join(active)}")
-    for model in models.values():
+    # An adapter may be active in one denoiser and not in the other.
+    own = {key: [name for name in wanted if name in before[key].active] for key in models}
+    for key, model in models.items():
         adapters.check_denoiser(model)
-        _check_layers(model, wanted)
+        _check_layers(model, own[key])
     lost = whole = 0.0
-    for component, model in models.items():
+    for key, model in models.items():
         with onloaded(model):
-            for layer in _layers(model, wanted):
-                off, size = _add(layer, wanted)
+            for layer in adapters.tuner_layers(model):
+                names = _on(layer, own[key])
+                off, size = _add(layer, names) if names else (0.0, 0.0)
                 lost, whole = lost + off, whole + size
-            rest = tuple(name for name in before[component].active if name not in wanted)
-            for name in wanted:
-                adapters.remove(model, name, replace(before[component], active=rest))
+            rest = tuple(name for name in before[key].active if name not in own[key])
+            for name in own[key]:
+                adapters.remove(model, name, replace(before[key], active=rest))
     return (lost / whole) ** 0.5 if whole else 0.0
 
 
-def _layers(model: nn.Module, names: Sequence[str]) -> list[Any]:
-    found: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    return [layer for layer in found if any(name in layer.scaling for name in names)]
+def _on(layer: Any, names: Sequence[str]) -> list[str]:
+    """Which of these adapters have weights in a layer, and are active there."""
+    parts = [getattr(layer, part, {}) for part in layer.adapter_layer_names]
+    there = {name for part in parts for name in part}
+    return [name for name in names if name in there and name in layer.active_adapters]
 
 
-def _check_layers(model: nn.Module, names: Sequence[str]) -> None:
-    for layer in _layers(model, names):
-        weight = layer.get_base_layer().weight
-        is_plain = type(weight) is nn.Parameter and type(weight.data) is Tensor
-        if not is_plain or not weight.is_floating_point() or weight.element_size() < 2:
-            kind = type(weight.data if type(weight) is nn.Parameter else weight).__name__
-            raise ValueError(
-                f"the weights of {type(model).__name__} are quantised ({kind}, {weight.dtype}): "
-                "rounded to them, part of an adapter is lost. Keep the adapter beside them, or "
-                "fuse it on a pipe that is not quantised and quantise that"
-            )
+def _check_layers(model: nn.Module, wanted: Sequence[str]) -> None:
+    for layer in adapters.tuner_layers(model):
+        names = _on(layer, wanted)
+        weight = getattr(layer.get_base_layer(), "weight", None)
+        if names and weight is not None:
+            _check_weight(model, weight)
         for name in names:
-            if name in getattr(layer, "lora_variant", {}):
-                raise ValueError(f"adapter {name!r} is no plain LoRA: use pipe.fuse_lora()")
+            if weight is None or not _is_plain(layer, name):
+                raise ValueError(
+                    f"adapter {name!r} is no plain LoRA in all of its layers: one is a "
+                    f"{type(layer).__name__} of {type(layer).__module__}, or has a bias or more "
+                    "of its own. Use pipe.fuse_lora()"
+                )
+
+
+def _check_weight(model: nn.Module, weight: Any) -> None:
+    is_plain = type(weight) is nn.Parameter and type(weight.data) is Tensor
+    if not is_plain or not weight.is_floating_point() or weight.element_size() < 2:
+        kind = type(weight.data if type(weight) is nn.Parameter else weight).__name__
+        raise ValueError(
+            f"the weights of {type(model).__name__} are quantised ({kind}, {weight.dtype}): "
+            "rounded to them, part of an adapter is lost. Keep the adapter beside them, or "
+            "fuse it on a pipe that is not quantised and quantise that"
+        )
+
+
+def _is_plain(layer: Any, name: str) -> bool:
+    """Whether scaling B A is all that an adapter adds to a layer."""
+    return (
+        type(layer) in PLAIN
+        and name not in layer.lora_variant
+        and not layer.lora_bias[name]
+        and not getattr(layer, "fan_in_fan_out", False)
+        and getattr(layer.get_base_layer(), "groups", 1) == 1
+    )
 
 
 @torch.no_grad()
@@ -96,8 +126,10 @@ def _add(layer: Any, names: Sequence[str]) -> tuple[float, float]:
     weight = layer.get_base_layer().weight
     delta = torch.zeros_like(weight, dtype=torch.float64)
     for name in names:
-        if name in layer.scaling:
-            delta += layer.get_delta_weight(name)
+        # PEFT's own product is in the adapter's dtype, and rounds there.
+        up, down = (half[name].weight.double() for half in (layer.lora_B, layer.lora_A))
+        update = up.flatten(1) @ down.flatten(1)
+        delta += (layer.scaling[name] * update).reshape(weight.shape).to(delta.device)
     exact = weight + delta
     weight.copy_(exact)
     return (weight - exact).square().sum().item(), delta.square().sum().item()
