@@ -22,13 +22,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
 
+from .told import METRICS, number
+
 EVALUATION_NAME = "evaluation.json"
-SHARES = ("ua", "ira", "cra")
 MAX_BYTES = 2**20
 NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
@@ -61,7 +61,7 @@ def read_evaluation(folder: Path, weights: Path) -> dict[str, Any] | None:
         raise ValueError(f"{str(path)!r} has more than {MAX_BYTES} bytes")
     try:
         evaluation = checked(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is no evaluation: {error}") from error
     known = evaluation.get("weights_sha256")
     if known is not None and known != sha256(weights):
@@ -90,7 +90,7 @@ def checked(evaluation: Any) -> dict[str, Any]:
         if not isinstance(evaluation.get(name), str) or not evaluation[name].strip():
             raise ValueError(f"{name} must be a text, got {evaluation.get(name)!r}")
     images, seeds = evaluation.get("images"), evaluation.get("seeds")
-    if not isinstance(images, int) or isinstance(images, bool) or images < 1:
+    if not _is_whole(images) or images < 1:
         raise ValueError(f"images must be a number of pictures, got {images!r}")
     if not isinstance(seeds, list) or not all(map(_is_whole, seeds)):
         raise ValueError(f"seeds must be a list of whole numbers, got {seeds!r}")
@@ -111,14 +111,14 @@ def _check_metric(name: Any, metric: Any) -> None:
     if not isinstance(metric, dict):
         raise ValueError(f"{name} must be an object with a value, got {metric!r}")
     for key in ("value", "low", "high", "before"):
-        number = metric.get(key)
-        if number is None and key != "value":
+        value = metric.get(key)
+        if value is None and key != "value":
             continue
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            raise ValueError(f"{key} of {name} must be a number, got {number!r}")
-        if not math.isfinite(number) or (name in SHARES and not 0 <= number <= 1):
-            raise ValueError(f"{key} of {name} is out of range: {number!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{key} of {name} must be a number, got {value!r}")
+        if number(value) is None or (name in METRICS and not 0 <= value <= 1):
+            raise ValueError(f"{key} of {name} is out of range: {value!r}")
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64

@@ -8,13 +8,18 @@ from typing import Any
 
 LONGEST = 120  # characters of a text that is shown
 DEEPEST = 4  # of recipes within recipes, which merging what was merged makes
-METRICS = {"ua": "UA", "ira": "IRA", "cra": "CRA"}
+METRICS = {
+    "ua": "UA, unlearning accuracy: the target is not recognised in its pictures",
+    "ira": "IRA, in-domain retain accuracy: in the others' pictures, their kind of thing is",
+    "cra": "CRA, cross-domain retain accuracy: in the others' pictures, the other kind is",
+}
+"""Shares from 0 to 1; other metrics have only their name."""
 
 
-def shown(value: Any) -> str:
+def shown(value: Any, longest: int = LONGEST) -> str:
     """A value on one line of a terminal: no control characters, and not too long."""
     text = "".join(c if c.isprintable() else "\ufffd" for c in str(value))
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def number(value: Any) -> float | None:
@@ -29,7 +34,7 @@ def number(value: Any) -> float | None:
 
 def mapping(value: Any) -> Mapping[str, Any]:
     """A JSON object, or an empty one."""
-    return value if isinstance(value, dict) else {}
+    return value if isinstance(value, Mapping) else {}
 
 
 def listed(value: Any) -> list[Any]:
@@ -146,7 +151,7 @@ def evaluated(evaluation: Mapping[str, Any]) -> list[str]:
         middle, low, high = (number(known.get(key)) for key in ("value", "low", "high"))
         if middle is not None:
             bounds = f" [{low:.1%}, {high:.1%}]" if low is not None and high is not None else ""
-            rows.append(f"{METRICS.get(name, shown(name))} {middle:.1%}{bounds}")
+            rows.append(f"{METRICS.get(name, shown(name)).split(',')[0]} {middle:.1%}{bounds}")
     if not rows:
         return []
     about = [f"protocol {shown(evaluation['protocol'])}"] if "protocol" in evaluation else []

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from tiny import add_other_adapter, state, unlearner
 
 from diffusers_fdu import Concept, FDUnlearner, NegativeGuidance, render_card
 from diffusers_fdu.demo import evaluation
+from diffusers_fdu.hub import facts
 from diffusers_fdu.hub.markup import cleaned, escaped, slug
-from diffusers_fdu.hub.pictures import draw_pictures, prompt_of
+from diffusers_fdu.hub.pictures import draw_pictures, prompt_of, prompts
 from diffusers_fdu.intervals import wilson
 from diffusers_fdu.measured import read_evaluation, write_evaluation
 
@@ -154,6 +156,7 @@ def test_names_are_text_wherever_they_stand(folder, name) -> None:
 
 def test_recipes_of_other_kinds_do_not_break_the_card(folder) -> None:
     odd = [None, 1, "x", [], {}, [None], [{"target": 3}], {"a": []}, float("nan"), True]
+    odd += [10**400, {"a": 10**400, "first": 10**400, "last": 1}, [10**400]]
     path = folder / "recipe.json"
     known = json.loads(path.read_text())
     for field in (*known, "merged"):
@@ -237,8 +240,12 @@ def test_each_kind_of_file_has_its_lines(folder, tmp_path) -> None:
         ({"metrics": {"ua": {"value": float("nan")}}}, "value of ua is out of range"),
         ({"metrics": {"ua": {"value": "97 %"}}}, "value of ua must be a number"),
         ({"metrics": {"u|a": {"value": 1}}}, "no name of a metric"),
+        ({"metrics": {"ua": {"value": 10**400}}}, "value of ua is out of range"),
+        ({"metrics": {"fid": {"value": 1, "high": -(10**400)}}}, "high of fid is out of range"),
         ({"protocol": ""}, "protocol must be a text"),
         ({"images": 0}, "images must be"),
+        ({"images": 10**400}, "images must be"),
+        ({"seeds": [10**400]}, "seeds must be a list"),
         ({"seeds": 3}, "seeds must be a list"),
         ({"weights_sha256": "0" * 64}, "about other weights"),
     ],
@@ -247,6 +254,13 @@ def test_numbers_that_cannot_be_are_refused(folder, change, message) -> None:
     (folder / "evaluation.json").write_text(json.dumps({**EVALUATION, **change}))
     with pytest.raises(ValueError, match=message):
         render_card(folder, "me/x", base_model="org/base")
+
+
+def test_seeds_are_in_words_however_far_apart() -> None:
+    assert facts.seeds([3, 1, 2, 2]) == "1 to 3" and facts.seeds([1, 2]) == "1, 2"
+    assert facts.seeds([1, 2, 4]) == "1, 2, 4"
+    # A list of all whole numbers between them would not fit in any memory.
+    assert facts.seeds([0, 1, 2**63]) == f"0, 1, {2**63}"
 
 
 def test_an_evaluation_belongs_to_its_weights(folder) -> None:
@@ -330,6 +344,17 @@ def test_own_prompts_and_retained_ones_are_shown(pipe, tmp_path) -> None:
     worker.unlearn(concept)
     paths = draw_pictures(pipe, "unet", worker.adapter_name, worker.recipe, {}, tmp_path)
     assert [prompt_of(p) for p in paths] == ["the dog runs"] * 2 + ["a red house", "blue"]
+
+
+@pytest.mark.parametrize("target", ["house", "tree"])
+def test_without_a_vocabulary_there_are_others_to_draw(target) -> None:
+    recipe = {"concepts": [{"target": target, "anchor": None}]}
+    found = prompts(SimpleNamespace(), recipe)
+    assert len(found) == 4 and len(set(found[2:])) == 2
+    assert [target in prompt.split() for prompt in found] == [True, True, False, False]
+    words = "tree house bicycle mountain cup bridge".split()
+    recipe["concepts"][0]["aliases"] = words
+    assert len(prompts(SimpleNamespace(), recipe)) == 2
 
 
 def test_videos_are_not_drawn(tmp_path) -> None:

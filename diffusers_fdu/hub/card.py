@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..files import AdapterFile, read_adapter
 from ..measured import EVALUATION_NAME, read_evaluation
+from ..told import METRICS, mapping
 from . import facts
 from .contents import (
     EMBEDDED,
@@ -106,8 +107,8 @@ def card(
     rows = [facts.concept_row(concept) for concept in facts.concepts(recipe)]
     targets = facts.quoted(concept["target"] for concept in facts.concepts(recipe))
     data = _metadata(found, pictures, repo_id, base, licence, evaluation)
-    measured = facts.mapping(evaluation)
-    active = facts.mapping(recipe.get("active_adapters"))
+    measured = mapping(evaluation)
+    active = mapping(recipe.get("active_adapters"))
     text = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -121,7 +122,7 @@ def card(
         needs=facts.quoted(active),
         metrics=[facts.metric_row(*item) for item in measured.get("metrics", {}).items()],
         protocol=escaped(measured.get("protocol", ""), 2000),
-        images=facts.number(measured.get("images")),
+        images=facts.worded(measured.get("images")),
         seeds=facts.seeds(measured.get("seeds", [])),
         judge=escaped(measured.get("judge", ""), 200),
         layers=facts.layers(found),
@@ -172,7 +173,7 @@ def _results(repo_id: str, task: str, evaluation: Mapping[str, Any] | None) -> d
             dataset_type="prompts",
             dataset_name=cleaned(f"{evaluation['images']} pictures, by {evaluation['judge']}"),
             metric_type=name,
-            metric_name=facts.METRICS.get(name, name).split(":")[0],
+            metric_name=METRICS.get(name, name).split(":")[0],
             metric_value=metric["value"],
         )
         for name, metric in evaluation["metrics"].items()

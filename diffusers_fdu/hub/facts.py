@@ -6,25 +6,17 @@ all text in what is returned is escaped for Markdown.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..files import AdapterFile
+from ..told import METRICS, mapping
+from ..told import number as finite
 from .contents import weights_path
 from .markup import cleaned, escaped
 
 SHOWN = 12  # names of a list
-METRICS = {
-    "ua": "UA, unlearning accuracy: the target is not recognised in its pictures",
-    "ira": "IRA, in-domain retain accuracy: in the others' pictures, their kind of thing is",
-    "cra": "CRA, cross-domain retain accuracy: in the others' pictures, the other kind is",
-}
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """The value, if it is a mapping; else an empty one."""
-    return value if isinstance(value, Mapping) else {}
+LONG = 2**64  # from here on, whole numbers are written as others are; seeds are below
 
 
 def texts(value: Any) -> list[str]:
@@ -33,11 +25,11 @@ def texts(value: Any) -> list[str]:
     return [text for text in found if isinstance(text, str) and cleaned(text)]
 
 
-def number(value: Any, form: str = ".4g") -> str | None:
+def worded(value: Any, form: str = ".4g") -> str | None:
     """A finite number in words; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if finite(value) is None:
         return None
-    return f"{value:,}" if isinstance(value, int) else f"{value:{form}}"
+    return f"{value:,}" if isinstance(value, int) and abs(value) < LONG else f"{value:{form}}"
 
 
 def quoted(names: Iterable[str]) -> str:
@@ -70,7 +62,7 @@ def concept_row(concept: Mapping[str, Any]) -> dict[str, str]:
 def _anchor(anchor: Any) -> str:
     if texts([anchor]):
         return quoted([anchor])
-    scale = number(mapping(mapping(anchor).get("NegativeGuidance")).get("scale"))
+    scale = worded(mapping(mapping(anchor).get("NegativeGuidance")).get("scale"))
     if scale is not None:
         return f"away from the target (negative guidance, scale {scale})"
     return "what the empty prompt gives"
@@ -81,7 +73,7 @@ def objective(recipe: Mapping[str, Any]) -> list[str]:
     lines = []
     config = mapping(recipe.get("config"))
     f, sigmas = texts([recipe.get("f")]), recipe.get("sigma")
-    sigma = [number(value) for value in (sigmas if isinstance(sigmas, list) else [sigmas])]
+    sigma = [worded(value) for value in (sigmas if isinstance(sigmas, list) else [sigmas])]
     estimator = "exact"
     if config.get("estimator") not in (None, "exact"):
         estimator = "variational: a critic that is thrown away"
@@ -112,7 +104,7 @@ def _retained(config: Mapping[str, Any]) -> str:
         what = "words of the tokenizer's vocabulary, and those that the adapter changed most"
     else:
         what = "words of the tokenizer's vocabulary, the anchor and the empty prompt"
-    return what + (f"; weight {number(weight)}" if number(weight) else "")
+    return what + (f"; weight {worded(weight)}" if worded(weight) else "")
 
 
 def layers(found: AdapterFile) -> dict[str, str]:
@@ -143,8 +135,8 @@ def training(recipe: Mapping[str, Any]) -> dict[str, str]:
     rows = {
         "Steps": _steps(recipe.get("steps_done"), config),
         "Rows in a step": _rows(config),
-        "Peak learning rate": number(config.get("learning_rate")),
-        "Seed": number(config.get("seed")),
+        "Peak learning rate": worded(config.get("learning_rate")),
+        "Seed": worded(config.get("seed")),
         "Recorded rows": _recorded(mapping(recipe.get("buffer"))),
         "Recorded runs": _numbers(recipe.get("pipeline_kwargs")),
         "Divergence in training": _from_to(mapping(recipe.get("divergence"))),
@@ -159,36 +151,36 @@ def training(recipe: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _steps(steps: Any, config: Mapping[str, Any]) -> str | None:
-    done, most = number(steps), number(config.get("steps"))
+    done, most = worded(steps), worded(config.get("steps"))
     return f"{done} of at most {most}" if done and most else done
 
 
 def _rows(config: Mapping[str, Any]) -> str | None:
-    batch = number(config.get("batch_size"))
-    times = number(config.get("gradient_accumulation_steps"))
+    batch = worded(config.get("batch_size"))
+    times = worded(config.get("gradient_accumulation_steps"))
     if batch is None:
         return None
     return f"{batch} of each role" + (f", {times} times" if times not in (None, "1") else "")
 
 
 def _recorded(buffer: Mapping[str, Any]) -> str | None:
-    unlearn, retain = number(buffer.get("unlearn")), number(buffer.get("retain"))
+    unlearn, retain = worded(buffer.get("unlearn")), worded(buffer.get("retain"))
     return f"{unlearn} to unlearn, {retain} to retain" if unlearn and retain else None
 
 
 def _numbers(values: Any) -> str:
     """Names with their numbers, those without left out."""
-    pairs = ((escaped(name), number(value)) for name, value in mapping(values).items())
+    pairs = ((escaped(name), worded(value)) for name, value in mapping(values).items())
     return ", ".join(f"{name} {value}" for name, value in pairs if value)
 
 
 def _from_to(values: Mapping[str, Any]) -> str | None:
-    first, last = number(values.get("first")), number(values.get("last"))
+    first, last = worded(values.get("first")), worded(values.get("last"))
     return f"{first} in the first step, {last} in the last" if first and last else None
 
 
 def _cost(seconds: Mapping[str, Any]) -> str | None:
-    recorded, trained = (number(seconds.get(key), ".1f") for key in ("record", "train"))
+    recorded, trained = (worded(seconds.get(key), ".1f") for key in ("record", "train"))
     return f"{recorded} s recording, {trained} s training" if recorded and trained else None
 
 
@@ -207,7 +199,7 @@ def metric_row(name: str, metric: Mapping[str, Any]) -> dict[str, str]:
 def seeds(numbers: Sequence[int]) -> str:
     """Whole numbers in words."""
     every = sorted(set(numbers))
-    if len(every) > 2 and every == list(range(every[0], every[-1] + 1)):
+    if len(every) > 2 and every[-1] - every[0] + 1 == len(every):
         return f"{every[0]} to {every[-1]}"
     return ", ".join(map(str, every[:20])) + (", …" if every[20:] else "")
 

@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from .. import adapters
 from ..recorder import OWN, untouched
+from ..told import mapping
 from ..words import fill, vocabulary, without
 from . import facts
 from .contents import PICTURES
@@ -29,7 +30,14 @@ TEMPLATES = {
     "style": ("a picture in {} style", "a drawing of a house in {} style"),
     "prompt": ("{}",),
 }
-FALLBACK = ("tree", "house")  # others, where no tokenizer has words
+FALLBACK = (
+    "tree",
+    "house",
+    "bicycle",
+    "mountain",
+    "cup",
+    "bridge",
+)  # others, where no tokenizer has words
 
 
 class Shown(NamedTuple):
@@ -67,7 +75,7 @@ def draw_pictures(
     wanted = [Shown(prompt, i) for i, prompt in enumerate(prompts(pipe, recipe))]
     kwargs = {name: value for name, value in pipeline_kwargs.items() if name not in OWN}
     halves = []
-    with _alone(pipe, component, adapter_name, facts.mapping(recipe.get("active_adapters"))):
+    with _alone(pipe, component, adapter_name, mapping(recipe.get("active_adapters"))):
         for strength in (0.0, 1.0):
             with adapters.scaled(getattr(pipe, component), adapter_name, strength):
                 halves.append([_draw(pipe, shown, kwargs) for shown in wanted])
@@ -87,12 +95,13 @@ def prompts(pipe: Any, recipe: Mapping[str, Any]) -> list[str]:
     first = [each[i % len(each)] for i, each in enumerate(own)]
     if len(own) == 1:
         first += own[0][1:EACH] or own[0][:1]
-    retained = facts.texts(facts.mapping(recipe.get("config")).get("retain"))
+    retained = facts.texts(mapping(recipe.get("config")).get("retain"))
     if not retained:
         names = [name for c in found for name in (c["target"], *facts.texts(c.get("aliases")))]
         names += facts.texts([c.get("anchor") for c in found])
         words = without(vocabulary(pipe) or FALLBACK, names)
-        retained = [fill("a {}", word) for word in random.Random(0).sample(words, EACH)]
+        drawn = random.Random(0).sample(words, min(EACH, len(words)))
+        retained = [fill("a {}", word) for word in drawn]
     return first + retained[:EACH]
 
 
