@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from local_hub import FIXTURES, content, refused
 from safetensors.torch import load_file, save_file
 
-from diffusers_fdu.hub.contents import chosen, is_repo_id
+from diffusers_fdu.files import read_adapter
+from diffusers_fdu.hub.contents import PNG, chosen, contents, is_repo_id
 
 _hub, local_hub, hub_client, trained, folder = FIXTURES
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -45,6 +47,30 @@ def test_pull_keeps_off_folders_with_other_files(local_hub, hub_client, folder, 
     found = refused(hub_client, PULL, repo="you/dog", out=str(project))
     assert "holds other files and no adapter" in found.message and local_hub.requests == []
     assert content(project) == {"README.md": b"a project"}
+
+
+def test_pictures_of_the_adapter_that_was_there_go(
+    local_hub, hub_client, folder, tmp_path
+) -> None:
+    """They would be pushed as the new one's."""
+    own = {"images/0.png": PNG, "images/new.png": PNG + b"2"}
+    local_hub.add("you/pictures", {**content(folder), **own})
+    out = Path(shutil.copytree(folder, tmp_path / "out"))
+    (out / "images").mkdir()
+    for name in ("0.png", "1.png", "notes.txt"):
+        (out / "images" / name).write_bytes(PNG + b"old")
+    hub_client.run(PULL, repo="you/pictures", out=str(out))
+    assert content(out) == {**content(folder), **own, "images/notes.txt": PNG + b"old"}
+
+
+def test_pictures_alone_count_as_pictures(folder) -> None:
+    (folder / "images").mkdir()
+    for i in range(64):
+        (folder / "images" / f"{i}.png").write_bytes(PNG)
+    assert len(contents(read_adapter(folder))) == 66  # weights and recipe
+    (folder / "images" / "64.png").write_bytes(PNG)
+    with pytest.raises(ValueError, match="more than 64 pictures"):
+        contents(read_adapter(folder))
 
 
 def malicious(kind: str, folder: Path) -> dict[str, bytes]:

@@ -97,7 +97,7 @@ def contents(found: AdapterFile) -> dict[str, Path]:
         with path.open("rb") as file:
             if file.read(len(PNG)) != PNG or path.stat().st_size > MAX_OTHER:
                 raise ValueError(f"{str(path)!r} is no PNG of at most {MAX_OTHER} bytes")
-    if len(taken) > MAX_PICTURES:
+    if sum(map(bool, map(PICTURE.fullmatch, taken))) > MAX_PICTURES:
         raise ValueError(f"{str(folder / PICTURES)!r} has more than {MAX_PICTURES} pictures")
     return taken
 

@@ -14,6 +14,7 @@ from .contents import (
     EXACT,
     MAX_WEIGHTS,
     OWN_WEIGHTS,
+    PICTURES,
     check_repo_id,
     chosen,
     contents,
@@ -142,6 +143,16 @@ def _checked_folder(folder: Path) -> Path:
     return writable_folder(folder)
 
 
+def _remove_adapter(folder: Path) -> None:
+    """Take away what was pushed with the adapter here, or would be with the next."""
+    for name in EXACT:
+        (folder / name).unlink(missing_ok=True)
+    pictures = folder / PICTURES
+    if not pictures.is_symlink():  # those of another place are not pushed
+        for path in pictures.glob("*.png"):
+            path.unlink()
+
+
 def _copied(files: dict[str, Path], target: Path) -> Path:
     """Put all files into a folder, or none: they are copied beside it first."""
     is_new = not target.exists()
@@ -152,8 +163,7 @@ def _copied(files: dict[str, Path], target: Path) -> Path:
                 copy = Path(temporary) / name
                 copy.parent.mkdir(exist_ok=True)
                 shutil.copyfile(path, copy)
-            for name in EXACT:  # of the adapter that was here
-                (target / name).unlink(missing_ok=True)
+            _remove_adapter(target)
             for name in files:
                 (target / name).parent.mkdir(exist_ok=True)
                 (Path(temporary) / name).replace(target / name)
