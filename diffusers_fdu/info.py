@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,10 +12,11 @@ from torch import Tensor
 
 from .export import read_exported
 from .files import PEFT_WEIGHTS_NAME, WEIGHTS_NAME, read_adapter
+from .hub import local_folder
+from .measured import read_evaluation
 from .told import evaluated, sections, shown
 
-EVALUATION_NAME = "evaluation.json"
-MAX_JSON = 2**24  # bytes
+LONGEST_REASON = 1000  # characters; it has a path
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,10 @@ class AdapterInfo:
         parameters: numbers in its weights.
         bytes: of the file with its weights.
         recipe: what trained it; empty if that is not known.
-        evaluation: what `evaluation.json` beside it holds; empty without one.
+        evaluation: what was measured of these weights, see `measured`; empty if nothing was.
         network: of an exported file, kohya's module that it is for.
+        repo_id: its name on the Hub, if it was asked for by that.
+        unmeasured: why the evaluation beside it does not count.
     """
 
     path: Path
@@ -48,6 +50,8 @@ class AdapterInfo:
     recipe: dict[str, Any] = field(repr=False)
     evaluation: dict[str, Any] = field(repr=False)
     network: str | None = None
+    repo_id: str | None = None
+    unmeasured: str | None = None
 
     @property
     def norm(self) -> float:
@@ -57,12 +61,13 @@ class AdapterInfo:
     @property
     def name(self) -> str:
         """The recipe's, or the folder's."""
-        return shown(self.recipe.get("adapter_name") or self.path.resolve().stem)
+        place = Path(self.repo_id).name if self.repo_id else self.path.resolve().stem
+        return shown(self.recipe.get("adapter_name") or place)
 
     @property
     def load(self) -> list[str]:
         """Lines that load it."""
-        path = str(self.path)
+        path = self.repo_id or str(self.path)
         if self.format == "peft":
             return [f"diffusers_fdu.load_unlearned(pipe, {path!r})"]
         if self.network == "networks.lora_sd3":
@@ -76,6 +81,7 @@ class AdapterInfo:
 
     def __str__(self) -> str:
         measured = evaluated(self.evaluation)
+        measured += [shown(self.unmeasured, LONGEST_REASON)] if self.unmeasured else []
         parts = {
             **sections(self.recipe),
             "update": self._update(),
@@ -112,33 +118,37 @@ def _range(values: Mapping[str, float]) -> str:
     return f"{least:g}" if least == most else f"{least:g} to {most:g}"
 
 
-def describe(path: str | Path) -> AdapterInfo:
+def describe(source: str | Path) -> AdapterInfo:
     """Read what there is to know of an adapter; nothing in it is executed.
 
         print(describe("runs/snoopy"))
 
     Args:
-        path: folder of an adapter, see `read_adapter`, or a file that `export` wrote, or a folder
-            with one such file. Without `recipe.json` there is less to tell.
+        source: folder of an adapter, see `read_adapter`, or its name on the Hub, `user/name`, or
+            a file that `export` wrote, or a folder with one such file. Without `recipe.json`
+            there is less to tell.
 
     Raises:
         ValueError: if it holds no adapter to be trusted.
+        HubError: see `hub.pull`.
     """
-    path = Path(path)
+    folder = local_folder(source)
+    path, repo_id = Path(folder), None if folder == source else str(source)
     if path.name in (WEIGHTS_NAME, PEFT_WEIGHTS_NAME):
         path = path.parent
     if path.is_dir() and not any((path / n).exists() for n in (WEIGHTS_NAME, PEFT_WEIGHTS_NAME)):
         files = sorted(path.glob("*.safetensors"))
         path = files[0] if len(files) == 1 else path
-    return _of_file(path) if path.is_file() else _of_folder(path)
+    return _of_file(path) if path.is_file() else _of_folder(path, repo_id)
 
 
-def _of_folder(folder: Path) -> AdapterInfo:
+def _of_folder(folder: Path, repo_id: str | None) -> AdapterInfo:
     found = read_adapter(folder)
     modules = found.modules
     ranks = {name: found.rank(name) for name in modules}
     alphas = {name: found.alpha(name) for name in modules}
     file = folder / (WEIGHTS_NAME if found.format == "diffusers" else PEFT_WEIGHTS_NAME)
+    evaluation, unmeasured = _evaluation(folder, file)
     return AdapterInfo(
         folder,
         found.format,
@@ -149,7 +159,9 @@ def _of_folder(folder: Path) -> AdapterInfo:
         sum(value.numel() for value in found.state.values()),
         file.stat().st_size,
         found.recipe,
-        _evaluation(folder),
+        evaluation,
+        repo_id=repo_id,
+        unmeasured=unmeasured,
     )
 
 
@@ -178,13 +190,9 @@ def norm(down: Tensor, up: Tensor, scale: float) -> float:
     return scale * max(0.0, ((up.T @ up) * (down @ down.T)).sum().item()) ** 0.5
 
 
-def _evaluation(folder: Path) -> dict[str, Any]:
-    """What was measured; empty if there is no such file, or it is none."""
-    path = folder / EVALUATION_NAME
+def _evaluation(folder: Path, weights: Path) -> tuple[dict[str, Any], str | None]:
+    """What was measured of the weights, or why what is there is not shown."""
     try:
-        if path.stat().st_size > MAX_JSON:
-            return {}
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return read_evaluation(folder, weights) or {}, None
+    except (ValueError, OSError) as error:
+        return {}, str(error)

@@ -24,7 +24,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from .told import METRICS, number
 
@@ -120,5 +120,5 @@ def _check_metric(name: Any, metric: Any) -> None:
             raise ValueError(f"{key} of {name} is out of range: {value!r}")
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64

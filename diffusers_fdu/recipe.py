@@ -6,7 +6,7 @@ import json
 import numbers
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,24 @@ def write(recipe: dict[str, Any], folder: Path) -> None:
     temporary = folder / f"{RECIPE_NAME}.tmp"
     temporary.write_text(json.dumps(recipe, indent=2) + "\n")
     temporary.replace(folder / RECIPE_NAME)
+
+
+def public(value: Any, name_of: Callable[[Any], Any]) -> Any:
+    """A recipe for others: base models by names, not by where they lay on this machine.
+
+    Args:
+        value: a recipe, or part of one.
+        name_of: the name of a base model, of what the recipe has; those of the recipes in it,
+            of what was merged or trained on, are replaced, too.
+    """
+    if isinstance(value, list):
+        return [public(item, name_of) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key: name_of(item) if key == "base_model" else public(item, name_of)
+        for key, item in value.items()
+    }
 
 
 def writable_folder(directory: str | Path) -> Path:

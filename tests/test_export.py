@@ -356,7 +356,8 @@ def test_the_header_says_what_it_is(tmp_path) -> None:
     content = path.read_bytes()
     data = content[8 + int.from_bytes(content[:8], "little") :]
     assert digest == hashlib.sha256(data).hexdigest()
-    assert json.loads(header.pop("diffusers_fdu.recipe")) == RECIPE
+    known = {**RECIPE, "base_model": "stable-diffusion-v1-5"}
+    assert json.loads(header.pop("diffusers_fdu.recipe")) == known
     told = header.pop("modelspec.description")
     assert "'dog'" in told and "'cat'" in told and "trigger" in told
     assert header == {
@@ -376,6 +377,19 @@ def test_the_header_says_what_it_is(tmp_path) -> None:
         "modelspec.resolution": "96x64",
         "modelspec.tags": "concept unlearning",
     }
+
+
+def test_paths_of_this_machine_stay_here(tmp_path) -> None:
+    merged = [{"base_model": "/home/someone/a/base", "merged": [RECIPE]}, {"base_model": "o/b"}]
+    recipe = {**RECIPE, "merged": merged, "start": {"base_model": "C:\\someone\\base"}}
+    folder = with_recipe(write_random(build("sd"), "sd", tmp_path / "own"), recipe)
+    path = export(folder, tmp_path / "x.safetensors")
+    assert b"someone" not in path.read_bytes()
+    found = read_exported(path).recipe
+    assert found["start"] == {"base_model": "base"} and found["f"] == "hellinger"
+    assert [part["base_model"] for part in found["merged"]] == ["base", "o/b"]
+    assert found["merged"][0]["merged"][0]["base_model"] == "stable-diffusion-v1-5"
+    assert json.loads((folder / "recipe.json").read_text()) == recipe
 
 
 ARCHITECTURES = {
@@ -477,6 +491,9 @@ def test_what_cannot_be_exported_is_refused(tmp_path) -> None:
     for pipeline in ("KolorsPipeline", "ChromaPipeline", "Flux2Pipeline", "WanPipeline"):
         with pytest.raises(ValueError, match=f"{pipeline}.*FLUX.1"):
             export(with_recipe(folder, {"pipeline": pipeline}), out)
+    with pytest.raises(ValueError) as error:
+        export(with_recipe(folder, {"pipeline": "\x1b[31mWan"}), out)
+    assert "\x1b" not in str(error.value)
     assert not out.exists()
 
 

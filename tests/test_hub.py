@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from local_hub import FIXTURES, content, refused
 from PIL import Image
+from safetensors.torch import load_file
 
 from diffusers_fdu.measured import write_evaluation
 
@@ -188,6 +190,28 @@ def test_who_may_not_is_told_so(local_hub, hub_client, folder) -> None:
         assert "write user/name" in found.message
 
 
+def test_adapters_on_the_hub_are_described_and_exported(
+    local_hub, hub_client, folder, tmp_path
+) -> None:
+    hub_client.run(PUSH, folder=str(folder), repo="me/dog")
+    (line,) = hub_client.run("describe(repo).load", repo="me/dog")
+    assert line == "pipe.load_lora_weights('me/dog')"
+    both = "[vars(describe(s)) for s in (folder, repo)]"
+    own, pulled = hub_client.run(
+        f"from diffusers_fdu import describe\n{both}", folder=str(folder), repo="me/dog"
+    )
+    assert (own.pop("repo_id"), pulled.pop("repo_id")) == (None, "me/dog")
+    assert own.pop("path") != pulled.pop("path") and own["norms"] == pulled["norms"]
+    files = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    for source, file in zip((str(folder), "me/dog"), files, strict=True):
+        code = "str(export(source, file, title='x', family='sd'))"
+        assert hub_client.run(code, source=source, file=str(file)) == str(file)
+    own, pulled = (load_file(file) for file in files)
+    assert own.keys() == pulled.keys() and all(torch.equal(own[k], pulled[k]) for k in own)
+    found = refused(hub_client, "describe('me/none')")
+    assert found.message.startswith("there is no folder 'me/none', and cannot pull")
+
+
 COMMANDS = """
 from typer.testing import CliRunner
 from diffusers_fdu.cli import app
@@ -209,6 +233,11 @@ def test_the_commands(local_hub, hub_client, folder, tmp_path) -> None:
     code, output, error = run("list", "--target", "dog")
     assert code == 0 and output == "me/dog  org/base  dog  0 downloads\n"
     assert run("list", "--target", "cow")[1] == "none found\n"
+    data = '---\ntags:\n- diffusers-fdu\n- "unlearns:\\e[31mcow"\n- "base_model:\\e[2J/x"\n---\n'
+    local_hub.add("you/escapes", {"README.md": data.encode()})
+    output = run("list")[1]
+    assert "you/escapes  \ufffd[2J/x  \ufffd[31mcow  0 downloads\n" in output
+    assert "\x1b" not in output
     assert "no such repository" in run("pull", "me/cow")[2]
     for command in ("push", "pull", "list"):
         assert "Examples" in run(command, "--help")[1]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -105,18 +106,41 @@ def test_adapters_it_was_trained_beside_are_named(tmp_path) -> None:
 
 
 def test_what_was_measured_is_told(tmp_path) -> None:
+    weights = write(tmp_path, {}) / "pytorch_lora_weights.safetensors"
+    assert "measured" not in rows(describe(tmp_path))
+    metrics = {"ua": {"value": 0.975, "low": 0.91, "high": 0.993}, "cra": {"value": 0.5}}
+    measured = {"protocol": "quick", "images": 640, "seeds": [], "judge": "j", "metrics": metrics}
+    for known in ({}, {"weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}):
+        (tmp_path / "evaluation.json").write_text(json.dumps({**measured, **known}))
+        info = describe(tmp_path)
+        assert info.evaluation == {**measured, **known} and info.unmeasured is None
+        assert rows(info)["measured"] == [
+            "UA 97.5% [91.0%, 99.3%], CRA 50.0%",
+            "protocol quick, 640 images",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ({"weights_sha256": "0" * 64}, "is about other weights than pytorch_lora_weights"),
+        ({"judge": "\x1b[31m", "metrics": {"ua": {"value": 1e400}}}, "ua is out of range"),
+        ({"protocol": "\x1b[31m", "metrics": {"\x1b[31m": 1}}, "no name of a metric"),
+        ("{", "is no evaluation: "),
+        ("[" * 100_000, "is no evaluation: "),
+        ("[]", "it holds no JSON object"),
+    ],
+)
+def test_numbers_of_other_weights_are_not_shown(tmp_path, text, reason) -> None:
     write(tmp_path, {})
-    ua = {"value": 0.975, "low": 0.91, "high": 0.993}
-    measured = {"protocol": "quick", "images": 640, "metrics": {"ua": ua, "cra": {"value": 0.5}}}
-    (tmp_path / "evaluation.json").write_text(json.dumps(measured))
-    told = rows(describe(tmp_path))
-    assert told["measured"] == [
-        "UA 97.5% [91.0%, 99.3%], CRA 50.0%",
-        "protocol quick, 640 images",
-    ]
-    for broken in ("{", "[]", '{"metrics": 3}', '{"metrics": {"ua": 1, "ira": {"value": "x"}}}'):
-        (tmp_path / "evaluation.json").write_text(broken)
-        assert "measured" not in rows(describe(tmp_path))
+    metrics = {"ua": {"value": 0.975}}
+    known = {"protocol": "quick", "images": 640, "seeds": [], "judge": "j", "metrics": metrics}
+    content = text if isinstance(text, str) else json.dumps({**known, **text})
+    (tmp_path / "evaluation.json").write_text(content)
+    info = describe(tmp_path)
+    assert info.evaluation == {} and "\x1b" not in str(info)
+    assert len(rows(info)["measured"]) == 1 and reason in rows(info)["measured"][0]
+    assert "97.5%" not in str(info)
 
 
 def test_parts_of_a_merged_adapter_are_told(tmp_path) -> None:

@@ -92,10 +92,12 @@ def list_adapters(
 ) -> None:
     """List adapters on the Hub that were pushed by this library, most downloaded first."""
     from ..hub import find_adapters
+    from ..told import shown
 
     found = find_adapters(base_model, target, token=token, limit=limit)
     for one in found:
-        forgets = ", ".join(one.targets) or "?"
-        typer.echo(f"{one.repo_id}  {one.base_model or '-'}  {forgets}  {one.downloads} downloads")
+        # Tags are anyone's.
+        names = [one.repo_id, one.base_model or "-", ", ".join(one.targets) or "?"]
+        typer.echo("  ".join([*map(shown, names), f"{one.downloads} downloads"]))
     if not found:
         typer.echo("none found")

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save
 
 from ..files import read_adapter, with_sorted_header
+from ..hub import local_folder
 from ..recipe import writable_folder
 from .families import family_of
 from .header import header
@@ -57,7 +58,7 @@ def export(
     parts of one matrix that are scaled differently.
 
     Args:
-        folder: of an adapter, see `read_adapter`.
+        folder: of an adapter, see `read_adapter`, or its name on the Hub, `user/name`.
         output: the file, which ends in .safetensors; an older one is replaced, whole or not at
             all.
         format: "kohya".
@@ -71,6 +72,7 @@ def export(
     Raises:
         ValueError: if the adapter is not to be trusted or for another model, a layer has no name
             in other programs, or the file cannot be written.
+        HubError: see `hub.pull`.
     """
     if format not in get_args(ExportFormat):
         raise ValueError(f"unknown format {format!r}: choose {', '.join(get_args(ExportFormat))}")
@@ -79,7 +81,7 @@ def export(
         raise ValueError(f"output {str(path)!r} must end in {SUFFIX}")
     if path.exists() and not path.is_file():
         raise ValueError(f"{str(path)!r} is there and is no file")
-    found = read_adapter(folder)
+    found = read_adapter(local_folder(folder))
     known = family_of(found, family)
     layers = named_layers(found, known)
     tensors = tensors_of(layers)

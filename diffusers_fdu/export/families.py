@@ -69,7 +69,7 @@ def family_of(found: AdapterFile, wanted: str | None = None) -> Family:
         family = next((f for start, f in PIPELINES if pipeline.startswith(start)), None)
         if family is None:
             raise ValueError(
-                f"{str(found.folder)!r} is for {pipeline}, which has no kohya naming that other "
+                f"{str(found.folder)!r} is for {pipeline!r}, which has no kohya naming that other "
                 f"programs agree on: exported are adapters for {WORKS}"
             )
     else:
@@ -101,11 +101,10 @@ def text_width(found: AdapterFile) -> int | None:
     return None
 
 
-def base_model(recipe: dict[str, Any]) -> str:
-    """Name of the model that an adapter was trained on; without the folders that it lay in."""
-    name = recipe.get("base_model")
+def base_name(name: Any) -> str | None:
+    """Name of a model that an adapter was trained on; without the folders that it lay in."""
     if not isinstance(name, str):
-        return ""
+        return None
     name = name.replace("\\", "/").rstrip("/")
     is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or ":" in name
     return name.rsplit("/", 1)[-1] if is_path else name
@@ -113,7 +112,7 @@ def base_model(recipe: dict[str, Any]) -> str:
 
 def versions(family: Family, found: AdapterFile) -> dict[str, str]:
     """The base model, as `ss_…` and `modelspec.…` have it."""
-    name = base_model(found.recipe).lower()
+    name = (base_name(found.recipe.get("base_model")) or "").lower()
     is_v2 = family == "sd" and text_width(found) == 1024
     if family == "sd" and is_v2:
         # 2.0 and 2.1 without "base" predict v, and draw 768 pixels.

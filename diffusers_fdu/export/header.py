@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..files import AdapterFile
-from .families import NETWORKS, Family, base_model, versions
+from ..recipe import public
+from .families import NETWORKS, Family, base_name, versions
 from .layers import Layer
 
 RECIPE_KEY = "diffusers_fdu.recipe"
@@ -26,6 +27,7 @@ def header(
     """The metadata: text alone, and the same for the same adapter.
 
     There is no date, which a recipe does not have, and no resolution unless the recipe has one.
+    Of a base model that was loaded from a path, there is the last part of it alone.
 
     Args:
         found: the adapter.
@@ -35,7 +37,7 @@ def header(
         digest: SHA-256 of all tensors as they lie in the file.
         title: None: the adapter's name.
     """
-    recipe = found.recipe
+    recipe = public(found.recipe, base_name)
     name = recipe.get("adapter_name") or output_name
     values = {
         "format": "pt",
@@ -43,7 +45,7 @@ def header(
         "ss_network_dim": _one(layer.rank for layer in layers.values()),
         "ss_network_alpha": _one(layer.alpha for layer in layers.values()),
         "ss_output_name": output_name,
-        "ss_sd_model_name": base_model(recipe),
+        "ss_sd_model_name": recipe.get("base_model") or "",
         "sshs_model_hash": digest,
         **versions(family, found),
         "modelspec.sai_model_spec": SPEC,

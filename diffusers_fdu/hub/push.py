@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from ..files import AdapterFile, read_adapter
-from ..recipe import RECIPE_NAME
+from ..recipe import RECIPE_NAME, public
 from .card import base_name, card
 from .contents import CARD_NAME, EMBEDDED, check_repo_id, contents, is_ours
 from .errors import explained
@@ -97,19 +96,7 @@ def check_pushable(folder: str | Path, repo_id: str, base_model: str | None) -> 
 
 def _public_recipe(found: AdapterFile, base: str | None) -> bytes | None:
     """The recipe with the base model's name for paths that it was loaded from; None: as it is."""
-    recipe = _public(found.recipe, base)
+    recipe = public(found.recipe, lambda own: base if base or own != EMBEDDED else own)
     if recipe == found.recipe:
         return None
     return (json.dumps(recipe, indent=2) + "\n").encode()
-
-
-def _public(value: Any, base: str | None) -> Any:
-    """The same, `base_model` replaced, in the recipes of a merged adapter's parts too."""
-    if isinstance(value, list):
-        return [_public(item, base) for item in value]
-    if not isinstance(value, dict):
-        return value
-    found = {key: _public(item, base) for key, item in value.items()}
-    if "base_model" in found and (base or found["base_model"] != EMBEDDED):
-        found["base_model"] = base
-    return found
