@@ -162,7 +162,10 @@ def test_recipes_of_other_kinds_do_not_break_the_card(folder) -> None:
     for field in (*known, "merged"):
         for value in odd:
             path.write_text(json.dumps({**known, field: value, "component": "unet"}))
-            ModelCard(render_card(folder, "me/dog", base_model="org/base"))
+            try:
+                ModelCard(render_card(folder, "me/dog", base_model="org/base"))
+            except ValueError as error:
+                assert "the recipe's" in str(error)
     path.unlink()
     text = render_card(folder, "me/dog", base_model="org/base")
     assert "That was not recorded." in text and "# dog" in text

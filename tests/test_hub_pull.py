@@ -196,7 +196,7 @@ def test_another_base_model_is_a_warning_and_another_architecture_an_error(
     local_hub, hub_client, folder
 ) -> None:
     recipe = json.loads((folder / "recipe.json").read_text())
-    recipe.update(base_model="org/base", adapter_name=["odd"])
+    recipe.update(base_model="org/base", adapter_name=None)
     (folder / "recipe.json").write_text(json.dumps(recipe))
     local_hub.add("you/fits", content(folder))
     code = """

@@ -10,7 +10,7 @@ import pytest
 import torch
 import typer
 from conftest import latents
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import unlearner
 from typer.testing import CliRunner
 
@@ -186,7 +186,7 @@ def deep(depth: int) -> dict[str, Any]:
 
 NASTY: dict[str, Any] = {
     "adapter_name": "red\x1b[31m\nnext\u202e\ud800",
-    "concepts": ["dog", {"target": ["a"], "anchor": {"Other": 1}, "kind": 3, "aliases": "xy"}],
+    "concepts": [{"target": "\x1b", "anchor": {"Other": 1}, "kind": 3, "aliases": "xy"}],
     "divergence": {"first": "a", "last": None},
     "distance": {"first": 0, "last": 1e400},
     "error": 10**400,
@@ -196,7 +196,7 @@ NASTY: dict[str, Any] = {
     "config": {"estimator": {}, "batch_size": "y" * 500, "learning_rate": True},
     "versions": "1",
     "active_adapters": 5,
-    "merged": [3, None, deep(50)],
+    "merged": [{}, deep(50)],
     "weights": "w",
     "start": {"a": {}},
 }
@@ -208,7 +208,24 @@ def test_recipes_of_strangers_do_no_harm(tmp_path) -> None:
     assert max(map(len, text.splitlines())) < 400
     for name in NASTY:
         for value in (None, 3, "x", [], [[]], {}, {"first": {}}, True, [None], {"a": [1]}):
-            str(describe(write(tmp_path, {name: value})))
+            str(told_or_refused(write(tmp_path, {name: value})))
+    path = tmp_path / "x.safetensors"
+    recipe = {**NASTY, "concepts": ["dog", {"target": ["a"]}], "merged": [3, None]}
+    header = {"diffusers_fdu.recipe": json.dumps(recipe)}
+    save_file(
+        {"a.lora_down.weight": torch.ones(1, 1), "a.lora_up.weight": torch.ones(1, 1)},
+        path,
+        header,
+    )
+    assert "\x1b" not in str(describe(path))
+
+
+def told_or_refused(folder: Path) -> Any:
+    try:
+        return describe(folder)
+    except ValueError as error:
+        assert "the recipe's" in str(error)
+        return None
 
 
 def test_folders_without_an_adapter_are_refused(tmp_path) -> None:
