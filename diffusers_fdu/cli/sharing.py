@@ -182,7 +182,7 @@ def show_page(
 
 
 def info(
-    path: Annotated[Path, typer.Argument(help="Folder of an adapter, or an exported file.")],
+    path: Annotated[str, typer.Argument(help="Folder, Hub id, or an exported file.")],
 ) -> None:
     """Show what an adapter unlearns, how strongly, how it was trained, and how to load it."""
     from ..info import describe
@@ -191,7 +191,7 @@ def info(
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(help="Folder of an adapter.")],
+    folder: Annotated[str, typer.Argument(help="Folder or Hub id of an adapter.")],
     output: Annotated[Path, typer.Option(help="The file, which ends in .safetensors.")],
     format: Annotated[
         str, typer.Option(help="kohya: for ComfyUI, A1111, Forge and kohya's sd-scripts.")
