@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +14,11 @@ from torch import nn
 from . import adapters
 from .checkpoint import Checkpoints
 from .closed_form import closed_form_start
-from .config import Settings, TrainConfig
+from .config import RATE_TIMES_WIDTH, Settings, TrainConfig
 from .conjugates import CONJUGATES, Conjugate, conjugate
 from .divergences import Divergence, Generator
-from .files import AdapterFile
+from .files import AdapterFile, read_adapter
+from .hub import local_folder
 from .identity import function_name, pipe_facts
 from .loss import DivergenceLoss
 from .mining import Miner
@@ -28,8 +30,10 @@ from .recipe import as_json
 from .replay import ReplayBuffer
 from .sampling import Sampler
 from .sharding import sharded
+from .targets import input_width
 from .train import Callback, StepRecord, train
 from .variational import VariationalLoss
+from .weights import check_fits
 
 FARTHER = 2.0  # times the first distance, which one batch does not reach by chance
 
@@ -265,3 +269,33 @@ def f_name(loss: DivergenceLoss, critic: Conjugate | None) -> str:
     if critic is None:
         return loss.divergence.name
     return critic.name if CONJUGATES.get(critic.name) is critic else f"conjugate:{critic.name}"
+
+
+def origin_of(
+    model: nn.Module, config: TrainConfig, start: str | Path | None
+) -> tuple[AdapterFile | None, LoraConfig]:
+    """The adapter to go on from, and PEFT's configuration of the one to train.
+
+    Args:
+        model: the denoiser.
+        config: of the training; rank, alpha and layers are those of the start, if there is one.
+        start: its folder or Hub name; None: begin anew.
+
+    Raises:
+        ValueError: if it is not to be trusted or does not fit, and see `adapters.lora_config`.
+    """
+    if start is None:
+        return None, adapters.lora_config(model, config.rank, config.alpha, config.target_modules)
+    origin = read_adapter(local_folder(start))
+    check_fits(origin, model)
+    return origin, origin.lora_config()
+
+
+def settled(model: nn.Module, config: TrainConfig, lora: LoraConfig) -> TrainConfig:
+    """The config with a value for every field that leaves one to the denoiser."""
+    modules, rate = sorted(lora.target_modules or ()), config.learning_rate
+    if rate == "auto":
+        rate = RATE_TIMES_WIDTH / input_width(model, modules)
+    return replace(
+        config, learning_rate=rate, rank=lora.r, alpha=lora.lora_alpha, target_modules=modules
+    )

@@ -6,28 +6,24 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 
 from . import adapters, hub, memory, recipe, weights
 from .checkpoint import EVERY, Checkpoints, folder_of
 from .choice import Compared, Preference, choose
 from .concepts import Anchor, Concept, Target, concepts
-from .config import RATE_TIMES_WIDTH, Settings, TrainConfig, settings
+from .config import Settings, settings
 from .conjugates import Conjugate
 from .denoiser import denoiser_name, denoiser_names
 from .divergences import Divergence, Generator
-from .files import AdapterFile, read_adapter
 from .processes import Processes
 from .recording import Recording
 from .replay import ReplayBuffer
-from .targets import input_width
 from .train import Callback, StepRecord
-from .training import Training, divergence_of, f_name
+from .training import Training, divergence_of, f_name, origin_of, settled
 
 
 class FDUnlearner:
@@ -175,8 +171,8 @@ class FDUnlearner:
         """
         checkpoint_dir = folder_of(checkpoint_dir, resume_from_checkpoint)
         found = concepts(target, anchor)
-        origin, lora = self._origin(start)
-        config = self._settled(lora)
+        origin, lora = origin_of(self.model, self.config, start)
+        config = settled(self.model, self.config, lora)
         f = choose(prefer, comparison) if f == "auto" else f
         loss, critic = divergence_of(f, config)
         targets = [concept.target for concept in found]
@@ -231,29 +227,6 @@ class FDUnlearner:
             raise
         self.adapter_name, self.history, self.recipe = name, done.history, facts
         return self.pipe
-
-    def _settled(self, lora: LoraConfig) -> TrainConfig:
-        """The config with a value for every field that leaves one to the denoiser."""
-        modules, rate = sorted(lora.target_modules or ()), self.config.learning_rate
-        if rate == "auto":
-            rate = RATE_TIMES_WIDTH / input_width(self.model, modules)
-        return replace(
-            self.config,
-            learning_rate=rate,
-            rank=lora.r,
-            alpha=lora.lora_alpha,
-            target_modules=modules,
-        )
-
-    def _origin(self, start: str | Path | None) -> tuple[AdapterFile | None, LoraConfig]:
-        """The adapter to go on from, and the configuration of the one to train."""
-        if start is None:
-            config = self.config
-            modules = config.target_modules
-            return None, adapters.lora_config(self.model, config.rank, config.alpha, modules)
-        origin = read_adapter(hub.local_folder(start))
-        weights.check_fits(origin, self.model)
-        return origin, origin.lora_config()
 
     def _recording(self, found: Sequence[Concept]) -> Recording:
         retains = self.config.retain_weight > 0

@@ -130,6 +130,7 @@ ALLOWED = {
         "conjugates",
         "divergences",
         "files",
+        "hub",
         "identity",
         "loss",
         "mining",
@@ -141,8 +142,10 @@ ALLOWED = {
         "replay",
         "sampling",
         "sharding",
+        "targets",
         "train",
         "variational",
+        "weights",
     },  # fmt: skip
     "memory": {
         "adapters",

@@ -59,16 +59,9 @@ def merge(
         ValueError: for adapters that are not to be trusted or for different models, or a bad
             argument; see `refine.refine`.
     """
+    _check(method, rank, density)
     if refine is not False and pipe is None:
         raise ValueError("refining needs the pipe that the adapters were trained on: pass pipe=")
-    if method not in get_args(Method):
-        raise ValueError(f"unknown method {method!r}: choose {', '.join(get_args(Method))}")
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
-        raise ValueError(f"rank must be an integer of at least 1, got {rank!r}")
-    if not 0 < density <= 1:
-        raise ValueError(f"density must lie in (0, 1], got {density}")
-    if method == "concat" and rank is not None:
-        raise ValueError("with concat the ranks add up: choose another method to pass a rank")
     parts = read_parts(sources, weights)
     if len({part.file.format for part in parts}) > 1:
         raise ValueError("adapters of diffusers' and of PEFT's format: save them in one of them")
@@ -91,21 +84,37 @@ def merge(
         **({"seed": seed} if method == "dare" else {}),
         "error": _error(*(sum(values) for values in zip(*squares.values(), strict=True))),
     }
-    if facts["error"] > TORN:
-        warnings.warn(
-            f"the merged update is {facts['error']:.0%} of its size away from the adapters' sum: "
-            f"{method!r} does not suit them, try svd and refine",
-            RuntimeWarning,
-            stacklevel=2,
-        )
     errors = {name: _error(*values) for name, values in squares.items()}
     config, first = _config(found), parts[0].file
     state = _state(parts, found)
     about = _about(parts, rank=config["r"], **facts)
     whole = Merged(state, config, first.component, first.format, about, errors)
+    if whole.error > TORN:
+        warnings.warn(
+            f"the merged update is {whole.error:.0%} of its size away from the adapters' sum: "
+            f"{method!r} does not suit them, try svd and refine",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     if refine is False:
         return whole
     return refined(pipe, whole, progress, **(refine if isinstance(refine, Mapping) else {}))
+
+
+def _check(method: str, rank: int | None, density: float) -> None:
+    """Refuse what no adapter could be merged with.
+
+    Raises:
+        ValueError: with what would work.
+    """
+    if method not in get_args(Method):
+        raise ValueError(f"unknown method {method!r}: choose {', '.join(get_args(Method))}")
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise ValueError(f"rank must be an integer of at least 1, got {rank!r}")
+    if not 0 < density <= 1:
+        raise ValueError(f"density must lie in (0, 1], got {density}")
+    if method == "concat" and rank is not None:
+        raise ValueError("with concat the ranks add up: choose another method to pass a rank")
 
 
 def _sum(updates: Sequence[Update]) -> Update:

@@ -60,10 +60,7 @@ COLUMNS = (
     "CRA",
     "merge and refine s",
 )
-TIMED_COLUMNS = (
-    "adapters",
-    *(TIMED_WAYS := ("side by side", "concat", f"svd, rank {RANK}", "fused")),
-)
+TIMED_WAYS = ("side by side", "concat", f"svd, rank {RANK}", "fused")
 TIMED = 7
 
 
