@@ -9,6 +9,10 @@ Every stage (autoencoder, judge, denoiser) saves a checkpoint in the work dir ev
 the same command goes on from there. `--minutes 9` stops in time and exits with code 3, for
 machines that are lent in stretches. `--continue-shipped` starts the denoiser from the weights
 in the package, with the shipped autoencoder and judge, instead of from nothing.
+
+`--without dog` trains an oracle: the same model from nothing, with the shipped autoencoder and
+judge, on the same art without a single dog, and no caption that says dog or puppy. It shows how
+much of a concept attacks bring out of a model that never saw it.
 """
 
 from __future__ import annotations
@@ -32,6 +36,8 @@ from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
 from diffusers_fdu.emoji import (
+    CONCEPTS,
+    STYLES,
     WEIGHTS,
     accuracy,
     cells,
@@ -45,29 +51,38 @@ from diffusers_fdu.emoji.judge import EmojiJudge, JudgeNetwork
 def main(
     art: Annotated[Path, typer.Option(help="Folder with the npm art in node_modules.")],
     work_dir: Annotated[Path, typer.Option(help="Folder of the checkpoints.")],
-    output_dir: Annotated[Path, typer.Option(help="Where the weights go.")] = WEIGHTS,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where the weights go; none: the package, or work-dir/oracle."),
+    ] = None,
     minutes: Annotated[float, typer.Option(help="Stop after this long; 0: never.")] = 0,
     steps: Annotated[int, typer.Option(help="Steps of the denoiser.")] = 24000,
     continue_shipped: Annotated[bool, typer.Option(help="Start from shipped weights.")] = False,
+    without: Annotated[str | None, typer.Option(help="A concept or style never shown.")] = None,
     device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
 ) -> None:
     """Train (or go on training) the embedded model."""
+    if without is not None and without not in (*CONCEPTS, *STYLES):
+        raise typer.BadParameter(f"{without!r} is no concept or style of the embedded model")
+    if output_dir is None:
+        output_dir = WEIGHTS if without is None else work_dir / "oracle"
     deadline = time.monotonic() + (minutes * 60 if minutes else float("inf"))
     work_dir.mkdir(parents=True, exist_ok=True)
     sprites = load_sprites(art).to(device)
     try:
-        if continue_shipped:
+        if continue_shipped or without is not None:
             shipped = load_emoji_pipeline()
             autoencoder = shipped.vae.to(device)
             judge = load_emoji_judge().network.to(device)
             denoiser = Denoiser(shipped.tokenizer, torch.device(device))
-            denoiser.load(shipped.unet, shipped.text_encoder)
+            if without is None:
+                denoiser.load(shipped.unet, shipped.text_encoder)
         else:
             autoencoder = train_autoencoder(sprites, work_dir, deadline)
             judge = train_judge(sprites, autoencoder, work_dir, deadline)
             tokenizer = build_tokenizer(work_dir / "tokenizer")
             denoiser = Denoiser(tokenizer, torch.device(device))
-        bank = encode_bank(sprites, autoencoder, seed=2)
+        bank = encode_bank(sprites, autoencoder, seed=2, without=without)
         train_denoiser(denoiser, bank, work_dir, deadline, steps)
     except OutOfTime as stage:
         print(f"out of time in stage {stage}: run the same command to go on", file=sys.stderr)
@@ -75,7 +90,7 @@ def main(
     export(denoiser, autoencoder, judge, denoiser.tokenizer, output_dir)
     figures = {
         "judge_held_out": held_out_accuracy(judge, sprites),
-        "generated": generated_accuracy(output_dir, judge),
+        "generated": generated_accuracy(output_dir, judge, without),
     }
     (output_dir / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
@@ -112,10 +127,13 @@ def export(
     pipe.to(torch.float32)
 
 
-def generated_accuracy(folder: Path, judge: JudgeNetwork) -> dict[str, float]:
+def generated_accuracy(
+    folder: Path, judge: JudgeNetwork, without: str | None = None
+) -> dict[str, float]:
     """Accuracy over every concept x style, 5 seeds each, as the written pipeline draws them."""
     pipe, seeds = load_emoji_pipeline(folder), range(5)
-    verdicts = judge_cells(pipe, EmojiJudge(judge.cpu()), cells(), seeds, progress="check")
+    asked = [cell for cell in cells() if without not in cell]
+    verdicts = judge_cells(pipe, EmojiJudge(judge.cpu()), asked, seeds, progress="check")
     concept, style = accuracy(verdicts)
     return {"concept": concept, "style": style, "images": len(verdicts)}
 

@@ -80,10 +80,21 @@ def _render(icons: dict, concept: str) -> Tensor:
     return torch.cat([rgba[:3] * rgba[3:], rgba[3:]])
 
 
-def sample_labels(count: int, generator: torch.Generator) -> Tensor:
-    """Random (concept, style, background) indices, (count, 3)."""
+def sample_labels(count: int, generator: torch.Generator, without: str | None = None) -> Tensor:
+    """Random (concept, style, background) indices, (count, 3).
+
+    Args:
+        count: number of rows.
+        generator: of the choices.
+        without: a concept or a style that is left out.
+    """
     sizes = (len(CONCEPTS), len(STYLES), len(BACKGROUNDS))
-    return torch.stack([torch.randint(n, (count,), generator=generator) for n in sizes], dim=1)
+    labels = torch.stack([torch.randint(n, (count,), generator=generator) for n in sizes], dim=1)
+    for column, names in enumerate((CONCEPTS, STYLES)):
+        if without in names:
+            kept = torch.tensor([i for i, name in enumerate(names) if name != without])
+            labels[:, column] = kept[torch.randint(len(kept), (count,), generator=generator)]
+    return labels
 
 
 def compose(sprites: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:

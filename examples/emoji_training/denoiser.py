@@ -72,10 +72,19 @@ def new_unet() -> UNet2DConditionModel:
 
 
 @torch.no_grad()
-def encode_bank(sprites: Tensor, autoencoder: AutoencoderTiny, seed: int) -> tuple[Tensor, Tensor]:
-    """Latents (BANK, 4, 16, 16) in half precision, and their labels (BANK, 3)."""
+def encode_bank(
+    sprites: Tensor, autoencoder: AutoencoderTiny, seed: int, without: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Latents (BANK, 4, 16, 16) in half precision, and their labels (BANK, 3).
+
+    Args:
+        sprites: see `load_sprites`.
+        autoencoder: encodes the pictures.
+        seed: of the pictures.
+        without: a concept or style that none of them shows.
+    """
     generator = torch.Generator().manual_seed(seed)
-    labels = sample_labels(BANK, generator)
+    labels = sample_labels(BANK, generator, without)
     chunks = [
         autoencoder.encode(compose(sprites, part, generator) * 2 - 1).latents.half()
         for part in labels.split(256)

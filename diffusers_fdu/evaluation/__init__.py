@@ -1,0 +1,1 @@
+"""Did it forget, and what else: pictures, metrics, attacks, one report."""
