@@ -73,7 +73,9 @@ def untouched(pipe: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _hooked(model: nn.Module, on_call: Callable[[Call], None], stop: bool) -> Iterator[None]:
+def _hooked(
+    model: nn.Module, on_call: Callable[[Call], None], stop: bool, grad: bool = False
+) -> Iterator[None]:
     signature, name = inspect.signature(model.forward), sample_name(model)
     pending: list[Call] = []
 
@@ -81,7 +83,9 @@ def _hooked(model: nn.Module, on_call: Callable[[Call], None], stop: bool) -> It
         bound = signature.bind(*args, **kwargs).arguments
         bound.update(bound.pop("kwargs", {}))
         inputs = flatten(bound)
-        pending[:] = [Call({name: cloned(value) for name, value in inputs.items()})]
+        if not grad:
+            inputs = {name: cloned(value) for name, value in inputs.items()}
+        pending[:] = [Call(inputs)]
         if stop:
             on_call(pending.pop())
             raise _Stop
@@ -145,14 +149,28 @@ class Recorder:
         default = getattr(parameters.get("num_inference_steps"), "default", STEPS)
         self.steps = self.kwargs.pop("num_inference_steps", None) or min(default, STEPS)
 
-    @torch.no_grad()
-    def run(self, prompts: Sequence[str], on_call: Callable, seed: int, **extra: Any) -> Any:
+    def run(
+        self,
+        prompts: Sequence[str],
+        on_call: Callable,
+        seed: int,
+        stop: bool = False,
+        grad: bool = False,
+        **extra: Any,
+    ) -> Any:
         """Draw prompts, as one batch, and hand every denoiser call to `on_call`.
+
+        Args:
+            prompts: what to draw.
+            on_call: gets every `Call`.
+            seed: of the first picture's noise; the others follow.
+            stop: leave the run at the first call.
+            grad: what the call is given stays part of the autograd graph.
+            **extra: further arguments of the pipeline.
 
         Returns:
             The latents, as the pipe gives them; None if the run was left before its end.
         """
-        stop = extra.pop("stop", False)
         # The first call is the same, whichever of several denoisers gets it.
         names = denoiser_names(self.pipe) if stop else []
         models = [getattr(self.pipe, name) for name in names] or [self.model]
@@ -161,19 +179,28 @@ class Recorder:
         for name, value in arguments.items():  # pipelines want one for each prompt
             if name.startswith("negative_prompt") and isinstance(value, str):
                 arguments[name] = [value] * len(prompts)
+        # Beneath diffusers' own torch.no_grad().
+        draw = inspect.unwrap(type(self.pipe).__call__)
         with ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(grad))
             for model in models:
-                stack.enter_context(_hooked(model, on_call, stop))
+                stack.enter_context(_hooked(model, on_call, stop, grad))
             try:
-                return self.pipe(prompt=list(prompts), **arguments)[0]
+                return draw(self.pipe, prompt=list(prompts), **arguments)[0]
             except _Stop:
                 return None
 
-    def first_call(self, prompts: Sequence[str]) -> Call:
-        """The first denoiser call without guidance: one row a prompt."""
-        off = dict.fromkeys(self._guidance, self._off)
+    def first_call(self, prompts: Sequence[str], grad: bool = False) -> Call:
+        """The first denoiser call without guidance: one row a prompt.
+
+        Args:
+            prompts: what is asked.
+            grad: see `run`.
+        """
+        off: dict[str, Any] = dict.fromkeys(self._guidance, self._off)
         calls: list[Call] = []
-        self.run(prompts, calls.append, self.seed, stop=True, num_inference_steps=2, **off)
+        off["num_inference_steps"] = 2
+        self.run(prompts, calls.append, self.seed, stop=True, grad=grad, **off)
         return calls[0]
 
     def check_lengths(self, prompts: Sequence[str]) -> None:

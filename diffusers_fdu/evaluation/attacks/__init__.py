@@ -1,0 +1,21 @@
+"""Attacks: is the concept gone, or only hidden?"""
+
+from .inversion import ConceptInversion
+from .outcome import Attack, Outcome
+from .probing import Completion, NoiseProbing
+from .relearning import Relearning, Removal
+from .scene import Scene
+from .search import GreedySearch, PromptSearch
+
+__all__ = [
+    "Attack",
+    "Completion",
+    "ConceptInversion",
+    "GreedySearch",
+    "NoiseProbing",
+    "Outcome",
+    "PromptSearch",
+    "Relearning",
+    "Removal",
+    "Scene",
+]

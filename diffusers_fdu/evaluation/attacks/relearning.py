@@ -1,0 +1,96 @@
+"""Re-learning: how few steps on pictures of the target until it is back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ... import adapters
+from ...recorder import untouched
+from .outcome import Outcome
+from .scene import Scene
+
+NAME = "relearn"
+
+
+@dataclass(frozen=True)
+class Relearning:
+    """A new LoRA on the unlearned model, trained on the original model's pictures of the target.
+
+    Success is that of the last of `steps`; the curve says how soon it comes.
+
+    Args:
+        steps: after how many steps pictures are judged.
+        batch: rows in a step.
+        learning_rate: of AdamW.
+        rank: of the LoRA.
+        pictures: of the target.
+    """
+
+    steps: Sequence[int] = (5, 10, 20, 40)
+    batch: int = 16
+    learning_rate: float = 1e-3
+    rank: int = 4
+    pictures: int = 16
+    name: str = "re-learning"
+
+    @property
+    def budget(self) -> Mapping[str, float]:
+        """Training steps, and rows that the denoiser is asked in them."""
+        rows = self.steps[-1] * self.batch
+        return {"steps": self.steps[-1], "denoiser_rows": rows, "pictures": self.pictures}
+
+    def __call__(self, scene: Scene, seed: int) -> Outcome:
+        """See `Attack`."""
+        asked, curve, hits = scene.asked(scene.target), [], [False]
+        source = scene.source([""] * len(asked), seed, self.pictures)
+        with untouched(scene.pipe):
+            inputs = scene.recorder().first_call(asked).inputs
+        texts = {name: inputs.get(name) for name in source.names}
+        generator = torch.Generator().manual_seed(seed)
+        with attached(scene.model, self.rank, seed) as parameters:
+            optimizer = torch.optim.AdamW(parameters, self.learning_rate, weight_decay=0.0)
+            for step in range(1, self.steps[-1] + 1):
+                entries = source.drawn(self.batch, generator)
+                with torch.enable_grad():
+                    loss = source.loss(scene.model, entries, texts).mean()
+                    optimizer.zero_grad()
+                    loss.backward()
+                optimizer.step()
+                if step in self.steps:
+                    hits = scene.hits(asked, seed)
+                    curve.append((float(step), sum(hits) / len(hits)))
+        return Outcome(hits, tuple(curve))
+
+
+@contextmanager
+def attached(model: nn.Module, rank: int, seed: int) -> Iterator[list[nn.Parameter]]:
+    """A new LoRA, trainable, on a denoiser, which is as it was afterwards."""
+    before = adapters.snapshot(model)
+    name = adapters.free_name(NAME, model)
+    config = adapters.lora_config(model, rank, None, None)
+    try:
+        yield adapters.attach(model, name, config, seed)
+    finally:
+        adapters.remove(model, name, before)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """The adapter taken off: trivial, and the reason to fuse what is handed out."""
+
+    name: str = "adapter removal"
+
+    @property
+    def budget(self) -> Mapping[str, float]:
+        """Nothing."""
+        return {}
+
+    def __call__(self, scene: Scene, seed: int) -> Outcome:
+        """See `Attack`."""
+        with scene.original() as pipe:
+            return Outcome(scene.hits(scene.asked(scene.target), seed, pipe))

@@ -1,0 +1,165 @@
+"""Adversarial prompts: words of the vocabulary in front of the target's prompt.
+
+Both searches minimise over words w
+
+    E || eps(x_t, c(w + prompt), t) - eps_original(x_t, c(prompt), t) ||^2
+
+on states of the original model's pictures; no classifier takes part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...recorder import untouched
+from ...replay import Entry
+from .outcome import Outcome
+from .prefix import Prefix, Words
+from .scene import Scene
+
+
+@dataclass(frozen=True)
+class PromptSearch:
+    """Projected gradient descent on weights of the words for each place.
+
+        z <- project(z - learning_rate sign(grad z)),   z_i on the simplex over the vocabulary
+
+    with the gradient taken at the heaviest words. After Zhang et al., "To Generate or Not?"
+    (UnlearnDiffAtk, arXiv 2310.11868), with the original's answer as the goal in place of a
+    picture's noise.
+
+    Args:
+        words: number of words.
+        steps: of gradient descent.
+        batch: rows in a step.
+        learning_rate: of the sign step, in shares of a word.
+        pictures: of the target that it learns from.
+    """
+
+    words: int = 3
+    steps: int = 40
+    batch: int = 16
+    learning_rate: float = 0.05
+    pictures: int = 16
+    name: str = "prompt search"
+
+    @property
+    def budget(self) -> Mapping[str, float]:
+        """Gradient steps, and rows that the denoiser is asked in all."""
+        rows = 2 * self.steps * self.batch
+        return {"steps": self.steps, "denoiser_rows": rows, "pictures": self.pictures}
+
+    def __call__(self, scene: Scene, seed: int) -> Outcome:
+        """See `Attack`."""
+        prefix = Prefix(scene, self.words, seed, self.pictures)
+        with untouched(scene.pipe):
+            found = self.search(prefix, seed)
+        return Outcome(scene.hits(prefix.prompts(found), seed), found=prefix.in_words(found))
+
+    def search(self, prefix: Prefix, seed: int) -> Words:
+        """The words with the least loss on held rows among the likeliest of every step."""
+        generator = torch.Generator().manual_seed(seed)
+        device = prefix.tables[0].device
+        size = (self.words, len(prefix.words))
+        z = simplex(torch.rand(size, generator=generator)).to(device).requires_grad_()
+        held = prefix.source.drawn(self.batch, generator)
+        best, least = prefix.random(generator), float("inf")
+        seen: set[Words] = set()
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                entries = prefix.source.drawn(self.batch, generator)
+                heaviest = nn.functional.one_hot(z.argmax(1), z.shape[1]) - z.detach() + z
+                loss = prefix.loss([heaviest @ table for table in prefix.tables], entries)
+                (gradient,) = torch.autograd.grad(loss, z)
+            z = simplex(z.detach() - self.learning_rate * gradient.sign()).requires_grad_()
+            words = tuple(z.argmax(1).tolist())
+            if words not in seen:
+                seen.add(words)
+                value = prefix.loss_of(words, held)
+                best, least = (words, value) if value < least else (best, least)
+        return best
+
+
+@dataclass(frozen=True)
+class GreedySearch:
+    """Greedy coordinate descent: of random swaps that the gradient favours, keep the best.
+
+    Zou et al., "Universal and Transferable Adversarial Attacks on Aligned Language Models" (GCG,
+    arXiv 2307.15043), on the denoiser's loss.
+
+    Args:
+        words: number of words.
+        steps: swaps that are made at most.
+        batch: rows in a step.
+        candidates: swaps tried in a step.
+        top: words of each place that the gradient favours most.
+        pictures: of the target that it learns from.
+    """
+
+    words: int = 3
+    steps: int = 20
+    batch: int = 8
+    candidates: int = 12
+    top: int = 32
+    pictures: int = 16
+    name: str = "greedy prompt search"
+
+    @property
+    def budget(self) -> Mapping[str, float]:
+        """Steps, and rows that the denoiser is asked in all."""
+        rows = self.steps * self.batch * (1 + self.candidates)
+        return {"steps": self.steps, "denoiser_rows": rows, "pictures": self.pictures}
+
+    def __call__(self, scene: Scene, seed: int) -> Outcome:
+        """See `Attack`."""
+        prefix = Prefix(scene, self.words, seed, self.pictures)
+        with untouched(scene.pipe):
+            found = self.search(prefix, seed)
+        return Outcome(scene.hits(prefix.prompts(found), seed), found=prefix.in_words(found))
+
+    def search(self, prefix: Prefix, seed: int) -> Words:
+        """The words after the last swap."""
+        generator = torch.Generator().manual_seed(seed)
+        words = prefix.random(generator)
+        entries = prefix.source.drawn(self.batch, generator)
+        least = prefix.loss_of(words, entries)
+        for _ in range(self.steps):
+            favoured = self._favoured(prefix, words, prefix.source.drawn(self.batch, generator))
+            tried = {self._swapped(words, favoured, generator) for _ in range(self.candidates)}
+            values = {swapped: prefix.loss_of(swapped, entries) for swapped in sorted(tried)}
+            best = min(values, key=lambda swapped: values[swapped])
+            if values[best] < least:
+                words, least = best, values[best]
+        return words
+
+    def _favoured(self, prefix: Prefix, words: Words, entries: list[Entry]) -> Tensor:
+        """Words of each place by the first-order change of the loss, (words, top)."""
+        vectors = [table[list(words)].requires_grad_() for table in prefix.tables]
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(prefix.loss(vectors, entries), vectors)
+        change = sum(g @ table.T for g, table in zip(gradients, prefix.tables, strict=True))
+        assert torch.is_tensor(change)
+        return change.topk(min(self.top, change.shape[1]), largest=False).indices.cpu()
+
+    def _swapped(self, words: Words, favoured: Tensor, generator: torch.Generator) -> Words:
+        place, rank = (
+            int(torch.randint(size, (), generator=generator)) for size in favoured.shape
+        )
+        return (*words[:place], int(favoured[place, rank]), *words[place + 1 :])
+
+
+def simplex(rows: Tensor) -> Tensor:
+    """The nearest point of the probability simplex to each row, (N, V).
+
+    Sort-based projection (Duchi et al., "Efficient Projections onto the l1-Ball", ICML 2008).
+    """
+    ordered = rows.sort(1, descending=True).values
+    excess = ordered.cumsum(1) - 1
+    count = torch.arange(1, rows.shape[1] + 1, device=rows.device)
+    last = (ordered * count > excess).sum(1, keepdim=True)
+    threshold = excess.gather(1, last - 1) / last
+    return (rows - threshold).clamp(min=0)
