@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
+from .adversary import Robust
 from .drawing import States
 from .performance import Performance
 from .recorder import BATCH
@@ -118,6 +119,8 @@ class DataConfig:
         timestep_sampling: how often a state is seen: "uniform", "min_snr", or a callable from
             timesteps (B,) to weights (B,); see `timestep_weights`.
         timestep_weights: what a row to unlearn counts, by its timestep; the same choices.
+        robust: look for token embeddings that still bring a concept back, and unlearn them, too;
+            a `Robust` says how. The text encoders then stay beside the denoiser.
     """
 
     trajectories: int = 96
@@ -127,6 +130,7 @@ class DataConfig:
     states: States = "trajectory"
     timestep_sampling: Weighting = "uniform"
     timestep_weights: Weighting = "uniform"
+    robust: bool | Robust = False
 
     def __post_init__(self) -> None:
         for name in ("trajectories", "record_batch"):
@@ -140,12 +144,21 @@ class DataConfig:
                 raise ValueError(
                     f"unknown {name} {getattr(self, name)!r}: choose {', '.join(known)}"
                 )
+        if not isinstance(self.robust, bool | Robust):
+            raise ValueError(f"robust must be True, False or a Robust, got {self.robust!r}")
         for name in ("timestep_sampling", "timestep_weights"):
             value = getattr(self, name)
             if value not in ("uniform", "min_snr") and not callable(value):
                 raise ValueError(
                     f"unknown {name} {value!r}: choose uniform, min_snr, or pass a callable"
                 )
+
+    @property
+    def defence(self) -> Robust | None:
+        """How a training is made robust; None: it is not."""
+        if isinstance(self.robust, Robust):
+            return self.robust
+        return Robust() if self.robust else None
 
 
 class Settings(NamedTuple):

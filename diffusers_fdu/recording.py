@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from .adversary import Robust, expose
 from .checkpoint import Checkpoints
 from .concepts import Concept
 from .config import DataConfig
@@ -66,16 +67,40 @@ class Recording:
             for pair in concept.prompt_pairs(data.trajectories, free, rng, i)
         ]
         retain, candidates = self._retained(words, rng) if self.retains else ([], [])
-        recorder = Recorder(
-            self.pipe, self.pipeline_kwargs, self.seed, data.record_batch, self.component
-        )
+        recorder = self.recorder()
         is_bf16 = getattr(recorder.model, "dtype", None) == torch.bfloat16
         dtype = torch.bfloat16 if is_bf16 else torch.float16
         buffer = record(
             recorder, pairs, retain, dtype, progress, data.states, candidates, self.processes
         )
+        if data.defence is not None:
+            self._expose(recorder, buffer, free, data.defence, progress)
         buffer.about = self.about()
         return buffer
+
+    def recorder(self) -> Recorder:
+        """Runs the pipe."""
+        batch = self.data.record_batch
+        return Recorder(self.pipe, self.pipeline_kwargs, self.seed, batch, self.component)
+
+    def _expose(
+        self,
+        recorder: Recorder,
+        buffer: ReplayBuffer,
+        words: Sequence[str],
+        robust: Robust,
+        progress: bool,
+    ) -> None:
+        """Record what an adversary looks for."""
+        rng = random.Random(self.seed)
+        found = [replace(concept, aliases=()) for concept in self.concepts]
+        pairs = [
+            pair
+            for i, concept in enumerate(found)
+            for pair in concept.prompt_pairs(robust.prompts, words, rng, i)
+        ]
+        names = [concept.target for concept in found]
+        expose(recorder, pairs, names, buffer, robust, progress, self.processes)
 
     def obtain(
         self, buffer: ReplayBuffer | None, checkpoints: Checkpoints | None, progress: bool = True
@@ -114,7 +139,7 @@ class Recording:
 
     def about(self) -> dict[str, Any]:
         """Everything that the buffer depends on besides the pipe's weights, as JSON types."""
-        names = ("trajectories", "retain", "retain_from", "states", "record_batch")
+        names = ("trajectories", "retain", "retain_from", "states", "record_batch", "defence")
         models = {name: getattr(self.pipe, name) for name in denoiser_names(self.pipe)}
         return as_json(
             {

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from .clock import Clock
 from .values import given, same, unflatten
 
-Role = Literal["unlearn", "retain", "mined"]
+Role = Literal["unlearn", "retain", "mined", "attacked", "hidden", "adversarial"]
 Row = tuple[Role, int]
 Leaves = dict[str, Any]
 """Arguments of one row, by dotted name: tensors, or what else is given; None: left out."""
@@ -77,6 +77,7 @@ class ReplayBuffer:
 
     Attributes:
         candidates: indices of texts that no row has yet, among which to mine.
+        marker: what stands in the prompts of "attacked" rows, see `adversary.expose`.
         about: what the recording depended on.
     """
 
@@ -85,12 +86,13 @@ class ReplayBuffer:
     listed: frozenset[str] = frozenset()
     constants: dict[str, Any] = field(default_factory=dict)
     candidates: list[int] = field(default_factory=list)
+    marker: str = ""
     about: dict[str, Any] = field(default_factory=dict)
     _states: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     _texts: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     _predictions: list[Tensor] = field(default_factory=list)
     _rows: dict[Role, list[Entry]] = field(
-        default_factory=lambda: {"unlearn": [], "retain": [], "mined": []}
+        default_factory=lambda: {role: [] for role in get_args(Role)}
     )
     _text_ids: dict[tuple, int] = field(default_factory=dict)
     _shapes: list[tuple] = field(default_factory=list)
@@ -197,6 +199,20 @@ class ReplayBuffer:
         rest = {e.prediction for own, rows in self._rows.items() if own != role for e in rows}
         self._free += sorted({e.prediction for e in self._rows[role]} - rest)
         self._rows[role].clear()
+
+    def recast(self, role: Role, new: Role) -> None:
+        """Give the rows of a role another one."""
+        self._rows[new] += self._rows[role]
+        self._rows[role] = []
+
+    def prompt(self, text: int) -> str:
+        """What a text was made of."""
+        return next(prompt for (prompt, _), index in self._text_ids.items() if index == text)
+
+    @property
+    def text_names(self) -> tuple[str, ...]:
+        """The denoiser's arguments that depend on the text."""
+        return tuple(self._texts)
 
     def _stored(self, value: Tensor) -> Tensor:
         value = value.detach().cpu()

@@ -93,8 +93,9 @@ class Sampler:
         self._timesteps = (timesteps * (1000 / buffer.clock.length)).float()
         self._weights: Tensor | None = None
         if weights != "uniform":
-            at = timesteps[[entry.state for entry in entries]]
-            self._weights = timestep_weights(weights, scheduler, at)
+            # Of every state, and 1 on average over the rows to unlearn.
+            own = timestep_weights(weights, scheduler, timesteps)
+            self._weights = own / own[[entry.state for entry in entries]].mean()
         self._chances: dict[Role, Tensor] = {}
         if sampling != "uniform":
             roles: tuple[Role, ...] = ("unlearn", "retain") if retains else ("unlearn",)
@@ -151,10 +152,19 @@ class Sampler:
         )
         if self._weights is None or not unlearn:
             return batch
-        weights = self._weights[[i for _, i in unlearn]]
+        weights = self._weights[[entry.state for entry in entries[: len(unlearn)]]]
         return replace(batch, weights=weights.to(target.device))
 
     def _unlearn(self, size: int) -> list[Row]:
+        count = self.buffer.count("adversarial")
+        adversarial = size // 2 if count else 0
+        rows = self._recorded(size - adversarial)
+        if adversarial:
+            places = torch.randint(count, (adversarial,), generator=self.generator)
+            rows += [("adversarial", i) for i in places.tolist()]
+        return rows
+
+    def _recorded(self, size: int) -> list[Row]:
         if self.concepts == 1:
             return [("unlearn", i) for i in self._picked("unlearn", size, None).tolist()]
         rows: list[Row] = []

@@ -31,6 +31,7 @@ class Slots:
         pipe: a diffusers pipeline with text encoders and tokenizers.
         count: how many tokens, one after the other.
         avoid: texts whose words the marker must not be.
+        word: the marker's; None: one is chosen.
 
     Attributes:
         marker: what stands in the prompt.
@@ -41,12 +42,15 @@ class Slots:
         ValueError: if the pipe has no text encoder, or no word is one token for all tokenizers.
     """
 
-    def __init__(self, pipe: Any, count: int = 1, avoid: Sequence[str] = ()) -> None:
-        self.count = count
+    def __init__(
+        self, pipe: Any, count: int = 1, avoid: Sequence[str] = (), word: str | None = None
+    ) -> None:
+        self.count, self._pipe = count, pipe
+        self._taken = {part for text in avoid for part in parts(text)}
         self._tables, tokenizers = _tables(pipe)
         if not self._tables:
             raise ValueError(f"{type(pipe).__name__} has no text encoder whose tokens are free")
-        word = _marker(pipe, tokenizers, avoid)
+        word = word or _marker(pipe, tokenizers, self._taken)
         self.marker = " ".join([word] * count)
         self._ids = [_single(tokenizer, word) for tokenizer in tokenizers]
         self.vectors = [self._rows(i, [token] * count) for i, token in enumerate(self._ids)]
@@ -68,6 +72,13 @@ class Slots:
         """
         return self._rows(encoder, tokens)
 
+    def start_at_a_word(self, generator: torch.Generator) -> None:
+        """Let the vectors begin as those of a random word, not of the texts to avoid."""
+        known = single_tokens(self._pipe, vocabulary(self._pipe))
+        free = [ids for word, ids in known if word not in self._taken]
+        ids = free[int(torch.randint(len(free), (), generator=generator))]
+        self.vectors = [self.table(i, [token] * self.count) for i, token in enumerate(ids)]
+
     @contextmanager
     def placed(self, vectors: Sequence[Tensor] | None = None) -> Iterator[None]:
         """Prompts with the marker get these vectors in its place.
@@ -79,7 +90,7 @@ class Slots:
             for table, token, own in zip(
                 self._tables, self._ids, vectors or self.vectors, strict=True
             ):
-                handle = table.register_forward_hook(self._hook(token, own))  # type: ignore[arg-type]
+                handle = table.register_forward_hook(self._hook(token, own))
                 stack.callback(handle.remove)
             yield
 
@@ -168,8 +179,7 @@ def _single(tokenizer: Any, word: str) -> int:
     return ids[0] if within.count(ids[0]) == 2 else -1
 
 
-def _marker(pipe: Any, tokenizers: Sequence[Any], avoid: Sequence[str]) -> str:
-    taken = {part for text in avoid for part in parts(text)}
+def _marker(pipe: Any, tokenizers: Sequence[Any], taken: set[str]) -> str:
     for word in vocabulary(pipe):
         if word not in taken and all(_single(tokenizer, word) >= 0 for tokenizer in tokenizers):
             return word

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 from .checkpoint import Checkpoints
 from .config import TrainConfig
 from .gradients import check_depends, warn_if_left_out
-from .mining import Miner
 from .objective import Objective, answer_batch
 from .performance import (
     Performance,
@@ -53,7 +52,24 @@ class StepRecord:
 
 SHOWN = ("loss", "divergence", "retain")  # beside the progress bar
 
-Callback = Callable[[StepRecord], None]
+Callback = Callable[[StepRecord], bool | None]
+"""Called after every step; True ends the training."""
+
+
+class Refresh(Protocol):
+    """Changes the buffer's rows between steps."""
+
+    def __call__(self, step: int) -> None:
+        """Before a step."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What it depends on, for a checkpoint."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on as from that state."""
+        ...
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -88,7 +104,7 @@ def train(
     callback: Callback | None = None,
     progress: bool = True,
     performance: Performance | None = None,
-    refresh: Miner | None = None,
+    refresh: Sequence[Refresh] = (),
     checkpoints: Checkpoints | None = None,
 ) -> list[StepRecord]:
     """Train adapter weights until the divergence has fallen, or the steps are used up.
@@ -99,10 +115,10 @@ def train(
         sampler: draws what to unlearn and what to retain.
         objective: see `Objective`.
         config: see `TrainConfig`; its learning rate is a number.
-        callback: called after every step.
+        callback: called after every step; what it returns may end the training.
         progress: show a progress bar.
         performance: see `Performance`.
-        refresh: called with the number of each step before it.
+        refresh: each is called with the number of each step before it.
         checkpoints: where the state is kept, and gone on from.
 
     Returns:
@@ -145,9 +161,9 @@ class _Loop:
         objective: Objective,
         config: TrainConfig,
         performance: Performance,
-        miner: Miner | None,
+        refresh: Sequence[Refresh],
     ) -> None:
-        self.miner = miner
+        self.refresh = refresh
         self.model, self.parameters, self.sampler = model, parameters, sampler
         self.objective, self.config = objective, config
         self.peak = float(config.learning_rate)
@@ -168,7 +184,7 @@ class _Loop:
             "scaler": self.scaler.state_dict(),
             "objective": self.objective.state(),
             "sampler": self.drawn,
-            "mined": self.miner.state() if self.miner is not None else {},
+            "refresh": [one.state() for one in self.refresh],
         }
 
     @torch.no_grad()
@@ -181,8 +197,8 @@ class _Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.objective.restore(state["objective"])
-        if self.miner is not None:
-            self.miner.restore(state["mined"])
+        for one, kept in zip(self.refresh, state["refresh"], strict=True):
+            one.restore(kept)
         self.sampler.restore(state["sampler"])
         self.drawn = state["sampler"]
 
@@ -210,17 +226,21 @@ class _Loop:
                 break
             if checkpoints is not None and step > done:
                 checkpoints.save(step, self.state())
-            if self.miner is not None:
-                self.miner(step)
+            for one in self.refresh:
+                one(step)
             record, batch = self._step(step, batch)
             self.history.append(record)
             bar.set_postfix({name: f"{getattr(record, name):.4f}" for name in SHOWN})
             self.smooth = SMOOTHING * self.smooth + (1 - SMOOTHING) * record.distance
             self.seen = SMOOTHING * self.seen + (1 - SMOOTHING)
-            if callback is not None:
-                callback(record)
+            if callback is not None and self._wants_to_stop(callback(record)):
+                break
         bar.close()
         return self.history
+
+    def _wants_to_stop(self, answer: bool | None) -> bool:
+        """Whether any process's callback says so, as all must stop together."""
+        return any(self.processes.gather([answer is True]))
 
     def _is_enough(self) -> bool:
         return self.smooth < self.config.early_stop * self.objective.first * self.seen

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,26 +13,24 @@ from torch import nn
 from . import adapters
 from .checkpoint import Checkpoints
 from .closed_form import closed_form_start
-from .config import RATE_TIMES_WIDTH, Settings, TrainConfig
-from .conjugates import CONJUGATES, Conjugate, conjugate
-from .divergences import Divergence, Generator
-from .files import AdapterFile, read_adapter
-from .hub import local_folder
+from .config import Settings, TrainConfig
+from .conjugates import Conjugate
+from .files import AdapterFile
 from .identity import function_name, pipe_facts
 from .loss import DivergenceLoss
-from .mining import Miner
 from .objective import Objective, initial_distances
 from .offload import is_streamed, onloaded, placement, streamed
 from .performance import set_aside
 from .processes import Processes
 from .recipe import as_json
+from .recorder import Recorder
+from .refreshing import refreshers
 from .replay import ReplayBuffer
 from .sampling import Sampler
+from .settling import f_name
 from .sharding import sharded
-from .targets import input_width
 from .train import Callback, StepRecord, train
 from .variational import VariationalLoss
-from .weights import check_fits
 
 FARTHER = 2.0  # times the first distance, which one batch does not reach by chance
 
@@ -74,6 +71,7 @@ class Training:
     Args:
         pipe: the pipeline.
         model: its denoiser.
+        recorder: of the pipe, see `Recording`.
         settings: with a number for every field that "auto" leaves to the denoiser.
         processes: train it together.
         progress: show a progress bar.
@@ -84,6 +82,7 @@ class Training:
 
     pipe: Any
     model: nn.Module
+    recorder: Recorder
     settings: Settings
     processes: Processes
     progress: bool
@@ -148,10 +147,12 @@ class Training:
         model, config, performance = self.model, self.settings.train, self.settings.performance
         device, streams = placement(model).device, is_streamed(model)
         shards = performance.shard and self.processes.count > 1
-        with set_aside(self.pipe, model, performance.offload):
+        offload = performance.offload and self.settings.data.defence is None
+        with set_aside(self.pipe, model, offload):
             state = checkpoints.state if checkpoints is not None else None
             sampler, objective = self._prepare(buffer, state)
-            buffer.clear("mined")  # an earlier training's
+            for role in ("mined", "adversarial"):  # an earlier training's
+                buffer.clear(role)
             with onloaded(model):
                 parameters = adapters.attach(model, name, lora, config.seed)
                 with streamed(model, device, streams):
@@ -162,10 +163,8 @@ class Training:
                     sharded(model, parameters, device, shards) as asked,
                 ):
                     sampler.model = asked
-                    miner = None
-                    if buffer.candidates:
-                        size = 2 * self.settings.data.record_batch
-                        miner = Miner(asked, name, buffer, config.seed, size)
+                    how = buffer, self.recorder, self.settings, self.processes
+                    refresh = refreshers(asked, name, *how)
                     history = train(
                         asked,
                         parameters,
@@ -175,7 +174,7 @@ class Training:
                         callback,
                         self.progress,
                         performance,
-                        miner,
+                        refresh,
                         checkpoints,
                     )
                 adapters.finish(model, name, before)
@@ -239,63 +238,3 @@ class Training:
                 "init='lora'"
             )
         return replace(config, init="closed_form" if layers else "lora")
-
-
-def divergence_of(
-    f: str | Divergence | Generator | Conjugate, config: TrainConfig
-) -> tuple[DivergenceLoss, Conjugate | None]:
-    """The loss that f gives, and what a critic of the variational estimator needs.
-
-    Raises:
-        TypeError: if f is of a kind that the estimator cannot take.
-        ValueError: for an unknown name.
-    """
-    if config.critic is None:
-        if isinstance(f, Conjugate):
-            raise TypeError("a Conjugate needs estimator='variational'")
-        return DivergenceLoss(f, config.sigma), None
-    if isinstance(f, Conjugate):
-        return DivergenceLoss("kl", config.sigma), f  # sigma and the scale of s: those of kl
-    if isinstance(f, str):
-        return DivergenceLoss(f, config.sigma), conjugate(f)
-    raise TypeError(
-        "the variational estimator needs the name of a divergence or a Conjugate, "
-        f"got {type(f).__name__}"
-    )
-
-
-def f_name(loss: DivergenceLoss, critic: Conjugate | None) -> str:
-    """As the recipe has it: a conjugate of the user's own is in no file."""
-    if critic is None:
-        return loss.divergence.name
-    return critic.name if CONJUGATES.get(critic.name) is critic else f"conjugate:{critic.name}"
-
-
-def origin_of(
-    model: nn.Module, config: TrainConfig, start: str | Path | None
-) -> tuple[AdapterFile | None, LoraConfig]:
-    """The adapter to go on from, and PEFT's configuration of the one to train.
-
-    Args:
-        model: the denoiser.
-        config: of the training; rank, alpha and layers are those of the start, if there is one.
-        start: its folder or Hub name; None: begin anew.
-
-    Raises:
-        ValueError: if it is not to be trusted or does not fit, and see `adapters.lora_config`.
-    """
-    if start is None:
-        return None, adapters.lora_config(model, config.rank, config.alpha, config.target_modules)
-    origin = read_adapter(local_folder(start))
-    check_fits(origin, model)
-    return origin, origin.lora_config()
-
-
-def settled(model: nn.Module, config: TrainConfig, lora: LoraConfig) -> TrainConfig:
-    """The config with a value for every field that leaves one to the denoiser."""
-    modules, rate = sorted(lora.target_modules or ()), config.learning_rate
-    if rate == "auto":
-        rate = RATE_TIMES_WIDTH / input_width(model, modules)
-    return replace(
-        config, learning_rate=rate, rank=lora.r, alpha=lora.lora_alpha, target_modules=modules
-    )

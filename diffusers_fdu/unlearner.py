@@ -22,8 +22,9 @@ from .divergences import Divergence, Generator
 from .processes import Processes
 from .recording import Recording
 from .replay import ReplayBuffer
+from .settling import divergence_of, f_name, origin_of, settled
 from .train import Callback, StepRecord
-from .training import Training, divergence_of, f_name, origin_of, settled
+from .training import Training
 
 
 class FDUnlearner:
@@ -151,7 +152,8 @@ class FDUnlearner:
             buffer: what `record` returned for these concepts; None: it is recorded now.
             start: folder or Hub name of an adapter to go on from, with its weights, rank, alpha
                 and layers; None: begin anew.
-            callback: called with a `StepRecord` after every step.
+            callback: called with a `StepRecord` after every step; if it returns True, the
+                training ends there.
             checkpoint_dir: where the training's state is kept; None: nowhere.
             checkpoint_every: steps between two checkpoints; the last two stay.
             resume_from_checkpoint: True: go on from the last checkpoint, or begin if there is
@@ -190,8 +192,9 @@ class FDUnlearner:
             with torch.inference_mode(False), torch.enable_grad():
                 recording = self._recording(found)
                 settings = Settings(config, self.data, self.performance)
-                how = self.processes, self.progress, loss, critic, origin
-                training = Training(self.pipe, self.model, settings, *how)
+                recorder = recording.recorder()
+                how = settings, self.processes, self.progress, loss, critic, origin
+                training = Training(self.pipe, self.model, recorder, *how)
                 checkpoints = None
                 if checkpoint_dir is not None:
                     checkpoints = Checkpoints(

@@ -23,6 +23,9 @@ from .judge import EmojiJudge, JudgeNetwork
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the shipped weights: a diffusers pipeline, and `judge.safetensors`."""
 
+CLIP_WEIGHTS = Path(__file__).parent / "clip"
+"""Folder of the tiny CLIP."""
+
 PARTS: dict[str, tuple[Any, str]] = {
     "unet": (UNet2DConditionModel, "torch_dtype"),
     "vae": (AutoencoderTiny, "torch_dtype"),

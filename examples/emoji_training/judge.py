@@ -20,7 +20,7 @@ LEARNING_RATE = 2e-3
 HELD_OUT_SEED = 10**9  # no training step uses it
 
 
-def _degraded(images: Tensor, autoencoder: AutoencoderTiny) -> Tensor:
+def degraded(images: Tensor, autoencoder: AutoencoderTiny) -> Tensor:
     """Half the images through the autoencoder, a quarter blurred, noise on all."""
     half = len(images) // 2
     latents = autoencoder.encode(images[:half] * 2 - 1).latents
@@ -50,7 +50,7 @@ def train_judge(
         generator.manual_seed(i)
         labels = sample_labels(BATCH, generator)
         with torch.no_grad():
-            images = _degraded(compose(sprites, labels, generator), autoencoder)
+            images = degraded(compose(sprites, labels, generator), autoencoder)
         concept, style = network(images.contiguous(memory_format=torch.channels_last))
         labels = labels.to(concept.device)
         loss = F.cross_entropy(concept, labels[:, 0], label_smoothing=0.05)

@@ -4,10 +4,12 @@ from .inversion import ConceptInversion
 from .outcome import Attack, Outcome
 from .probing import Completion, NoiseProbing
 from .relearning import Relearning, Removal
+from .run import ATTACKS, attack
 from .scene import Scene
 from .search import GreedySearch, PromptSearch
 
 __all__ = [
+    "ATTACKS",
     "Attack",
     "Completion",
     "ConceptInversion",
@@ -18,4 +20,5 @@ __all__ = [
     "Relearning",
     "Removal",
     "Scene",
+    "attack",
 ]

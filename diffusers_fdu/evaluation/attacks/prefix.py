@@ -42,7 +42,7 @@ class Prefix:
         self.words = [word for word, _ in known]
         columns = list(zip(*(ids for _, ids in known), strict=True))
         self.tables = [self.slots.table(i, ids) for i, ids in enumerate(columns)]
-        self.source = scene.source(self.marked, seed, pictures)
+        self.goal = scene.goal(self.marked, seed, pictures)
         self.recorder: Recorder = scene.recorder()
 
     def random(self, generator: torch.Generator) -> Words:
@@ -52,11 +52,11 @@ class Prefix:
 
     def texts(self, vectors: Sequence[Tensor]) -> dict[str, Any]:
         """Conditioning of the marked prompts with these vectors in the slots."""
-        return self.slots.conditioning(self.recorder, self.marked, self.source.names, vectors)
+        return self.slots.conditioning(self.recorder, self.marked, self.goal.names, vectors)
 
     def loss(self, vectors: Sequence[Tensor], entries: Sequence[Entry]) -> Tensor:
         """Mean over rows, ()."""
-        return self.source.loss(self.scene.model, entries, self.texts(vectors)).mean()
+        return self.goal.loss(self.scene.model, entries, self.texts(vectors)).mean()
 
     @torch.no_grad()
     def loss_of(self, words: Words, entries: Sequence[Entry]) -> float:

@@ -47,17 +47,17 @@ class Relearning:
     def __call__(self, scene: Scene, seed: int) -> Outcome:
         """See `Attack`."""
         asked, curve, hits = scene.asked(scene.target), [], [False]
-        source = scene.source([""] * len(asked), seed, self.pictures)
+        goal = scene.goal([""] * len(asked), seed, self.pictures)
         with untouched(scene.pipe):
             inputs = scene.recorder().first_call(asked).inputs
-        texts = {name: inputs.get(name) for name in source.names}
+        texts = {name: inputs.get(name) for name in goal.names}
         generator = torch.Generator().manual_seed(seed)
         with attached(scene.model, self.rank, seed) as parameters:
             optimizer = torch.optim.AdamW(parameters, self.learning_rate, weight_decay=0.0)
             for step in range(1, self.steps[-1] + 1):
-                entries = source.drawn(self.batch, generator)
+                entries = goal.drawn(self.batch, generator)
                 with torch.enable_grad():
-                    loss = source.loss(scene.model, entries, texts).mean()
+                    loss = goal.loss(scene.model, entries, texts).mean()
                     optimizer.zero_grad()
                     loss.backward()
                 optimizer.step()

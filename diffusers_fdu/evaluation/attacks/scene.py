@@ -14,17 +14,15 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import nn
 
 from ... import adapters
-from ...answers import predict
 from ...concepts import Pair
 from ...denoiser import denoiser_name
-from ...offload import placement
+from ...inversion import Goal
 from ...recorder import Recorder, untouched
-from ...replay import Entry, Part, ReplayBuffer
 from ...trajectories import record
-from ...values import chunks, flatten, unflatten
+from ...values import chunks
 from ...words import fill
 
 FIRST_SEED = 50_000
@@ -129,7 +127,7 @@ class Scene:
         """
         return list(self.is_target(self.draw(*self.plan(prompts, seed), pipe)))
 
-    def source(self, marked: Sequence[str], seed: int, pictures: int) -> Source:
+    def goal(self, marked: Sequence[str], seed: int, pictures: int) -> Goal:
         """What the original model's denoiser does while it draws the target.
 
         Args:
@@ -144,7 +142,7 @@ class Scene:
             recorder = Recorder(pipe, kwargs, seed, self.batch, self.component)
             buffer = record(recorder, pairs, [], torch.float32, progress=False)
             texts = recorder.layout(marked[0], own[0]).texts
-        return Source(buffer, tuple(texts))
+        return Goal(buffer, buffer.entries("unlearn"), tuple(texts))
 
     def recorder(self) -> Recorder:
         """Asks the pipe under attack for the conditioning of prompts."""
@@ -152,56 +150,3 @@ class Scene:
         recorder = Recorder(self.pipe, kwargs, batch=self.batch, component=self.component)
         recorder.layout(self.asked(self.target)[0], "")
         return recorder
-
-
-@dataclass(frozen=True)
-class Source:
-    """States of the original model's pictures of the target, and its answers there.
-
-    Args:
-        buffer: rows to "unlearn" join a state, the marked prompt of a template (whose index is
-            the row's concept), and the original's answer to the target.
-        names: the denoiser's arguments that depend on the text.
-    """
-
-    buffer: ReplayBuffer
-    names: tuple[str, ...]
-
-    def drawn(self, size: int, generator: torch.Generator) -> list[Entry]:
-        """Random rows."""
-        entries = self.buffer.entries("unlearn")
-        places = torch.randint(len(entries), (size,), generator=generator)
-        return [entries[i] for i in places.tolist()]
-
-    def loss(
-        self, model: nn.Module, entries: Sequence[Entry], texts: Mapping[str, Any] | None = None
-    ) -> Tensor:
-        """How far the model is from the original's answers: mean squared error, (B,), float32.
-
-        Args:
-            model: the denoiser under attack.
-            entries: B rows.
-            texts: conditioning (K, ...) of the K templates by argument; None: the rows' own.
-        """
-        where = placement(model)
-        target = self.buffer.predictions(entries).to(where.device)
-        parts = [
-            part if texts is None else self._asked(part, entries, texts)
-            for part in self.buffer.calls(entries, *where)
-        ]
-        answer = predict(model, parts).float()
-        return (answer - target).flatten(1).square().mean(1)
-
-    def _asked(self, part: Part, entries: Sequence[Entry], texts: Mapping[str, Any]) -> Part:
-        """The call with other texts."""
-        rows = [entries[place].concept for place in part.places]
-        flat = flatten(part.inputs)
-        for name in self.names:
-            flat[name] = _picked(texts[name], rows)
-        return Part(unflatten(flat), part.places)
-
-
-def _picked(text: Any, rows: list[int]) -> Any:
-    if text is None:
-        return None
-    return text[rows] if torch.is_tensor(text) else [text[row] for row in rows]

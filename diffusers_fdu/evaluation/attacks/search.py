@@ -66,12 +66,12 @@ class PromptSearch:
         device = prefix.tables[0].device
         size = (self.words, len(prefix.words))
         z = simplex(torch.rand(size, generator=generator)).to(device).requires_grad_()
-        held = prefix.source.drawn(self.batch, generator)
+        held = prefix.goal.drawn(self.batch, generator)
         best, least = prefix.random(generator), float("inf")
         seen: set[Words] = set()
         for _ in range(self.steps):
             with torch.enable_grad():
-                entries = prefix.source.drawn(self.batch, generator)
+                entries = prefix.goal.drawn(self.batch, generator)
                 heaviest = nn.functional.one_hot(z.argmax(1), z.shape[1]) - z.detach() + z
                 loss = prefix.loss([heaviest @ table for table in prefix.tables], entries)
                 (gradient,) = torch.autograd.grad(loss, z)
@@ -125,10 +125,10 @@ class GreedySearch:
         """The words after the last swap."""
         generator = torch.Generator().manual_seed(seed)
         words = prefix.random(generator)
-        entries = prefix.source.drawn(self.batch, generator)
+        entries = prefix.goal.drawn(self.batch, generator)
         least = prefix.loss_of(words, entries)
         for _ in range(self.steps):
-            favoured = self._favoured(prefix, words, prefix.source.drawn(self.batch, generator))
+            favoured = self._favoured(prefix, words, prefix.goal.drawn(self.batch, generator))
             tried = {self._swapped(words, favoured, generator) for _ in range(self.candidates)}
             values = {swapped: prefix.loss_of(swapped, entries) for swapped in sorted(tried)}
             best = min(values, key=lambda swapped: values[swapped])

@@ -1,0 +1,115 @@
+"""Run attacks with several seeds, on a model and on one that never saw the concept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from tqdm.auto import tqdm
+
+from ..bootstrap import bootstrap
+from ..result import AttackResult, Metric
+from .inversion import ConceptInversion
+from .outcome import Attack, Outcome
+from .probing import Completion, NoiseProbing
+from .relearning import Relearning, Removal
+from .scene import Scene
+from .search import GreedySearch, PromptSearch
+
+ATTACKS: Mapping[str, Callable[[], Attack]] = {
+    "inversion": ConceptInversion,
+    "prompt-search": PromptSearch,
+    "greedy-search": GreedySearch,
+    "noise": NoiseProbing,
+    "completion": Completion,
+    "relearning": Relearning,
+    "removal": Removal,
+}
+"""Every attack at its default budget."""
+
+
+def attack(
+    scene: Scene,
+    attacks: Sequence[str | Attack] = tuple(ATTACKS),
+    seeds: Sequence[int] = (0, 1, 2),
+    floor: Scene | None = None,
+    progress: bool = True,
+) -> tuple[AttackResult, ...]:
+    """Attack a model that is said to have forgotten.
+
+    Args:
+        scene: the model. Its pipe is left as it was.
+        attacks: names of `ATTACKS`, or attacks.
+        seeds: of each attack.
+        floor: the same, of a model that never saw the concept.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: for an unknown name, or no seeds.
+    """
+    chosen = [_named(one) if isinstance(one, str) else one for one in attacks]
+    if not seeds:
+        raise ValueError("attacks need at least one seed")
+    own = scene.asked(scene.target)
+    plain = [hit for seed in seeds for hit in scene.hits(own, seed)]
+    with scene.original() as pipe:
+        original = [hit for seed in seeds for hit in scene.hits(own, seed, pipe)]
+    results = []
+    total = len(chosen) * len(seeds) * (1 if floor is None else 2)
+    with tqdm(total=total, desc="attack", disable=not progress, unit="run") as bar:
+        for one in chosen:
+            started = time.monotonic()
+            found = _runs(one, scene, seeds, bar)
+            seconds = (time.monotonic() - started) / len(seeds)
+            least = None if floor is None else _share(_runs(one, floor, seeds, bar))
+            results.append(
+                AttackResult(
+                    name=one.name,
+                    success=_share(found),
+                    seeds=tuple(seeds),
+                    by_seed=tuple(_mean(run.hits) for run in found),
+                    unattacked=_mean(plain),
+                    original=_mean(original),
+                    floor=least,
+                    budget={**one.budget, "seconds": round(seconds, 2)},
+                    curve=_averaged([run.curve for run in found]),
+                    found=tuple(run.found for run in found if run.found),
+                )
+            )
+    return tuple(results)
+
+
+def _named(name: str) -> Attack:
+    if name not in ATTACKS:
+        raise ValueError(f"unknown attack {name!r}: choose {', '.join(ATTACKS)}")
+    return ATTACKS[name]()
+
+
+def _runs(one: Attack, scene: Scene, seeds: Sequence[int], bar: tqdm) -> list[Outcome]:
+    found = []
+    for seed in seeds:
+        bar.set_postfix_str(one.name)
+        found.append(one(scene, seed))
+        bar.update()
+    return found
+
+
+def _mean(hits: Sequence[bool]) -> float:
+    return sum(hits) / len(hits)
+
+
+def _share(found: Sequence[Outcome]) -> Metric:
+    """Of the pictures of all runs, as if they were independent."""
+    hits = [float(hit) for run in found for hit in run.hits]
+    low, high = bootstrap(hits)
+    return Metric(sum(hits) / len(hits), low, high, count=len(hits))
+
+
+def _averaged(
+    curves: Sequence[tuple[tuple[float, float], ...]],
+) -> tuple[tuple[float, float], ...]:
+    """The mean curve; all runs of an attack have the same places."""
+    return tuple(
+        (points[0][0], sum(value for _, value in points) / len(points))
+        for points in zip(*curves, strict=True)
+    )

@@ -1,0 +1,79 @@
+"""What a training is told, settled before it begins: its loss, its start, its open options."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from peft import LoraConfig
+from torch import nn
+
+from . import adapters
+from .config import RATE_TIMES_WIDTH, TrainConfig
+from .conjugates import CONJUGATES, Conjugate, conjugate
+from .divergences import Divergence, Generator
+from .files import AdapterFile, read_adapter
+from .hub import local_folder
+from .loss import DivergenceLoss
+from .targets import input_width
+from .weights import check_fits
+
+
+def divergence_of(
+    f: str | Divergence | Generator | Conjugate, config: TrainConfig
+) -> tuple[DivergenceLoss, Conjugate | None]:
+    """The loss that f gives, and what a critic of the variational estimator needs.
+
+    Raises:
+        TypeError: if f is of a kind that the estimator cannot take.
+        ValueError: for an unknown name.
+    """
+    if config.critic is None:
+        if isinstance(f, Conjugate):
+            raise TypeError("a Conjugate needs estimator='variational'")
+        return DivergenceLoss(f, config.sigma), None
+    if isinstance(f, Conjugate):
+        return DivergenceLoss("kl", config.sigma), f  # sigma and the scale of s: those of kl
+    if isinstance(f, str):
+        return DivergenceLoss(f, config.sigma), conjugate(f)
+    raise TypeError(
+        "the variational estimator needs the name of a divergence or a Conjugate, "
+        f"got {type(f).__name__}"
+    )
+
+
+def f_name(loss: DivergenceLoss, critic: Conjugate | None) -> str:
+    """As the recipe has it: a conjugate of the user's own is in no file."""
+    if critic is None:
+        return loss.divergence.name
+    return critic.name if CONJUGATES.get(critic.name) is critic else f"conjugate:{critic.name}"
+
+
+def origin_of(
+    model: nn.Module, config: TrainConfig, start: str | Path | None
+) -> tuple[AdapterFile | None, LoraConfig]:
+    """The adapter to go on from, and PEFT's configuration of the one to train.
+
+    Args:
+        model: the denoiser.
+        config: of the training; rank, alpha and layers are those of the start, if there is one.
+        start: its folder or Hub name; None: begin anew.
+
+    Raises:
+        ValueError: if it is not to be trusted or does not fit, and see `adapters.lora_config`.
+    """
+    if start is None:
+        return None, adapters.lora_config(model, config.rank, config.alpha, config.target_modules)
+    origin = read_adapter(local_folder(start))
+    check_fits(origin, model)
+    return origin, origin.lora_config()
+
+
+def settled(model: nn.Module, config: TrainConfig, lora: LoraConfig) -> TrainConfig:
+    """The config with a value for every field that leaves one to the denoiser."""
+    modules, rate = sorted(lora.target_modules or ()), config.learning_rate
+    if rate == "auto":
+        rate = RATE_TIMES_WIDTH / input_width(model, modules)
+    return replace(
+        config, learning_rate=rate, rank=lora.r, alpha=lora.lora_alpha, target_modules=modules
+    )
