@@ -15,7 +15,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from safetensors.torch import load_file
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from .judge import EmojiJudge, JudgeNetwork
@@ -73,6 +73,20 @@ def load_emoji_pipeline(
     )
     pipe.register_to_config(_name_or_path="diffusers_fdu/emoji")
     return pipe
+
+
+def load_emoji_clip() -> tuple[CLIPModel, CLIPTokenizer, CLIPImageProcessor]:
+    """A tiny CLIP of the embedded model's pictures: model, tokenizer and image processor.
+
+    It was trained on the same art and captions as the embedded model, by
+    `examples/train_emoji_clip.py`, and on nothing that the model drew.
+    """
+    with _quiet():
+        model: Any = CLIPModel.from_pretrained(
+            CLIP_WEIGHTS, local_files_only=True, dtype=torch.float32
+        )
+    tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
+    return model.eval(), tokenizer, CLIPImageProcessor.from_pretrained(CLIP_WEIGHTS)
 
 
 def load_emoji_judge(folder: Path | str = WEIGHTS) -> EmojiJudge:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .gallery import Gallery
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -74,6 +76,9 @@ class Evaluation:
         versions: of the libraries.
         seconds: by stage.
         weights_sha256: of the adapter's file; None: it was on the pipe, in no file.
+        left_out: what the protocol has and was not measured, with the reason.
+        before: the pictures without the adapter; None: not kept.
+        after: the pictures with it.
     """
 
     protocol: str
@@ -89,3 +94,6 @@ class Evaluation:
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     weights_sha256: str | None = None
+    left_out: tuple[str, ...] = ()
+    before: Gallery | None = field(default=None, repr=False, compare=False)
+    after: Gallery | None = field(default=None, repr=False, compare=False)

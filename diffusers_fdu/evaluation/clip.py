@@ -1,0 +1,95 @@
+"""How well pictures fit words, by a CLIP.
+
+    CLIP score    = 2.5 max(cos(image, text), 0)            Hessel et al., arXiv 2104.08718
+    CLIP accuracy = share of pictures nearer to the target's words than to the anchor's
+
+The second is concept ablation's (Kumari et al., arXiv 2303.13516): small when the concept is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL.Image import Image
+from torch import Tensor
+
+WEIGHT = 2.5
+BATCH = 64
+
+
+class ClipScorer:
+    """Compares pictures and words with a CLIP of transformers.
+
+    Args:
+        model: a `CLIPModel`.
+        tokenizer: its tokenizer.
+        image_processor: its image processor.
+        name: for reports.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, image_processor: Any, name: str = "CLIP"
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer, self.image_processor, self.name = tokenizer, image_processor, name
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, device: str = "cpu") -> ClipScorer:
+        """From a folder or a name on the Hub.
+
+        Raises:
+            OSError: if it is not there.
+        """
+        from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+        model: Any = CLIPModel.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        processor = CLIPImageProcessor.from_pretrained(source)
+        return cls(model.to(device), tokenizer, processor, str(source))
+
+    @torch.no_grad()
+    def image_features(self, images: Sequence[Image]) -> Tensor:
+        """Unit vectors of pictures, (N, D), float32 on the CPU."""
+        found = []
+        for start in range(0, len(images), BATCH):
+            part = [image.convert("RGB") for image in images[start : start + BATCH]]
+            pixels = self.image_processor(part, return_tensors="pt")["pixel_values"]
+            where = self.model.device, self.model.dtype
+            found.append(_vectors(self.model.get_image_features(pixels.to(*where))))
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors of texts, (N, D), float32 on the CPU."""
+        asked = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(
+            self.model.device
+        )
+        ids, mask = asked["input_ids"], asked["attention_mask"]
+        return _vectors(self.model.get_text_features(input_ids=ids, attention_mask=mask))
+
+    def scores(self, images: Sequence[Image], texts: Sequence[str]) -> Tensor:
+        """CLIP score of each picture and its own text, (N,).
+
+        Raises:
+            ValueError: if their numbers differ.
+        """
+        if len(images) != len(texts):
+            raise ValueError(f"{len(images)} pictures and {len(texts)} texts: pass one for each")
+        unique = list(dict.fromkeys(texts))
+        words = self.text_features(unique)[[unique.index(text) for text in texts]]
+        return WEIGHT * (self.image_features(images) * words).sum(1).clamp(min=0)
+
+    def nearest(self, images: Sequence[Image], texts: Sequence[str]) -> list[int]:
+        """Which of the texts fits each picture best."""
+        similarity = self.image_features(images) @ self.text_features(texts).T
+        return similarity.argmax(1).tolist()
+
+
+def _vectors(found: Any) -> Tensor:
+    # Versions of transformers differ in what they return.
+    features = found if torch.is_tensor(found) else found.pooler_output
+    return F.normalize(features.float().cpu(), dim=-1)
