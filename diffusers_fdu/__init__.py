@@ -1,11 +1,13 @@
 """Concept unlearning for diffusers pipelines under any f-divergence, as a standard LoRA."""
 
+from .adversary import Robust
 from .compare import compare
 from .comparison import Comparison, load_comparison
 from .concepts import Concept, NegativeGuidance
 from .config import DataConfig, TrainConfig
 from .conjugates import CONJUGATES, Conjugate
 from .divergences import DIVERGENCES, Divergence, divergence
+from .evaluate import evaluate
 from .export import export
 from .fuse import fuse
 from .hub import FoundAdapter, HubError, find_adapters, pull, push, render_card
@@ -18,6 +20,7 @@ from .stacking import stack, strengths, unstack
 from .train import StepRecord
 from .unlearner import FDUnlearner
 from .variational import Variational
+from .watching import Watch
 from .weights import load_unlearned
 
 __version__ = "0.1.0.dev0"
@@ -38,14 +41,17 @@ __all__ = [
     "Merged",
     "NegativeGuidance",
     "Performance",
+    "Robust",
     "StepRecord",
     "TrainConfig",
     "Variational",
+    "Watch",
     "compare",
     "conflicts",
     "describe",
     "divergence",
     "find_adapters",
+    "evaluate",
     "export",
     "fuse",
     "load_comparison",

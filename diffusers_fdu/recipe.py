@@ -31,8 +31,6 @@ def describe(
         pipeline_kwargs: of the recorded runs.
         **facts: what else is known of the training.
     """
-    from . import __version__
-
     *options, machine = settings
     config = {name: value for part in options for name, value in asdict(part).items()}
     return as_json(
@@ -43,14 +41,21 @@ def describe(
             "pipeline_kwargs": pipeline_kwargs,
             "base_model": str(getattr(pipe, "name_or_path", None) or "") or None,
             "pipeline": type(pipe).__name__,
-            "versions": {
-                "diffusers_fdu": __version__,
-                "torch": torch.__version__,
-                "diffusers": diffusers.__version__,
-                "peft": peft.__version__,
-            },
+            "versions": versions(),
         }
     )
+
+
+def versions() -> dict[str, str]:
+    """Of this library and of those that the result depends on most."""
+    from . import __version__
+
+    return {
+        "diffusers_fdu": __version__,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "peft": peft.__version__,
+    }
 
 
 def write(recipe: dict[str, Any], folder: Path) -> None:

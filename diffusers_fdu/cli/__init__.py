@@ -7,7 +7,7 @@ import sys
 import typer
 from transformers.utils import logging as transformers_logging
 
-from . import hub, sharing, training
+from . import evaluating, hub, sharing, training
 
 app = typer.Typer(
     help="Make a text-to-image model forget a concept, as a standard LoRA.",
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command(epilog=training.DEMO_EXAMPLES)(training.demo)
 app.command(epilog=training.UNLEARN_EXAMPLES)(training.unlearn)
 app.command(epilog=training.COMPARE_EXAMPLES)(training.compare)
+app.command(epilog=evaluating.EVALUATE_EXAMPLES)(evaluating.evaluate)
 app.command(epilog=sharing.STACK_EXAMPLES)(sharing.stack)
 app.command(epilog=sharing.MERGE_EXAMPLES)(sharing.merge)
 app.command(epilog=sharing.INFO_EXAMPLES)(sharing.info)

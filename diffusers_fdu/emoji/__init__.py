@@ -6,13 +6,24 @@ unlearn a concept or a style and measure what happened to everything else, witho
 
 from .canvas import Scores, Verdict, accuracy, cells, draw, judge_cells, scores, tradeoff
 from .judge import EmojiJudge
-from .loading import CLIP_WEIGHTS, WEIGHTS, load_emoji_clip, load_emoji_judge, load_emoji_pipeline
+from .loading import (
+    CLIP_WEIGHTS,
+    ORACLE,
+    ORACLE_WEIGHTS,
+    WEIGHTS,
+    load_emoji_clip,
+    load_emoji_judge,
+    load_emoji_oracle,
+    load_emoji_pipeline,
+)
 from .vocabulary import BACKGROUNDS, CONCEPTS, STYLES, SYNONYMS, caption
 
 __all__ = [
     "BACKGROUNDS",
     "CLIP_WEIGHTS",
     "CONCEPTS",
+    "ORACLE",
+    "ORACLE_WEIGHTS",
     "STYLES",
     "SYNONYMS",
     "WEIGHTS",
@@ -26,6 +37,7 @@ __all__ = [
     "judge_cells",
     "load_emoji_clip",
     "load_emoji_judge",
+    "load_emoji_oracle",
     "load_emoji_pipeline",
     "scores",
     "tradeoff",

@@ -15,7 +15,8 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from safetensors.torch import load_file
-from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
+from torch import Tensor
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from .judge import EmojiJudge, JudgeNetwork
@@ -25,6 +26,11 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 CLIP_WEIGHTS = Path(__file__).parent / "clip"
 """Folder of the tiny CLIP."""
+
+ORACLE = "dog"
+"""What the oracle never saw."""
+ORACLE_WEIGHTS = Path(__file__).parent / "oracle" / "model.safetensors"
+"""Its denoiser and text encoder, in 8 bits."""
 
 PARTS: dict[str, tuple[Any, str]] = {
     "unet": (UNet2DConditionModel, "torch_dtype"),
@@ -75,12 +81,49 @@ def load_emoji_pipeline(
     return pipe
 
 
-def load_emoji_clip() -> tuple[CLIPModel, CLIPTokenizer, CLIPImageProcessor]:
+def load_emoji_oracle(file: Path | str = ORACLE_WEIGHTS) -> StableDiffusionPipeline:
+    """The embedded pipeline as if it had never seen a dog: the floor of every attack.
+
+    It was trained from nothing on the same art without dogs, by `examples/train_emoji.py --without
+    dog`, for fewer steps than the embedded model. Autoencoder and tokenizer are the same.
+
+    Args:
+        file: of another oracle.
+    """
+    pipe: Any = load_emoji_pipeline()
+    tensors = load_file(file)
+    for part in ("unet", "text_encoder"):
+        module = getattr(pipe, part)
+        state = {name: from_8_bits(tensors, f"{part}.{name}") for name in module.state_dict()}
+        module.load_state_dict(state)
+    pipe.register_to_config(_name_or_path="diffusers_fdu/emoji-oracle")
+    return pipe
+
+
+def from_8_bits(tensors: dict[str, Tensor], name: str) -> Tensor:
+    """A tensor that `to_8_bits` kept, float32."""
+    scale = tensors.get(f"{name}.scale")
+    value = tensors[name].float()
+    return value if scale is None else value * scale.float().reshape(-1, *[1] * (value.dim() - 1))
+
+
+def to_8_bits(name: str, value: Tensor) -> dict[str, Tensor]:
+    """A weight as integers with a scale for each output channel; others in half precision."""
+    if value.dim() < 2 or not value.is_floating_point():
+        return {name: value.half() if value.is_floating_point() else value}
+    scale = value.float().flatten(1).abs().amax(1).clamp(min=1e-8) / 127
+    whole = value.float() / scale.reshape(-1, *[1] * (value.dim() - 1))
+    return {name: whole.round().to(torch.int8).contiguous(), f"{name}.scale": scale}
+
+
+def load_emoji_clip() -> tuple[CLIPModel, CLIPTokenizer, Any]:
     """A tiny CLIP of the embedded model's pictures: model, tokenizer and image processor.
 
     It was trained on the same art and captions as the embedded model, by
     `examples/train_emoji_clip.py`, and on nothing that the model drew.
     """
+    from transformers import CLIPImageProcessor  # warns, where there is no torchvision
+
     with _quiet():
         model: Any = CLIPModel.from_pretrained(
             CLIP_WEIGHTS, local_files_only=True, dtype=torch.float32

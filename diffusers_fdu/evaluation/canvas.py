@@ -49,9 +49,13 @@ class Canvas:
                     raise ValueError(f"prompt {prompt!r} has no {{}} for the name")
 
     def prompt(self, cell: Cell) -> str:
-        """The template with these names, and the articles that go with them."""
+        """The template with these names, and the articles that go with them.
+
+        Args:
+            cell: a name of each domain; "{}" leaves a place to fill.
+        """
         text = self.template
-        for domain, name in cell.items():
+        for domain, name in sorted(cell.items(), key=lambda item: item[1] == "{}"):
             text = fill(text.replace(f"{{{domain}}}", "{}"), name)
         return text
 
@@ -117,7 +121,7 @@ UNLEARNCANVAS = Canvas(
     "A {object} image in {style} style.",
     {"object": ("A {} image.", "a photo of {}"), "style": ("An image in {} style.",)},
 )
-"""Objects and styles that the models of UnlearnCanvas (arXiv 2402.11846) were trained on; the style
+"""Objects and styles of the models of UnlearnCanvas (arXiv 2402.11846); the style
 "Seed Images" is photos."""
 
 CIFAR10 = Canvas(

@@ -9,8 +9,9 @@ of one size. KID has no such bias, and may be below 0 by chance.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,17 +20,10 @@ from torch import Tensor, nn
 
 INSTALL = 'pip install "diffusers-fdu[evaluation]"'
 BATCH = 64
-SUBSETS = 50
+RESAMPLES = 100
 
 Extractor = Callable[[Tensor], Tensor]
 """From pictures (B, 3, H, W), uint8, to features (B, D)."""
-
-
-class Kernel(NamedTuple):
-    """A mean and its spread over subsets."""
-
-    mean: float
-    std: float
 
 
 @torch.no_grad()
@@ -85,38 +79,55 @@ def fid(a: Tensor, b: Tensor) -> float:
     return max(float(metric.compute()), 0.0)
 
 
-def kid(a: Tensor, b: Tensor, subset: int | None = None, seed: int = 0) -> Kernel:
-    """KID between two sets of features, (N, D) and (M, D).
-
-    Args:
-        a: features of one set.
-        b: features of the other.
-        subset: pictures of a random subset, of which there are `SUBSETS`; None: half of the
-            smaller set, at most 1000.
-        seed: of the subsets.
+def kid(a: Tensor, b: Tensor) -> float:
+    """KID between two sets of features, (N, D) and (M, D), of all pictures at once.
 
     Raises:
-        ValueError: see `fid`; if a subset is larger than a set.
+        ValueError: see `fid`.
         ImportError: if torchmetrics is not installed.
     """
     _check(a, b)
-    least = min(len(a), len(b))
-    size = subset or min(1000, max(2, least // 2))
-    if not 2 <= size <= least:
-        raise ValueError(f"subset must be between 2 and {least} pictures, got {size}")
     try:
         from torchmetrics.image.kid import KernelInceptionDistance
     except ImportError as error:
         raise ImportError(f"KID needs torchmetrics: {INSTALL}") from error
-    metric: Any = KernelInceptionDistance(
-        feature=_Given(a.shape[1]), subsets=SUBSETS, subset_size=size
-    )
+    least = min(len(a), len(b))
+    with warnings.catch_warnings():  # that it keeps all features, which are here already
+        warnings.simplefilter("ignore")
+        metric: Any = KernelInceptionDistance(_Given(a.shape[1]), subsets=1, subset_size=least)
     metric.update(a.double(), real=True)
     metric.update(b.double(), real=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
-        mean, std = metric.compute()
-    return Kernel(float(mean), float(std))
+    with torch.random.fork_rng(devices=[]):  # it draws the subset, which is all of them
+        torch.random.default_generator.manual_seed(0)
+        return float(metric.compute()[0])
+
+
+def interval(
+    distance: Callable[[Tensor, Tensor], float],
+    a: Tensor,
+    b: Tensor,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95 % bootstrap interval of a distance; pairs of equal place are drawn together.
+
+    Pictures that are drawn twice move a distance as a whole, so that the interval is that of the
+    resamples around their own mean.
+
+    Args:
+        distance: `fid` or `kid`.
+        a: features of one set, (N, D).
+        b: features of the other, (N, D).
+        resamples: how often they are drawn.
+        seed: of the draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    value, found = distance(a, b), []
+    for _ in range(resamples):
+        places = torch.randint(len(a), (len(a),), generator=generator)
+        found.append(distance(a[places], b[places]))
+    low, high = np.percentile(found, (2.5, 97.5)) - np.mean(found)
+    return float(value + low), float(value + high)
 
 
 class _Given(nn.Module):

@@ -4,7 +4,7 @@ from .inversion import ConceptInversion
 from .outcome import Attack, Outcome
 from .probing import Completion, NoiseProbing
 from .relearning import Relearning, Removal
-from .run import ATTACKS, attack
+from .run import ATTACKS, attack, check_names
 from .scene import Scene
 from .search import GreedySearch, PromptSearch
 
@@ -21,4 +21,5 @@ __all__ = [
     "Removal",
     "Scene",
     "attack",
+    "check_names",
 ]

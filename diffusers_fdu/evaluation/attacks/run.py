@@ -1,4 +1,4 @@
-"""Run attacks with several seeds, on a model and on one that never saw the concept."""
+"""Run attacks with several seeds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ def attack(
     scene: Scene,
     attacks: Sequence[str | Attack] = tuple(ATTACKS),
     seeds: Sequence[int] = (0, 1, 2),
-    floor: Scene | None = None,
     progress: bool = True,
 ) -> tuple[AttackResult, ...]:
     """Attack a model that is said to have forgotten.
@@ -41,13 +40,13 @@ def attack(
         scene: the model. Its pipe is left as it was.
         attacks: names of `ATTACKS`, or attacks.
         seeds: of each attack.
-        floor: the same, of a model that never saw the concept.
         progress: show a progress bar.
 
     Raises:
         ValueError: for an unknown name, or no seeds.
     """
-    chosen = [_named(one) if isinstance(one, str) else one for one in attacks]
+    check_names([one for one in attacks if isinstance(one, str)])
+    chosen = [ATTACKS[one]() if isinstance(one, str) else one for one in attacks]
     if not seeds:
         raise ValueError("attacks need at least one seed")
     own = scene.asked(scene.target)
@@ -55,13 +54,12 @@ def attack(
     with scene.original() as pipe:
         original = [hit for seed in seeds for hit in scene.hits(own, seed, pipe)]
     results = []
-    total = len(chosen) * len(seeds) * (1 if floor is None else 2)
+    total = len(chosen) * len(seeds)
     with tqdm(total=total, desc="attack", disable=not progress, unit="run") as bar:
         for one in chosen:
             started = time.monotonic()
             found = _runs(one, scene, seeds, bar)
             seconds = (time.monotonic() - started) / len(seeds)
-            least = None if floor is None else _share(_runs(one, floor, seeds, bar))
             results.append(
                 AttackResult(
                     name=one.name,
@@ -70,7 +68,6 @@ def attack(
                     by_seed=tuple(_mean(run.hits) for run in found),
                     unattacked=_mean(plain),
                     original=_mean(original),
-                    floor=least,
                     budget={**one.budget, "seconds": round(seconds, 2)},
                     curve=_averaged([run.curve for run in found]),
                     found=tuple(run.found for run in found if run.found),
@@ -79,10 +76,16 @@ def attack(
     return tuple(results)
 
 
-def _named(name: str) -> Attack:
-    if name not in ATTACKS:
-        raise ValueError(f"unknown attack {name!r}: choose {', '.join(ATTACKS)}")
-    return ATTACKS[name]()
+def check_names(names: Sequence[str]) -> list[str]:
+    """Names of `ATTACKS`; "all" stands for every one.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    for name in names:
+        if name not in ATTACKS and name != "all":
+            raise ValueError(f"unknown attack {name!r}: choose {', '.join(ATTACKS)}, or all")
+    return list(ATTACKS) if "all" in names else list(names)
 
 
 def _runs(one: Attack, scene: Scene, seeds: Sequence[int], bar: tqdm) -> list[Outcome]:

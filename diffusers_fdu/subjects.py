@@ -1,0 +1,96 @@
+"""What an evaluation is about: an adapter that is on a pipe, or one from a folder or the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import adapters
+from .concepts import Concept, from_json
+from .files import read_adapter
+from .hub import local_folder
+from .hub.contents import weights_path
+from .measured import sha256
+from .unlearner import FDUnlearner
+from .weights import load_adapter
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An adapter on a pipe.
+
+    Args:
+        pipe: the pipeline.
+        component: the denoiser that it is on.
+        adapter_name: its name there.
+        recipe: what trained it.
+        digest: SHA-256 of its weights' file; None: it is in none.
+    """
+
+    pipe: Any
+    component: str
+    adapter_name: str
+    recipe: Mapping[str, Any]
+    digest: str | None = None
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The denoiser."""
+        return getattr(self.pipe, self.component)
+
+    @property
+    def concepts(self) -> list[Concept]:
+        """What it unlearned; of a merged adapter, what its parts did.
+
+        Raises:
+            ValueError: if the recipe does not say.
+        """
+        parts = [self.recipe, *self.recipe.get("merged", ())]
+        found = [from_json(one) for part in parts for one in part.get("concepts", ())]
+        if not found:
+            raise ValueError("the recipe does not say what the adapter unlearned: pass concepts")
+        return found
+
+    @contextmanager
+    def without(self) -> Iterator[None]:
+        """The pipe as it was before the adapter."""
+        with adapters.scaled(self.model, self.adapter_name, 0.0):
+            yield
+
+
+@contextmanager
+def subject(pipe: Any, source: FDUnlearner | str | Path) -> Iterator[Subject]:
+    """The adapter on the pipe, while the context lasts; one from a folder is taken off then.
+
+    Args:
+        pipe: the pipeline; what is active on it counts as part of the model.
+        source: an unlearner that trained on this pipe, or where an adapter was saved to, or its
+            name on the Hub.
+
+    Raises:
+        ValueError: if the unlearner has trained nothing, or on another pipe, or the adapter
+            cannot be loaded.
+        HubError: if the Hub does not give it.
+    """
+    if isinstance(source, FDUnlearner):
+        name = source.adapter_name
+        if source.pipe is not pipe:
+            raise ValueError("the unlearner is of another pipe: pass unlearner.pipe")
+        if name is None or name not in getattr(source.model, "peft_config", {}):
+            raise ValueError("the unlearner's adapter is not on the pipe: call unlearn first")
+        yield Subject(pipe, source.component, name, source.recipe)
+        return
+    found = read_adapter(local_folder(source))
+    model = getattr(pipe, found.component)
+    before = adapters.snapshot(model)
+    _, name = load_adapter(pipe, source, None, found.component)
+    try:
+        digest = sha256(weights_path(found))
+        yield Subject(pipe, found.component, name, found.recipe, digest)
+    finally:
+        adapters.remove(model, name, before)
