@@ -96,6 +96,19 @@ def harmonic(*rows: np.ndarray) -> np.ndarray:
         return len(rows) / (1 / stacked).sum(0)
 
 
+ORDER = (
+    "ua",
+    "ira",
+    "cra",
+    "harmonic_mean",
+    "efficacy",
+    "specificity",
+    "generality",
+    "mace",
+    "paraphrases",
+)
+
+
 def accuracies(after: Judged, before: Judged | None = None) -> dict[str, Metric]:
     """UA, IRA, CRA, MACE's figures and the harmonic means, each with its interval.
 
@@ -123,7 +136,7 @@ def accuracies(after: Judged, before: Judged | None = None) -> dict[str, Metric]
         there = [part for part in parts if part in shares]
         if "ira" in there:
             found[name] = _joint(there, shares, first)
-    return found
+    return {name: found[name] for name in ORDER if name in found}
 
 
 def _share(values: Sequence[float], before: Sequence[float] | None) -> Metric:

@@ -2,9 +2,9 @@
 
     python -m examples.studies.robust --output runs/robust.jsonl
 
-Two concepts and a style, three seeds, with the default f, with and without robust=True. Each adapter
-is attacked with concept inversion and greedy prompt search, one seed of the attack for each seed of
-the training, 16 pictures each. An interrupted study goes on.
+Two concepts and a style, three seeds, with the default f, with and without robust=True. Each
+adapter is attacked with concept inversion and greedy prompt search, one seed of the attack for
+each seed of the training, 16 pictures each. An interrupted study goes on.
 """
 
 from __future__ import annotations

@@ -8,13 +8,19 @@ from html import escape
 from ..result import AttackResult, Metric
 from .words import named, written
 
-ROW, LEFT, WIDTH, RIGHT = 34, 128, 340, 62
+ROW, LEFT, WIDTH, RIGHT = 32, 108, 250, 68
+TWICE = ("specificity", "efficacy")
+"""What another bar shows already."""
 PLOT, MARGIN = (300, 150), 34
 
 
 def bars(metrics: Mapping[str, Metric]) -> str:
     """Shares as horizontal bars: the value, its interval as a whisker, before as a thin mark."""
-    shares = {name: metric for name, metric in metrics.items() if named(name).is_share}
+    shares = {
+        name: metric
+        for name, metric in metrics.items()
+        if named(name).is_share and name not in TWICE
+    }
     height = ROW * len(shares) + 24
     total = LEFT + WIDTH + RIGHT
     parts = [

@@ -53,15 +53,16 @@ def _metric_rows(evaluation: Evaluation) -> Iterator[str]:
     for name, metric in evaluation.metrics.items():
         known = named(name)
         better = f" ({known.better} is better)" if known.better else ""
-        cells = (
-            written(name, metric.before),
-            written(name, metric.value),
-            interval(name, metric),
-            str(metric.count or ""),
-        )
+        cells = {
+            "before": written(name, metric.before),
+            "after": written(name, metric.value),
+            "95 %": interval(name, metric),
+            "pictures": str(metric.count or ""),
+        }
+        tds = "".join(f'<td data-label="{k}">{escape(v)}</td>' for k, v in cells.items())
         yield (
             f'<tr><th scope="row">{escape(known.title)}<small>{escape(known.meaning + better)}'
-            f"</small></th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+            f"</small></th>{tds}</tr>"
         )
 
 

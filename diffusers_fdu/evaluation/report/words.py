@@ -60,7 +60,7 @@ def written(name: str, value: float | None) -> str:
     """A figure as text; "" if there is none."""
     if value is None:
         return ""
-    return f"{value:.1%}" if named(name).is_share else f"{value:.4g}"
+    return f"{value:.1%}" if named(name).is_share else f"{value:.3g}"
 
 
 def interval(name: str, metric: Metric) -> str:
@@ -75,11 +75,15 @@ def headline(evaluation: Evaluation) -> str:
     targets = " and ".join(f'"{target}"' for target in evaluation.targets)
     metrics, parts = evaluation.metrics, []
     if (ua := metrics.get("ua")) is not None:
-        parts.append(f"{targets} is gone from {_bounded('ua', ua)} of its pictures")
+        verb, whose = ("is", "its") if len(evaluation.targets) == 1 else ("are", "their")
+        parts.append(f"{targets} {verb} gone from {_bounded(ua)} of {whose} pictures")
     if (ira := metrics.get("ira")) is not None:
-        parts.append(f"{_bounded('ira', ira)} of the others are still right")
+        parts.append(f"{_bounded(ira)} of the others are still right")
     return "; ".join(parts) + "." if parts else f"{targets}: nothing was judged."
 
 
-def _bounded(name: str, metric: Metric) -> str:
-    return " ".join(filter(None, (written(name, metric.value), interval(name, metric))))
+def _bounded(metric: Metric) -> str:
+    bounds = ""
+    if metric.low is not None and metric.high is not None:
+        bounds = f" [{metric.low:.0%}, {metric.high:.0%}]"
+    return f"{metric.value:.0%}{bounds}"
