@@ -11,7 +11,7 @@ from .words import named, written
 ROW, LEFT, WIDTH, RIGHT = 32, 108, 250, 68
 TWICE = ("specificity", "efficacy")
 """What another bar shows already."""
-PLOT, MARGIN = (300, 150), 34
+PLOT, MARGIN = (300, 150), 44
 
 
 def bars(metrics: Mapping[str, Metric]) -> str:
