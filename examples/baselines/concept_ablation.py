@@ -4,8 +4,8 @@
                     + weight E || eps_theta(x_t, c_anchor, t) - eps ||^2
 
 x_t: pictures of the anchor that the frozen model drew, noised. Keys and values of cross-attention
-are trained themselves. The equations are linear in the prediction, so that velocities take the place
-of noise in a model that predicts these.
+are trained themselves. The equations are linear in the prediction, so that velocities take the
+place of noise in a model that predicts these.
 """
 
 from __future__ import annotations

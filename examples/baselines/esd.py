@@ -1,6 +1,7 @@
 """Erased Stable Diffusion, ESD-x (Gandikota et al., arXiv 2303.07345), equation 7.
 
-    min over theta  E || eps_theta(x_t, c, t) - [eps(x_t, t) - eta (eps(x_t, c, t) - eps(x_t, t))] ||^2
+    min over theta  E || eps_theta(x_t, c, t) - goal ||^2
+    goal = eps(x_t, t) - eta (eps(x_t, c, t) - eps(x_t, t))
 
 x_t: pictures of the target that the student itself draws, guided, up to a random step. Keys and
 values of cross-attention are trained themselves. The equation is linear in the prediction, so that

@@ -1,10 +1,11 @@
-"""f-DMU as it was released (arXiv 2509.21167): full key and value weights, closed-form divergences.
+"""f-DMU as it was released (arXiv 2509.21167): full key and value weights, closed forms.
 
-    min over theta  E phi_f(|| eps_theta(x_t, c_target, t) - sg eps(x_t, c_anchor, t) ||^2 / sigma^2)
+    min over theta  E phi_f(s)
+    s = || eps_theta(x_t, c_target, t) - sg eps(x_t, c_anchor, t) ||^2 / sigma^2
 
-x_t: pictures of the anchor that the frozen model drew, noised; phi_f the profile of the divergence,
-which for kl is the mean squared error of concept ablation. No closed-form start, no adapter, and the
-teacher is asked in every step.
+x_t: pictures of the anchor that the frozen model drew, noised; phi_f the profile of the
+divergence, which for kl is the mean squared error of concept ablation. No closed-form start, no
+adapter, and the teacher is asked in every step.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
         (sum_i c_i c_i^T + p sum_j c_j c_j^T + l)^-1
 
 for the keys and values of every cross-attention. c_i: token embeddings of the target's prompts,
-c*_i those of the anchor's, from the first place on where the two differ; c_j: those of prompts that
-should stay.
+c*_i those of the anchor's, from the first place on where the two differ; c_j: those of prompts
+that should stay.
 """
 
 from __future__ import annotations
