@@ -27,7 +27,7 @@ KEPT = 2  # checkpoints of a training: the last, and one should the last be dama
 NAME = "step-{:06d}.state"
 RECORDED = "recorded.state"
 UNFINISHED = ".unfinished-"  # begins the names of files that are being written
-ABOUT = "about"
+ABOUT, STATE = "about", "state"
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
@@ -207,7 +207,7 @@ class Checkpoints:
 
     def _write(self, path: Path, state: dict[str, Any]) -> bool:
         try:
-            write(path, {ABOUT: self.about, **state})
+            write(path, {ABOUT: self.about, STATE: state})
         except OSError as error:
             reason = error.strerror or error
             warnings.warn(
@@ -220,16 +220,16 @@ class Checkpoints:
 
     def _checked(self, path: Path) -> dict[str, Any]:
         try:
-            state = read(path)
+            content = read(path)
         except ValueError as error:
             whole = [str(other) for other in step_files(path.parent) if _is_whole(other)]
             advice = f"go on from {whole[-1]!r}" if whole else "no other is whole: start anew"
             raise ValueError(f"{error}; {advice}") from error
-        about = state.pop(ABOUT)
+        about = content[ABOUT]
         for name, value in self.about.items():
             if about.get(name) != value:
                 raise ValueError(
                     f"{str(path)!r} is of a training with {name}={about.get(name)!r}, this one "
                     f"has {value!r}: use another folder for checkpoints, or do not resume"
                 )
-        return state
+        return content[STATE]

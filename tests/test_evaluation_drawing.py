@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from conftest import latents
+from launched import run
 
 from diffusers_fdu.boards import EMOJI
 from diffusers_fdu.evaluation import Canvas, Request, draw, load_gallery, protocol
@@ -262,3 +263,13 @@ def test_videos_are_refused() -> None:
 
     with pytest.raises(ValueError, match="Video draws videos"):
         check_pipeline(Video())
+
+
+def test_two_processes_draw_what_one_draws(tmp_path) -> None:
+    for together in (False, True):
+        run("drawn.py", str(tmp_path / str(together)), together=together)
+    one, two = (load_gallery(tmp_path / str(together)) for together in (False, True))
+    assert bytes_of(one) == bytes_of(two)
+    assert [r.seed for r in two.requests] == list(range(6))
+    names = {path.name for path in (tmp_path / "True").iterdir()}
+    assert names == {MANIFEST, *(f"{i:05}.png" for i in range(6))}

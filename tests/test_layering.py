@@ -300,6 +300,7 @@ ALLOWED = {
         "order",
         "page",
         "plots",
+        "processes",
         "recipe",
         "stacking",
         "told",

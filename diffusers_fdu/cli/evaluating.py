@@ -66,6 +66,7 @@ def evaluate(
     from ..files import read_adapter
     from ..hub import local_folder
     from ..measured import write_evaluation
+    from ..processes import Processes
     from ..recipe import writable_folder
 
     chosen(protocol)
@@ -89,6 +90,8 @@ def evaluate(
         folder=folder / "pictures",
         data_parallel=data_parallel,
     )
+    if not Processes(data_parallel).is_main:
+        return
     write_report(result, folder)
     if Path(adapter).is_dir():
         write_evaluation(to_json(result), Path(adapter))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -182,7 +183,7 @@ class _Store:
     def __init__(self, folder: Path, about: dict[str, Any] | None) -> None:
         self.folder, self.about = folder, about
         self.rows: dict[int, dict[str, Any]] = {}
-        self._part = folder / f"{Processes().rank}-{id(self)}.part.json"
+        self._part = folder / f"{os.getpid()}.part.json"
         for path in sorted(folder.glob("*.json")):
             content = _read(path)
             if about is not None and content["about"] != about:

@@ -1,0 +1,16 @@
+"""Draw pictures into a folder, alone or by several processes together."""
+
+from __future__ import annotations
+
+import sys
+
+from conftest import build_tiny_pipe
+
+from diffusers_fdu.evaluation import Request, draw
+from diffusers_fdu.processes import Processes
+
+if __name__ == "__main__":
+    requests = [Request(prompt, i, "target") for i, prompt in enumerate(["a dog", "a cat"] * 3)]
+    settings = {"num_inference_steps": 2}
+    found = draw(build_tiny_pipe(), requests, settings, sys.argv[1], 1, Processes(True))
+    assert len(found.images) == len(requests)
