@@ -12,12 +12,12 @@ from .words import headline, interval, named, written
 
 def to_markdown(evaluation: Evaluation) -> str:
     """The report as text."""
-    blocks = [f"# {_cell(', '.join(evaluation.targets))}", headline(evaluation)]
+    blocks = [f"# {_plain(', '.join(evaluation.targets))}", _plain(headline(evaluation))]
     blocks += [_metrics(evaluation)]
     if evaluation.attacks:
         blocks += ["## Attacks", _attacks(evaluation.attacks)]
-    blocks += ["## How", "\n".join(f"- {line}" for line in about(evaluation))]
-    told = [f"- {title}: {row}" for title, row in recipe_rows(evaluation)]
+    blocks += ["## How", "\n".join(f"- {_plain(line)}" for line in about(evaluation))]
+    told = [f"- {_plain(title)}: {_plain(row)}" for title, row in recipe_rows(evaluation)]
     if told:
         blocks += ["## The adapter", "\n".join(told)]
     return "\n\n".join(blocks) + "\n"
@@ -84,4 +84,9 @@ def _table(rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return shown(value).replace("|", "\\|").replace("<", "&lt;")
+    return _plain(shown(value)).replace("|", "\\|")
+
+
+def _plain(text: str) -> str:
+    """Text that a page made of the Markdown does not take for a tag."""
+    return text.replace("<", "&lt;")
