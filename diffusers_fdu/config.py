@@ -168,6 +168,11 @@ class Settings(NamedTuple):
     data: DataConfig
     performance: Performance
 
+    @property
+    def offloads(self) -> bool:
+        """Whether text encoders and autoencoder leave the accelerator; robust training asks them."""
+        return self.performance.offload and self.data.defence is None
+
 
 def settings(options: dict[str, Any]) -> Settings:
     """What keyword arguments say of the training, its data and the machine.

@@ -114,7 +114,7 @@ def estimate(pipe: Any, model: nn.Module, settings: Settings, kwargs: dict[str, 
         recorder = Recorder(pipe, kwargs)
         calls = [recorder.first_call(["a"] * number).inputs for number in (1, 2)]
     denoiser, adapter, activations = measured(model, [unflatten(c) for c in calls], settings)
-    device, offload = placement(model).device, settings.performance.offload
+    device, offload = placement(model).device, settings.offloads
     others, recording = _others(pipe, model, device, denoiser, offload)
     return Estimate(denoiser, adapter, activations, others, recording)
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from .adapters import snapshot, strengths
+from .adversary import Robust
 from .concepts import from_json
+from .train import StepRecord
 from .unlearner import FDUnlearner
 from .variational import Variational
 
@@ -40,6 +42,8 @@ def retrain(
     options = {**facts["config"], **facts["performance"]}
     if isinstance(options["estimator"], dict):
         options["estimator"] = Variational(**options["estimator"])
+    if isinstance(options.get("robust"), dict):
+        options["robust"] = Robust(**options["robust"])
     weightings = [options["timestep_sampling"], options["timestep_weights"]]
     lost = [value for value in weightings if value not in ("uniform", "min_snr")]
     if facts["f"].startswith(("generator:", "conjugate:")):
@@ -56,5 +60,11 @@ def retrain(
             f"it was trained on a pipe with the adapters {facts['active_adapters']}, and this one "
             f"has {active}: load and set those first"
         )
-    worker.unlearn(found, f=facts["f"], adapter_name=adapter_name or facts["adapter_name"])
+
+    def is_done(record: StepRecord) -> bool:
+        """A callback may have ended it, which is in no recipe."""
+        return record.step + 1 >= facts["steps_done"]
+
+    name = adapter_name or facts["adapter_name"]
+    worker.unlearn(found, f=facts["f"], adapter_name=name, callback=is_done)
     return worker

@@ -99,6 +99,7 @@ def _trained(recipe: Mapping[str, Any]) -> list[str]:
     how = [
         f"f {shown(recipe['f'])}" if "f" in recipe else "",
         f"estimator {_estimator(config['estimator'])}" if "estimator" in config else "",
+        "robust" if config.get("robust") else "",
         f"sigma {', '.join(sigmas)}" if sigmas else "",
     ]
     work = [

@@ -147,8 +147,7 @@ class Training:
         model, config, performance = self.model, self.settings.train, self.settings.performance
         device, streams = placement(model).device, is_streamed(model)
         shards = performance.shard and self.processes.count > 1
-        offload = performance.offload and self.settings.data.defence is None
-        with set_aside(self.pipe, model, offload):
+        with set_aside(self.pipe, model, self.settings.offloads):
             state = checkpoints.state if checkpoints is not None else None
             sampler, objective = self._prepare(buffer, state)
             for role in ("mined", "adversarial"):  # an earlier training's

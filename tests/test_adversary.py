@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusers_fdu import Concept, FDUnlearner, NegativeGuidance, Robust
+from diffusers_fdu import Concept, FDUnlearner, NegativeGuidance, Robust, retrain
 from diffusers_fdu.answers import ask
 from diffusers_fdu.inversion import Goal, Inversion
 from diffusers_fdu.recorder import Recorder
@@ -194,3 +194,18 @@ def test_what_was_recorded_is_not_recorded_again(pipe, tmp_path, monkeypatch) ->
 
     monkeypatch.setattr("diffusers_fdu.recording.record", refused)
     worker(pipe).unlearn("dog", "cat", resume_from_checkpoint=True, **where)
+
+
+def test_a_robust_adapter_is_trained_again_from_its_recipe(pipe) -> None:
+    from conftest import build_tiny_pipe
+
+    own = worker(pipe)
+    own.unlearn("dog", "cat", callback=lambda record: record.step == 2)
+    other = build_tiny_pipe()
+    again = retrain(other, own.recipe, progress=False)
+    assert len(again.history) == 3 and again.data.defence == ROBUST
+
+    def weights(model) -> list[torch.Tensor]:
+        return [p for n, p in model.unet.named_parameters() if "lora" in n]
+
+    assert all(map(torch.equal, weights(pipe), weights(other)))

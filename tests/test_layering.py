@@ -163,7 +163,7 @@ ALLOWED = {
     "choice": set(),
     "intervals": set(),
     "comparison": {"choice", "intervals", "recipe"},
-    "retrain": {"adapters", "concepts", "unlearner", "variational"},
+    "retrain": {"adapters", "adversary", "concepts", "train", "unlearner", "variational"},
     "compare": {
         "adapters",
         "answers",
