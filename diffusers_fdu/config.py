@@ -170,7 +170,7 @@ class Settings(NamedTuple):
 
     @property
     def offloads(self) -> bool:
-        """Whether text encoders and autoencoder leave the accelerator; robust training asks them."""
+        """Whether text encoders and autoencoder leave the accelerator, but for robust training."""
         return self.performance.offload and self.data.defence is None
 
 
