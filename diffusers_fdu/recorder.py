@@ -179,8 +179,9 @@ class Recorder:
         for name, value in arguments.items():  # pipelines want one for each prompt
             if name.startswith("negative_prompt") and isinstance(value, str):
                 arguments[name] = [value] * len(prompts)
-        # Beneath diffusers' own torch.no_grad().
-        draw = inspect.unwrap(type(self.pipe).__call__)
+        draw = type(self.pipe).__call__
+        if grad:  # beneath diffusers' own torch.no_grad()
+            draw = inspect.unwrap(draw)
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(grad))
             for model in models:

@@ -1,8 +1,8 @@
 """Slots: places in a prompt whose token embeddings are free.
 
-A marker, a word that every tokenizer of the pipe knows as one token, stands in the prompt; hooks
-on the text encoders' embedding tables put vectors in its place. The pipeline itself makes the
-denoiser's conditioning of them, and what it makes is differentiable:
+A marker word stands in the prompt; hooks on the text encoders' embedding tables put vectors in the
+place of its tokens. The pipeline itself makes the denoiser's conditioning of them, and what it
+makes is differentiable:
 
     vectors -> table's place -> text encoders -> conditioning of the denoiser
 
@@ -13,15 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import cycle, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .recorder import TOKENIZERS, Recorder
-from .words import parts, vocabulary
+from .recorder import Recorder
+from .tokens import Spoken, encoders, single_tokens, spoken
+from .words import vocabulary
 
-ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+FALLBACK = ("bicycle", "mountain", "window", "river", "bridge", "lamp", "cup")
+"""Words for pipes whose tokenizer has no whole ones."""
 
 
 class Slots:
@@ -29,31 +32,59 @@ class Slots:
 
     Args:
         pipe: a diffusers pipeline with text encoders and tokenizers.
-        count: how many tokens, one after the other.
-        avoid: texts whose words the marker must not be.
-        word: the marker's; None: one is chosen.
+        count: how many markers, one after the other.
+        avoid: texts that must not hold the marker.
+        word: the marker's; None: one is chosen that has few tokens.
 
     Attributes:
         marker: what stands in the prompt.
-        vectors: one tensor (count, width) for each text encoder, float32; they begin as the
-            marker's own.
+        vectors: one tensor (count * tokens of the marker, width) for each text encoder, float32;
+            they begin as the marker's own.
 
     Raises:
-        ValueError: if the pipe has no text encoder, or no word is one token for all tokenizers.
+        ValueError: if the pipe has no text encoder, or no word can be the marker.
     """
 
     def __init__(
         self, pipe: Any, count: int = 1, avoid: Sequence[str] = (), word: str | None = None
     ) -> None:
-        self.count, self._pipe = count, pipe
-        self._taken = {part for text in avoid for part in parts(text)}
-        self._tables, tokenizers = _tables(pipe)
+        self.count, self._pipe, self._avoid = count, pipe, [text.lower() for text in avoid]
+        self._tables, self._tokenizers = encoders(pipe)
         if not self._tables:
             raise ValueError(f"{type(pipe).__name__} has no text encoder whose tokens are free")
-        word = word or _marker(pipe, tokenizers, self._taken)
+        word = word or self._chosen()
         self.marker = " ".join([word] * count)
-        self._ids = [_single(tokenizer, word) for tokenizer in tokenizers]
-        self.vectors = [self._rows(i, [token] * count) for i, token in enumerate(self._ids)]
+        self._pieces = [_said(tokenizer, word) for tokenizer in self._tokenizers]
+        self.vectors = [self.table(i, p.within * count) for i, p in enumerate(self._pieces)]
+
+    def _chosen(self) -> str:
+        """A word of few tokens that is in none of the texts to avoid."""
+        best, least = None, 0
+        for word in [*vocabulary(self._pipe), *FALLBACK]:
+            if any(word in text for text in self._avoid):
+                continue
+            found = [spoken(tokenizer, word) for tokenizer in self._tokenizers]
+            if None in found:
+                continue
+            size = max(len(one.within) for one in found if one is not None)
+            if best is None or size < least:
+                best, least = word, size
+            if least == 1:
+                break
+        if best is None:
+            raise ValueError(f"{type(self._pipe).__name__} has no word that could be a marker")
+        return best
+
+    def table(self, encoder: int, tokens: Sequence[int]) -> Tensor:
+        """Embeddings of tokens, (len(tokens), width), float32.
+
+        Args:
+            encoder: index of the text encoder.
+            tokens: its tokenizer's ids.
+        """
+        weight = self._tables[encoder].weight
+        index = torch.tensor(list(tokens), device=weight.device)
+        return weight.detach()[index].float()
 
     def spread(self, encoder: int) -> float:
         """Standard deviation of a table's numbers.
@@ -63,34 +94,28 @@ class Slots:
         """
         return self._tables[encoder].weight.detach().float().std().item()
 
-    def table(self, encoder: int, tokens: Sequence[int]) -> Tensor:
-        """Embeddings of tokens, (len(tokens), width), float32.
-
-        Args:
-            encoder: index of the text encoder.
-            tokens: its tokenizer's ids.
-        """
-        return self._rows(encoder, tokens)
-
     def start_at_a_word(self, generator: torch.Generator) -> None:
-        """Let the vectors begin as those of a random word, not of the texts to avoid."""
-        known = single_tokens(self._pipe, vocabulary(self._pipe))
-        free = [ids for word, ids in known if word not in self._taken]
-        ids = free[int(torch.randint(len(free), (), generator=generator))]
-        self.vectors = [self.table(i, [token] * self.count) for i, token in enumerate(ids)]
+        """Let the vectors begin as those of a random word that is in no text to avoid."""
+        words = [word for word, _ in single_tokens(self._pipe, vocabulary(self._pipe))]
+        free = [w for w in words or FALLBACK if not any(w in text for text in self._avoid)]
+        word = free[int(torch.randint(len(free), (), generator=generator))]
+        for i, (tokenizer, piece) in enumerate(zip(self._tokenizers, self._pieces, strict=True)):
+            own = tokenizer(word, add_special_tokens=False).input_ids
+            filled = list(islice(cycle(own), len(piece.within)))
+            self.vectors[i] = self.table(i, filled * self.count)
 
     @contextmanager
     def placed(self, vectors: Sequence[Tensor] | None = None) -> Iterator[None]:
         """Prompts with the marker get these vectors in its place.
 
         Args:
-            vectors: one tensor (count, width) for each encoder; None: the slots' own.
+            vectors: one tensor for each encoder; None: the slots' own.
         """
         with ExitStack() as stack:
-            for table, token, own in zip(
-                self._tables, self._ids, vectors or self.vectors, strict=True
+            for table, piece, own in zip(
+                self._tables, self._pieces, vectors or self.vectors, strict=True
             ):
-                handle = table.register_forward_hook(self._hook(token, own))
+                handle = table.register_forward_hook(self._hook(piece, own))
                 stack.callback(handle.remove)
             yield
 
@@ -110,7 +135,7 @@ class Slots:
             vectors: see `placed`.
 
         Returns:
-            Tensors (len(prompts), ...) by argument.
+            Tensors, or lists of them, of len(prompts) rows by argument.
 
         Raises:
             ValueError: if the vectors do not reach the denoiser.
@@ -119,70 +144,52 @@ class Slots:
             inputs = recorder.first_call(prompts, grad=True).inputs
         found = {name: inputs.get(name) for name in names}
         is_free = any(own.requires_grad for own in vectors or self.vectors)
-        reached = any(torch.is_tensor(v) and v.requires_grad for v in found.values())
-        if torch.is_grad_enabled() and is_free and not reached:
+        if torch.is_grad_enabled() and is_free and not any(map(_is_reached, found.values())):
             raise ValueError(
                 f"no gradient reaches the token embeddings of {type(recorder.pipe).__name__}: "
                 "its text encoders cannot be searched"
             )
         return found
 
-    def _hook(self, token: int, vectors: Tensor) -> Any:
+    def _hook(self, piece: Spoken, vectors: Tensor) -> Any:
         def put(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            mask = args[0] == token
-            if not bool(mask.any()):
+            index = self._places(args[0], piece)
+            if not bool((index >= 0).any()):
                 return output
-            index = (mask.cumsum(-1) - 1).clamp(min=0) % self.count
-            return torch.where(mask[..., None], vectors.to(output)[index], output)
+            chosen = vectors.to(output)[index.clamp(min=0)]
+            return torch.where((index >= 0)[..., None], chosen, output)
 
         return put
 
-    def _rows(self, encoder: int, tokens: Sequence[int]) -> Tensor:
-        weight = self._tables[encoder].weight
-        index = torch.tensor(list(tokens), device=weight.device)
-        return weight.detach()[index].float()
+    def _places(self, ids: Tensor, piece: Spoken) -> Tensor:
+        """Which vector goes where, -1: none, as ids, (B, L)."""
+        size = len(piece.within)
+        index = torch.full_like(ids, -1)
+        if ids.shape[-1] < size:
+            return index
+        windows = ids.unfold(-1, size, 1)
+        forms = [torch.tensor(form, device=ids.device) for form in (piece.within, piece.first)]
+        is_start = (windows == forms[0]).all(-1) | (windows == forms[1]).all(-1)
+        ordinal = (is_start.cumsum(-1) - 1) % self.count
+        for offset in range(size):
+            place = index[..., offset : offset + is_start.shape[-1]]
+            place[is_start] = (ordinal * size + offset)[is_start]
+        return index
 
 
-def single_tokens(pipe: Any, words: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
-    """The words that are one token for every tokenizer of the pipe, with their ids.
+def _said(tokenizer: Any, word: str) -> Spoken:
+    """How a tokenizer writes a marker.
 
-    Args:
-        pipe: the pipeline.
-        words: to choose from.
+    Raises:
+        ValueError: if it writes it differently from place to place.
     """
-    _, tokenizers = _tables(pipe)
-    found = []
-    for word in words:
-        ids = [_single(tokenizer, word) for tokenizer in tokenizers]
-        if all(token >= 0 for token in ids):
-            found.append((word, tuple(ids)))
+    found = spoken(tokenizer, word)
+    if found is None:
+        raise ValueError(f"{word!r} cannot be a marker: its tokens depend on where it stands")
     return found
 
 
-def _tables(pipe: Any) -> tuple[list[nn.Embedding], list[Any]]:
-    """The embedding tables of the text encoders, and the tokenizers that go with them."""
-    tables, tokenizers = [], []
-    for name, other in zip(ENCODERS, TOKENIZERS, strict=True):
-        encoder, tokenizer = getattr(pipe, name, None), getattr(pipe, other, None)
-        if isinstance(encoder, nn.Module) and tokenizer is not None:
-            tables.append(encoder.get_input_embeddings())  # type: ignore[operator]
-            tokenizers.append(tokenizer)
-    return tables, tokenizers
-
-
-def _single(tokenizer: Any, word: str) -> int:
-    """The id of a word that is one token within a sentence too; -1 if it is not."""
-    ids = tokenizer(word, add_special_tokens=False).input_ids
-    if len(ids) != 1:
-        return -1
-    within = tokenizer(f"a {word} {word}", add_special_tokens=False).input_ids
-    return ids[0] if within.count(ids[0]) == 2 else -1
-
-
-def _marker(pipe: Any, tokenizers: Sequence[Any], taken: set[str]) -> str:
-    for word in vocabulary(pipe):
-        if word not in taken and all(_single(tokenizer, word) >= 0 for tokenizer in tokenizers):
-            return word
-    raise ValueError(
-        f"{type(pipe).__name__} has no word that is one token for all of its tokenizers"
-    )
+def _is_reached(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_is_reached, value))
+    return torch.is_tensor(value) and value.requires_grad

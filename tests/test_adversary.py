@@ -7,7 +7,8 @@ from diffusers_fdu import Concept, FDUnlearner, NegativeGuidance, Robust, retrai
 from diffusers_fdu.answers import ask
 from diffusers_fdu.inversion import Goal, Inversion
 from diffusers_fdu.recorder import Recorder
-from diffusers_fdu.slots import Slots, single_tokens
+from diffusers_fdu.slots import Slots
+from diffusers_fdu.tokens import single_tokens
 
 RUNS = {"guidance_scale": 3.0, "num_inference_steps": 2}
 ROBUST = Robust(every=2, steps=2, batch=4, prompts=2, pictures=2)

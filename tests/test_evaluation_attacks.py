@@ -142,7 +142,7 @@ def test_greedy_search_never_gets_worse(pipe) -> None:
     held = prefix.goal.drawn(4, generator)
     found = GreedySearch(words=2, steps=4, batch=4, candidates=4, pictures=2).search(prefix, 0)
     assert prefix.loss_of(found, held) <= prefix.loss_of(start, held)
-    assert prefix.prompts(found)[0] == f"{prefix.in_words(found)} a dog"
+    assert prefix.prompts(found)[0] == f"a {prefix.in_words(found)} a dog"
 
 
 def test_words_in_the_slots_are_words_in_the_prompt(pipe) -> None:

@@ -78,7 +78,8 @@ ALLOWED = {
     "performance": {"offload"},
     "alignment": set(),
     "closed_form": {"alignment", "offload", "replay", "values"},
-    "slots": {"recorder", "words"},
+    "tokens": {"recorder"},
+    "slots": {"recorder", "tokens", "words"},
     "inversion": {"answers", "offload", "recorder", "replay", "slots", "values"},
     "adversary": {
         "answers",
@@ -103,6 +104,7 @@ ALLOWED = {
         "recorder",
         "replay",
         "slots",
+        "tokens",
         "told",
         "trajectories",
         "values",

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from diffusers_fdu.recorder import Recorder
-from diffusers_fdu.slots import Slots, single_tokens
+from diffusers_fdu.slots import Slots
+from diffusers_fdu.tokens import single_tokens
 
 
 def given(pipe, prompt: str) -> torch.Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...recorder import Recorder
 from ...replay import Entry
-from ...slots import Slots, single_tokens
+from ...slots import Slots
+from ...tokens import BEFORE, single_tokens
 from ...words import vocabulary
 from .scene import Scene
 
@@ -27,6 +28,9 @@ class Prefix:
         seed: of the original's pictures.
         pictures: how many of them are drawn.
 
+    Raises:
+        ValueError: if there is no vocabulary to search.
+
     Attributes:
         words: the vocabulary: every whole word that is one token.
         tables: their embeddings, (len(words), width) for each text encoder, float32.
@@ -37,8 +41,12 @@ class Prefix:
         self.scene, self.count = scene, count
         asked = scene.asked(scene.target)
         self.slots = Slots(scene.pipe, count, asked)
-        self.marked = [f"{self.slots.marker} {prompt}" for prompt in asked]
+        self.marked = [f"{BEFORE} {self.slots.marker} {prompt}" for prompt in asked]
         known = single_tokens(scene.pipe, vocabulary(scene.pipe))
+        if not known:
+            raise ValueError(
+                f"{type(scene.pipe).__name__} has no whole words of one token to search among"
+            )
         self.words = [word for word, _ in known]
         columns = list(zip(*(ids for _, ids in known), strict=True))
         self.tables = [self.slots.table(i, ids) for i, ids in enumerate(columns)]
@@ -70,4 +78,5 @@ class Prefix:
     def prompts(self, words: Words) -> list[str]:
         """The target's prompts with these words before them: plain text, which anyone may type."""
         text = self.in_words(words)
-        return [f"{text} {prompt}" for prompt in self.scene.asked(self.scene.target)]
+        asked = self.scene.asked(self.scene.target)
+        return [f"{BEFORE} {text} {prompt}" for prompt in asked]
