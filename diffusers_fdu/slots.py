@@ -82,7 +82,7 @@ class Slots:
             encoder: index of the text encoder.
             tokens: its tokenizer's ids.
         """
-        weight = self._tables[encoder].weight
+        weight = self._tables[encoder][0].weight
         index = torch.tensor(list(tokens), device=weight.device)
         return weight.detach()[index].float()
 
@@ -92,7 +92,7 @@ class Slots:
         Args:
             encoder: index of the text encoder.
         """
-        return self._tables[encoder].weight.detach().float().std().item()
+        return self._tables[encoder][0].weight.detach().float().std().item()
 
     def start_at_a_word(self, generator: torch.Generator) -> None:
         """Let the vectors begin as those of a random word that is in no text to avoid."""
@@ -115,8 +115,9 @@ class Slots:
             for table, piece, own in zip(
                 self._tables, self._pieces, vectors or self.vectors, strict=True
             ):
-                handle = table.register_forward_hook(self._hook(piece, own))
-                stack.callback(handle.remove)
+                for module in table:
+                    handle = module.register_forward_hook(self._hook(piece, own))
+                    stack.callback(handle.remove)
             yield
 
     def conditioning(

@@ -26,13 +26,19 @@ class Spoken(NamedTuple):
     first: list[int]
 
 
-def encoders(pipe: Any) -> tuple[list[nn.Embedding], list[Any]]:
-    """The embedding tables of a pipe's text encoders, and the tokenizers that go with them."""
+def encoders(pipe: Any) -> tuple[list[list[nn.Embedding]], list[Any]]:
+    """The embedding tables of a pipe's text encoders, and the tokenizers that go with them.
+
+    A table may be several modules that share one weight, of which any may be the one that is
+    asked.
+    """
     tables, tokenizers = [], []
     for name, other in zip(ENCODERS, TOKENIZERS, strict=True):
         encoder, tokenizer = getattr(pipe, name, None), getattr(pipe, other, None)
         if isinstance(encoder, nn.Module) and tokenizer is not None:
-            tables.append(encoder.get_input_embeddings())  # type: ignore[operator]
+            own: Any = encoder.get_input_embeddings()  # type: ignore[operator]
+            modules = [m for m in encoder.modules() if getattr(m, "weight", None) is own.weight]
+            tables.append([m for m in modules if isinstance(m, nn.Embedding)])
             tokenizers.append(tokenizer)
     return tables, tokenizers
 
@@ -51,8 +57,9 @@ def spoken(tokenizer: Any, word: str) -> Spoken | None:
         return None
     if getattr(tokenizer, "unk_token_id", None) in within and len(within) == 1:
         return None
-    # A separate token for the space stands before the word, and not at the beginning.
-    return Spoken(within, first if len(first) == len(within) else within)
+    if first and within[-len(first) :] == first:
+        return Spoken(first, first)  # a space is a token of its own, or none
+    return Spoken(within, first) if len(first) == len(within) else None
 
 
 def single_tokens(pipe: Any, words: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:

@@ -7,8 +7,16 @@ from families import FAMILIES
 from safetensors.torch import load_file, save_file
 from support import BEGIN, END, ROOT, measure, readme_table
 
-from diffusers_fdu import Concept, FDUnlearner, load_unlearned
+from diffusers_fdu import Concept, FDUnlearner, Robust, load_unlearned
 from diffusers_fdu.answers import ask
+from diffusers_fdu.evaluation.attacks import (
+    Completion,
+    ConceptInversion,
+    NoiseProbing,
+    Relearning,
+    Scene,
+)
+from diffusers_fdu.inversion import Inversion
 
 
 @pytest.mark.parametrize("key", FAMILIES)
@@ -126,3 +134,41 @@ def test_a_prompt_that_the_pipeline_would_cut_is_refused(given) -> None:
     limit = given.get("max_sequence_length", 120)
     with pytest.raises(ValueError, match=f"the max_sequence_length takes {limit}: shorten it"):
         worker.record(Concept("a" * limit, "cat", kind="prompt"))
+
+
+TEXTLESS = ("kolors", "flux2_dev", "qwen_image")
+"""Built here without text encoders."""
+VIDEOS = ("wan", "wan22", "ltx")
+
+
+@pytest.mark.parametrize("key", [key for key in FAMILIES if key not in (*TEXTLESS, *VIDEOS)])
+def test_a_familys_token_embeddings_can_be_searched(key) -> None:
+    """Robust training, and attacks, reach the embeddings of every text encoder."""
+    family = FAMILIES[key]
+    pipe, run = family.build(), {**family.run, "num_inference_steps": 2}
+    robust = Robust(every=1, steps=1, batch=2, prompts=1, pictures=1)
+    options = {"trajectories": 2, "steps": 2, "batch_size": 2, "retain": ["a tree"]}
+    worker = FDUnlearner(pipe, run, False, robust=robust, **options)
+    worker.unlearn("dog", "a grey cat")
+    scene = Scene(
+        pipe,
+        "dog",
+        lambda images: [True] * len(images),
+        ["a {}"],
+        component=worker.component,
+        adapter_name=worker.adapter_name,
+        settings=run,
+        pictures=1,
+    )
+    inversion = ConceptInversion(Inversion(steps=1, batch=1), pictures=1)
+    relearning = Relearning(steps=(1,), batch=1, pictures=1)
+    for attack in (inversion, NoiseProbing(scales=(1.1,)), Completion(steps=1), relearning):
+        assert attack(scene, 0).hits == [True]
+
+
+@pytest.mark.parametrize("key", TEXTLESS)
+def test_a_pipe_without_text_encoders_cannot_be_trained_robustly(key) -> None:
+    family = FAMILIES[key]
+    worker = FDUnlearner(family.build(), family.run, False, robust=True, trajectories=2)
+    with pytest.raises(ValueError, match="has no text encoder whose tokens are free"):
+        worker.record("dog", "a grey cat")
