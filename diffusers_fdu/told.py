@@ -151,8 +151,10 @@ def evaluated(evaluation: Mapping[str, Any]) -> list[str]:
         known = mapping(value)
         middle, low, high = (number(known.get(key)) for key in ("value", "low", "high"))
         if middle is not None:
-            bounds = f" [{low:.1%}, {high:.1%}]" if low is not None and high is not None else ""
-            rows.append(f"{METRICS.get(name, shown(name)).split(',')[0]} {middle:.1%}{bounds}")
+            form = ".1%" if name in METRICS else ".3g"
+            is_bounded = low is not None and high is not None
+            bounds = f" [{low:{form}}, {high:{form}}]" if is_bounded else ""
+            rows.append(f"{METRICS.get(name, shown(name)).split(',')[0]} {middle:{form}}{bounds}")
     if not rows:
         return []
     about = [f"protocol {shown(evaluation['protocol'])}"] if "protocol" in evaluation else []
