@@ -15,7 +15,6 @@ from .concepts import Concept
 from .emoji import (
     CONCEPTS,
     ORACLE,
-    ORACLE_WEIGHTS,
     STYLES,
     SYNONYMS,
     load_emoji_clip,
@@ -93,7 +92,7 @@ def board(
     if is_embedded(pipe) and canvas is None:
         clip = clip or ClipScorer(*load_emoji_clip(), "the embedded CLIP")
         own = NamedJudge(load_emoji_judge(), ("object", "style"), "the embedded judge")
-        if oracle is None and names == [ORACLE] and ORACLE_WEIGHTS.exists():
+        if oracle is None and names == [ORACLE]:
             oracle = load_emoji_oracle()
         return Board(_named(EMOJI, concepts), judge or own, clip, 4.0, oracle)
     if canvas is None:

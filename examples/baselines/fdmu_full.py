@@ -43,7 +43,7 @@ def forget(
     sigma: float = 0.3,
     steps: int = 100,
     batch: int = 16,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 5e-4,
 ) -> Forgotten:
     """Unlearn a concept from the pipe's UNet.
 
