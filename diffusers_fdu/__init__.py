@@ -17,7 +17,7 @@ from .merging import Conflicts, Merged, conflicts, merge
 from .performance import Performance
 from .retrain import retrain
 from .stacking import stack, strengths, unstack
-from .train import StepRecord
+from .steps import StepRecord
 from .unlearner import FDUnlearner
 from .variational import Variational
 from .watching import Watch

@@ -88,32 +88,28 @@ def evaluate(
     """
     options = {"seeds": seeds, "num_inference_steps": num_inference_steps}
     plan = chosen(protocol, **options, guidance_scale=guidance_scale)
-    processes, started = Processes(data_parallel), time.monotonic()
+    processes, clock = Processes(data_parallel), _Clock()
     with subject(pipe, unlearner) as own:
         found = list(concepts or own.concepts)
         table = board(pipe, found, plan.name, canvas, judge, clip, oracle)
         if plan.guidance_scale is None and table.guidance_scale is not None:
             plan = replace(plan, guidance_scale=table.guidance_scale)
         question = _question(table, found)
-        settings = {
-            "num_inference_steps": plan.num_inference_steps,
-            "guidance_scale": plan.guidance_scale,
-            **plan.extra,
-            **(pipeline_kwargs or {}),
-        }
+        names = list(ATTACKS) if attacks is True else list(attacks or ())
+        if names and len(question.targets) != 1:
+            raise ValueError("attacks need one target: pass concepts=[...] with one of them")
+        settings = _settings(plan, pipeline_kwargs)
         how = settings, batch, processes, progress
         before, after = _galleries(own, plan.requests(question), folder, *how)
-        drawn = time.monotonic()
-        pictures = Pictures(
-            before, after, asked(table.judge, before.images), asked(table.judge, after.images)
-        )
+        clock.passed("draw")
+        answers = [asked(table.judge, gallery.images) for gallery in (before, after)]
+        pictures = Pictures(before, after, *answers)
         metrics, left_out = figures(pictures, question, plan.metrics, table.clip, extractor)
-        judged = time.monotonic()
-        names = list(ATTACKS) if attacks is True else list(attacks or ())
+        clock.passed("judge")
         results: tuple[AttackResult, ...] = ()
         if names:
             results = _attacked(own, table, question, settings, names, attack_seeds, progress)
-        ended = time.monotonic()
+        clock.passed("attack")
         return Evaluation(
             protocol=plan.name,
             about=plan.about,
@@ -121,21 +117,40 @@ def evaluate(
             judge=name_of(table.judge),
             images=len(after.images),
             seeds=tuple(dict.fromkeys(request.seed for request in after.requests)),
-            settings={key: value for key, value in settings.items() if value is not None},
+            settings=settings,
             metrics=metrics,
             attacks=results,
             recipe=dict(own.recipe),
             versions=versions(),
-            seconds={
-                "draw": round(drawn - started, 1),
-                "judge": round(judged - drawn, 1),
-                "attack": round(ended - judged, 1),
-            },
+            seconds=clock.seconds,
             weights_sha256=own.digest,
             left_out=left_out,
             before=before,
             after=after,
         )
+
+
+class _Clock:
+    """Seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def passed(self, stage: str) -> None:
+        now = time.monotonic()
+        self.seconds[stage], self._last = round(now - self._last, 1), now
+
+
+def _settings(plan: Protocol, more: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Arguments of the runs, without those that say nothing."""
+    found = {
+        "num_inference_steps": plan.num_inference_steps,
+        "guidance_scale": plan.guidance_scale,
+        **plan.extra,
+        **(more or {}),
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _question(table: Board, concepts: Sequence[Concept]) -> Asked:
@@ -182,9 +197,7 @@ def _attacked(
     seeds: Sequence[int],
     progress: bool,
 ) -> tuple[AttackResult, ...]:
-    """Attack each target, and the oracle in the same way."""
-    if len(question.targets) != 1:
-        raise ValueError("attacks need one target: pass concepts=[...] with one of them")
+    """Attack the target, and the oracle in the same way."""
     (target,), domain, canvas = question.targets, question.domain, table.canvas
 
     def is_target(images: Sequence[Any]) -> list[bool]:
@@ -200,7 +213,7 @@ def _attacked(
         templates,
         own.component,
         own.adapter_name,
-        settings={key: value for key, value in settings.items() if value is not None},
+        settings=settings,
     )
     results = attack(scene, names, seeds, progress)
     if table.oracle is None:

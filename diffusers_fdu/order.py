@@ -22,8 +22,8 @@ from .inputs import load_pipeline
 from .jobs import Job, own_jobs
 from .processes import Processes
 from .recipe import writable_folder
+from .steps import Callback
 from .tracking import tracked
-from .train import Callback
 from .unlearner import FDUnlearner
 from .weights import Format, check_format
 

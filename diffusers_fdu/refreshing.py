@@ -11,7 +11,7 @@ from .performance import precision
 from .processes import Processes
 from .recorder import Recorder
 from .replay import ReplayBuffer
-from .train import Refresh
+from .steps import Refresh
 
 
 def refreshers(

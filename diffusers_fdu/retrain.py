@@ -8,7 +8,7 @@ from typing import Any
 from .adapters import snapshot, strengths
 from .adversary import Robust
 from .concepts import from_json
-from .train import StepRecord
+from .steps import StepRecord
 from .unlearner import FDUnlearner
 from .variational import Variational
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .recipe import as_json
-from .train import Callback, StepRecord
+from .steps import Callback, StepRecord
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 PROJECT = "diffusers-fdu"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,53 +23,12 @@ from .performance import (
     precision,
 )
 from .sampling import Batch, Sampler
+from .steps import Callback, Refresh, StepRecord
 from .surgery import project
 
 WARMUP = 0.05  # share of the steps
 SMOOTHING = 0.8  # of the difference that early stop looks at
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """One optimizer step, as `history` keeps it and callbacks get it.
-
-    Args:
-        step: from 0.
-        loss: what was minimised.
-        divergence: mean phi over the rows to unlearn.
-        distance: mean s over the same rows, on one scale for every f.
-        retain: mean s / 2 over the rows to retain.
-        learning_rate: of this step.
-    """
-
-    step: int
-    loss: float
-    divergence: float
-    distance: float
-    retain: float
-    learning_rate: float
-
-
 SHOWN = ("loss", "divergence", "retain")  # beside the progress bar
-
-Callback = Callable[[StepRecord], bool | None]
-"""Called after every step; True ends the training."""
-
-
-class Refresh(Protocol):
-    """Changes the buffer's rows between steps."""
-
-    def __call__(self, step: int) -> None:
-        """Before a step."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """What it depends on, for a checkpoint."""
-        ...
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on as from that state."""
-        ...
 
 
 def learning_rate_factor(step: int, steps: int) -> float:

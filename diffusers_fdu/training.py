@@ -29,7 +29,8 @@ from .replay import ReplayBuffer
 from .sampling import Sampler
 from .settling import f_name
 from .sharding import sharded
-from .train import Callback, StepRecord, train
+from .steps import Callback, StepRecord
+from .train import train
 from .variational import VariationalLoss
 
 FARTHER = 2.0  # times the first distance, which one batch does not reach by chance

@@ -23,7 +23,7 @@ from .processes import Processes
 from .recording import Recording
 from .replay import ReplayBuffer
 from .settling import divergence_of, f_name, origin_of, settled
-from .train import Callback, StepRecord
+from .steps import Callback, StepRecord
 from .training import Training
 
 

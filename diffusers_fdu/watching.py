@@ -14,7 +14,7 @@ from .evaluation.judges import asked
 from .evaluation.protocols import Asked, Protocol
 from .evaluation.protocols import protocol as chosen
 from .evaluation.result import Metric
-from .train import StepRecord
+from .steps import StepRecord
 
 
 @dataclass(frozen=True)

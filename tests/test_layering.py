@@ -122,7 +122,7 @@ ALLOWED = {
         "subjects",
         "unlearner",
     },  # fmt: skip
-    "watching": {"boards", "concepts", "evaluation", "train"},
+    "watching": {"boards", "concepts", "evaluation", "steps"},
     "refreshing": {
         "adversary",
         "config",
@@ -131,7 +131,7 @@ ALLOWED = {
         "processes",
         "recorder",
         "replay",
-        "train",
+        "steps",
     },  # fmt: skip
     "settling": {
         "adapters",
@@ -153,6 +153,7 @@ ALLOWED = {
         "timesteps",
         "variational",
     },
+    "steps": set(),
     "train": {
         "checkpoint",
         "config",
@@ -160,12 +161,13 @@ ALLOWED = {
         "objective",
         "performance",
         "sampling",
+        "steps",
         "surgery",
     },  # fmt: skip,
     "choice": set(),
     "intervals": set(),
     "comparison": {"choice", "intervals", "recipe"},
-    "retrain": {"adapters", "adversary", "concepts", "train", "unlearner", "variational"},
+    "retrain": {"adapters", "adversary", "concepts", "steps", "unlearner", "variational"},
     "compare": {
         "adapters",
         "answers",
@@ -216,6 +218,7 @@ ALLOWED = {
         "sampling",
         "settling",
         "sharding",
+        "steps",
         "train",
         "variational",
     },  # fmt: skip
@@ -249,11 +252,11 @@ ALLOWED = {
         "replay",
         "settling",
         "targets",
-        "train",
+        "steps",
         "training",
         "weights",
     },  # fmt: skip
-    "tracking": {"recipe", "train"},
+    "tracking": {"recipe", "steps"},
     "jobs": {"concepts", "recipe"},
     "order": {
         "adapters",
@@ -263,7 +266,7 @@ ALLOWED = {
         "processes",
         "recipe",
         "tracking",
-        "train",
+        "steps",
         "unlearner",
         "weights",
     },  # fmt: skip
@@ -327,7 +330,7 @@ ALLOWED = {
         "performance",
         "retrain",
         "stacking",
-        "train",
+        "steps",
         "unlearner",
         "variational",
         "watching",
