@@ -70,9 +70,11 @@ SMALL = [
 def test_attacks_leave_the_pipe_as_it_was(one, pipe) -> None:
     where = scene(pipe)
     before, state = latents(pipe), torch.get_rng_state()
+    scheduler = str(vars(pipe.scheduler))
     names = {name for name, _ in pipe.unet.named_modules()}
     outcome = one(where, 0)
     assert len(outcome.hits) == 2
+    assert str(vars(pipe.scheduler)) == scheduler
     assert torch.equal(latents(pipe), before)
     assert torch.equal(torch.get_rng_state(), state)
     assert {name for name, _ in pipe.unet.named_modules()} == names

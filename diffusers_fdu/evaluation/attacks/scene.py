@@ -141,12 +141,14 @@ class Scene:
         with self.original() as pipe:
             recorder = Recorder(pipe, kwargs, seed, self.batch, self.component)
             buffer = record(recorder, pairs, [], torch.float32, progress=False)
-            texts = recorder.layout(marked[0], own[0]).texts
+            with untouched(pipe):
+                texts = recorder.layout(marked[0], own[0]).texts
         return Goal(buffer, buffer.entries("unlearn"), tuple(texts))
 
     def recorder(self) -> Recorder:
         """Asks the pipe under attack for the conditioning of prompts."""
         kwargs = {k: v for k, v in self.settings.items() if k != "num_inference_steps"}
         recorder = Recorder(self.pipe, kwargs, batch=self.batch, component=self.component)
-        recorder.layout(self.asked(self.target)[0], "")
+        with untouched(self.pipe):
+            recorder.layout(self.asked(self.target)[0], "")  # finds out how to ask one question
         return recorder
