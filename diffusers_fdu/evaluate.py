@@ -23,7 +23,7 @@ from .evaluation.request import Judge
 from .evaluation.result import AttackResult, Evaluation
 from .processes import Processes
 from .recipe import versions
-from .subjects import Subject, subject
+from .subjects import Subject, concepts_of, subject
 from .unlearner import FDUnlearner
 
 CELLS = 4
@@ -90,7 +90,7 @@ def evaluate(
     plan = chosen(protocol, **options, guidance_scale=guidance_scale)
     processes, clock = Processes(data_parallel), _Clock()
     with subject(pipe, unlearner) as own:
-        found = list(concepts or own.concepts)
+        found = list(concepts or concepts_of(own.recipe))
         table = board(pipe, found, plan.name, canvas, judge, clip, oracle)
         if plan.guidance_scale is None and table.guidance_scale is not None:
             plan = replace(plan, guidance_scale=table.guidance_scale)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,24 +43,32 @@ class Subject:
         """The denoiser."""
         return getattr(self.pipe, self.component)
 
-    @property
-    def concepts(self) -> list[Concept]:
-        """What it unlearned; of a merged adapter, what its parts did.
-
-        Raises:
-            ValueError: if the recipe does not say.
-        """
-        parts = [self.recipe, *self.recipe.get("merged", ())]
-        found = [from_json(one) for part in parts for one in part.get("concepts", ())]
-        if not found:
-            raise ValueError("the recipe does not say what the adapter unlearned: pass concepts")
-        return found
-
     @contextmanager
     def without(self) -> Iterator[None]:
         """The pipe as it was before the adapter."""
         with adapters.scaled(self.model, self.adapter_name, 0.0):
             yield
+
+
+def concepts_of(recipe: Mapping[str, Any], targets: Sequence[str] = ()) -> list[Concept]:
+    """What an adapter unlearned, by its recipe; of a merged one, what its parts did.
+
+    Args:
+        recipe: of the adapter.
+        targets: only these; none: all.
+
+    Raises:
+        ValueError: if the recipe does not say, or one of the targets is not among them.
+    """
+    parts = [recipe, *recipe.get("merged", ())]
+    found = [from_json(one) for part in parts for one in part.get("concepts", ())]
+    if not found:
+        raise ValueError("the recipe does not say what the adapter unlearned: pass concepts")
+    names = [concept.target for concept in found]
+    for target in targets:
+        if target not in names:
+            raise ValueError(f"the adapter did not unlearn {target!r}: choose {', '.join(names)}")
+    return [concept for concept in found if not targets or concept.target in targets]
 
 
 @contextmanager

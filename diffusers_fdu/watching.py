@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from .boards import board
 from .concepts import Concept
 from .evaluation.accuracy import Judged, accuracies
@@ -94,6 +96,7 @@ class Watch:
         done = record.step + 1
         if done % self.every:
             return False
+        check_together(self.pipe)
         found = Watched(done, self.measure())
         self.history.append(found)
         if self.on_result is not None:
@@ -109,6 +112,22 @@ class Watch:
         answers = asked(self._judge, gallery.images)
         judged = Judged(self.requests, answers, [self._target], self._domain)
         return accuracies(judged)
+
+
+def check_together(pipe: Any) -> None:
+    """Refuse to draw with a pipe whose parts are on several devices.
+
+    Raises:
+        ValueError: if text encoders or autoencoder were set aside for the training.
+    """
+    parts = [p for p in getattr(pipe, "components", {}).values() if isinstance(p, nn.Module)]
+    free = [p for p in parts if not any(hasattr(m, "_hf_hook") for m in p.modules())]
+    kinds = {parameter.device.type for part in free for parameter in part.parameters()}
+    if len(kinds) > 1:
+        raise ValueError(
+            "parts of the pipe are off the accelerator while it is trained: use offload=False to "
+            "watch the training"
+        )
 
 
 WATCHED = ("ua", "ira", "cra", "harmonic_mean", "mace", "specificity")

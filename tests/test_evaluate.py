@@ -21,6 +21,8 @@ from diffusers_fdu.emoji import (
 )
 from diffusers_fdu.evaluation import Canvas, ClipJudge, ClipScorer, from_json, protocol
 from diffusers_fdu.evaluation.attacks import Removal
+from diffusers_fdu.subjects import concepts_of
+from diffusers_fdu.watching import check_together
 
 CANVAS = Canvas(
     {"object": ("dog", "cat", "tree", "apple"), "style": ("blue", "red")},
@@ -244,3 +246,21 @@ def test_the_command_line_measures_writes_and_feeds_the_card(tmp_path) -> None:
 
     text = render_card(folder, "me/no-dog", base_model="")
     assert "UA" in text and "the embedded judge" in text
+
+
+def test_one_of_several_targets_can_be_chosen() -> None:
+    own = [{"target": "dog", "anchor": "cat"}, {"target": "cow", "anchor": None}]
+    recipe = {"merged": [{"concepts": own[:1]}, {"concepts": own[1:]}]}
+    assert [c.target for c in concepts_of(recipe)] == ["dog", "cow"]
+    assert [c.target for c in concepts_of(recipe, ["cow"])] == ["cow"]
+    with pytest.raises(ValueError, match="did not unlearn 'owl': choose dog, cow"):
+        concepts_of(recipe, ["owl"])
+    with pytest.raises(ValueError, match="does not say"):
+        concepts_of({})
+
+
+def test_a_pipe_in_two_places_is_not_watched(pipe) -> None:
+    check_together(pipe)
+    pipe.vae.to("meta")
+    with pytest.raises(ValueError, match="offload=False"):
+        check_together(pipe)

@@ -308,6 +308,7 @@ ALLOWED = {
         "processes",
         "recipe",
         "stacking",
+        "subjects",
         "told",
         "tracking",
     },  # fmt: skip

@@ -31,6 +31,10 @@ def evaluate(
     model: Annotated[
         str | None, typer.Option(help="Folder, Hub id or `emoji`; none: what the recipe says.")
     ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this one of what it unlearned; may be repeated."),
+    ] = None,
     attack: Annotated[
         list[str] | None, typer.Option(help="An attack, or `all`; may be repeated.")
     ] = None,
@@ -68,10 +72,12 @@ def evaluate(
     from ..measured import write_evaluation
     from ..processes import Processes
     from ..recipe import writable_folder
+    from ..subjects import concepts_of
 
     chosen(protocol)
     names = check_names(attack or ())
     found = read_adapter(local_folder(adapter))
+    concepts = concepts_of(found.recipe, target or ())
     folder = writable_folder(report)
     pipe = load_pipeline(
         model or _model_of(found.recipe, adapter), checked_device(device, dtype), dtype
@@ -83,6 +89,7 @@ def evaluate(
         judge=_classifier(classifier, device),
         clip=clip,
         attacks=names,
+        concepts=concepts,
         seeds=seed or None,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
