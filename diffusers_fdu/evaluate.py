@@ -15,7 +15,7 @@ from .evaluation.attacks import ATTACKS, Attack, Scene, attack
 from .evaluation.canvas import Canvas
 from .evaluation.clip import ClipScorer
 from .evaluation.figures import Pictures, figures
-from .evaluation.gallery import BATCH, Gallery, draw
+from .evaluation.gallery import BATCH, Gallery, accepted, draw
 from .evaluation.judges import asked, name_of
 from .evaluation.protocols import Asked, Protocol
 from .evaluation.protocols import protocol as chosen
@@ -98,7 +98,7 @@ def evaluate(
         names = list(ATTACKS) if attacks is True else list(attacks or ())
         if names and len(question.targets) != 1:
             raise ValueError("attacks need one target: pass concepts=[...] with one of them")
-        settings = _settings(plan, pipeline_kwargs)
+        settings = _settings(pipe, plan, pipeline_kwargs or {})
         how = settings, batch, processes, progress
         before, after = _galleries(own, plan.requests(question), folder, *how)
         clock.passed("draw")
@@ -142,15 +142,22 @@ class _Clock:
         self.seconds[stage], self._last = round(now - self._last, 1), now
 
 
-def _settings(plan: Protocol, more: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Arguments of the runs, without those that say nothing."""
+def _settings(pipe: Any, plan: Protocol, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the runs; what the protocol has and the pipeline does not take is left out.
+
+    Raises:
+        ValueError: for an argument of the user's that the pipeline does not take.
+    """
+    for name in more:
+        if name not in accepted(pipe, {name: True}):
+            raise ValueError(f"pipeline_kwargs: {type(pipe).__name__} takes no {name!r}")
     found = {
         "num_inference_steps": plan.num_inference_steps,
         "guidance_scale": plan.guidance_scale,
         **plan.extra,
-        **(more or {}),
+        **more,
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return accepted(pipe, found)
 
 
 def _question(table: Board, concepts: Sequence[Concept]) -> Asked:

@@ -136,6 +136,8 @@ def test_bad_questions_are_refused(trained, pipe) -> None:
         measure(pipe, trained, concepts=[Concept("dog"), Concept("blue", kind="style")])
     with pytest.raises(ValueError, match="attacks need one target"):
         measure(pipe, trained, concepts=[Concept("dog"), Concept("tree")], attacks=["removal"])
+    with pytest.raises(ValueError, match="takes no 'num_inferance_steps'"):
+        measure(pipe, trained, pipeline_kwargs={"num_inferance_steps": 3})
     with pytest.raises(ValueError, match="unknown protocol"):
         measure(pipe, trained, protocol="slow")
     with pytest.raises(ValueError, match="call unlearn first"):

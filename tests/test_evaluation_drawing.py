@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import latents
 from launched import run
+from tiny import add_other_adapter
 
 from diffusers_fdu.boards import EMOJI
 from diffusers_fdu.evaluation import Canvas, Request, draw, load_gallery, protocol
@@ -78,7 +79,7 @@ def test_unlearncanvas_draws_every_object_in_every_style() -> None:
     assert counts(found) == {"target": 20 * 5, "retain": 20 * 50 * 5}
     assert (plan.num_inference_steps, plan.guidance_scale) == (100, 9.0)
     assert {request.seed for request in found} == {188, 288, 588, 688, 888}
-    assert found[0].prompt == "An Architectures image in Van Gogh style."
+    assert found[0].prompt == "A Architectures image in Van Gogh style."  # as published
     assert len({(r.prompt, r.seed) for r in found}) == len(found)
 
 
@@ -92,7 +93,7 @@ def test_mace_draws_200_of_every_class_and_synonym() -> None:
         "a photo of the hound",
     }
     assert all(r.expected == {"object": "dog"} for r in found if r.part == "synonyms")
-    assert (plan.num_inference_steps, plan.guidance_scale) == (30, 7.5)
+    assert (plan.num_inference_steps, plan.guidance_scale) == (50, 7.5)
 
 
 def test_concept_ablation_draws_200_of_target_anchor_and_neighbours() -> None:
@@ -121,6 +122,8 @@ def test_quick_draws_a_hundred(target: str, domain: str, synonyms: int) -> None:
     other = "style" if domain == "object" else "object"
     seen = {request.expected[other] for request in found if request.part == "target"}
     assert seen == set(EMOJI.domains[other])
+    kept = {request.expected[other] for request in found if request.part == "retain"}
+    assert kept == set(EMOJI.domains[other])
 
 
 def test_several_targets_share_the_pictures() -> None:
@@ -209,6 +212,8 @@ def test_an_interrupted_run_goes_on(pipe, tmp_path, monkeypatch) -> None:
         with pytest.raises(KeyboardInterrupt):
             draw(pipe, REQUESTS, SETTINGS, tmp_path, batch=1)
     assert calls == [1, 1]
+    with pytest.raises(ValueError, match="not all of them yet"):
+        load_gallery(tmp_path)
     found = draw(pipe, REQUESTS, SETTINGS, tmp_path, batch=1)
     assert calls == [1, 1, 1]
     assert bytes_of(found) == bytes_of(draw(pipe, REQUESTS, SETTINGS, batch=1))
@@ -273,3 +278,23 @@ def test_two_processes_draw_what_one_draws(tmp_path) -> None:
     assert [r.seed for r in two.requests] == list(range(6))
     names = {path.name for path in (tmp_path / "True").iterdir()}
     assert names == {MANIFEST, *(f"{i:05}.png" for i in range(6))}
+
+
+def test_adapters_that_were_switched_off_are_another_model(pipe, tmp_path) -> None:
+    add_other_adapter(pipe)
+    draw(pipe, REQUESTS[:1], SETTINGS, tmp_path)
+    pipe.disable_lora()
+    with pytest.raises(ValueError, match="another model"):
+        draw(pipe, REQUESTS[:1], SETTINGS, tmp_path)
+    pipe.enable_lora()
+    pipe.set_adapters(["other"], [0.3])
+    with pytest.raises(ValueError, match="another model"):
+        draw(pipe, REQUESTS[:1], SETTINGS, tmp_path)
+
+
+def test_one_negative_prompt_is_for_all_pictures(pipe) -> None:
+    plain = draw(pipe, REQUESTS, SETTINGS)
+    other = draw(pipe, REQUESTS, {**SETTINGS, "negative_prompt": "a tree"})
+    alone = draw(pipe, REQUESTS[1:2], {**SETTINGS, "negative_prompt": "a tree"})
+    assert bytes_of(plain) != bytes_of(other)
+    assert bytes_of(alone)[0] == bytes_of(other)[1]

@@ -21,6 +21,7 @@ class Canvas:
         template: a prompt with every domain in braces: "a {object} emoji in {style} style".
         alone: prompts for a name of one domain, with `{}` for it; the first is the plainest.
         synonyms: other words for some names.
+        articles: put "an" for "a" in the template where a name begins with a vowel.
 
     Raises:
         ValueError: for a domain without names or prompts, a name that comes twice, or a template
@@ -31,6 +32,7 @@ class Canvas:
     template: str
     alone: Mapping[str, Sequence[str]]
     synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    articles: bool = True
 
     def __post_init__(self) -> None:
         found = re.findall(r"\{(\w*)\}", self.template)
@@ -56,7 +58,11 @@ class Canvas:
         """
         text = self.template
         for domain, name in sorted(cell.items(), key=lambda item: item[1] == "{}"):
-            text = fill(text.replace(f"{{{domain}}}", "{}"), name)
+            slot = f"{{{domain}}}"
+            if self.articles:
+                text = fill(text.replace(slot, "{}"), name)
+            else:
+                text = text.replace(slot, name)
         return text
 
     def domain_of(self, name: str, kind: str = "object") -> str:
@@ -120,6 +126,7 @@ UNLEARNCANVAS = Canvas(
     },
     "A {object} image in {style} style.",
     {"object": ("A {} image.", "a photo of {}"), "style": ("An image in {} style.",)},
+    articles=False,
 )
 """Objects and styles of the models of UnlearnCanvas (arXiv 2402.11846); the style
 "Seed Images" is photos."""
@@ -140,7 +147,20 @@ CIFAR10 = Canvas(
         )
     },
     "a photo of the {object}",
-    {"object": ("a photo of the {}", "a picture of a {}", "an image of the {}")},
+    {
+        "object": (
+            "a photo of the {}",
+            "a picture of a {}",
+            "a {} on a sunny day",
+            "a close-up of a {}",
+            "a {} seen from far away",
+            "a drawing of a {}",
+            "a small {} in a garden",
+            "a {} at night",
+            "two people looking at a {}",
+            "a {} on a white background",
+        )
+    },
     {
         "airplane": ("aircraft", "plane", "jet"),
         "automobile": ("car", "vehicle", "motorcar"),

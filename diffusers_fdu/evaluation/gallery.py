@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
+from torch import nn
 from tqdm.auto import tqdm
 
 from ..identity import pipe_facts
@@ -85,7 +87,8 @@ def draw(
         images = _drawn(pipe, list(enumerate(requests)), settings, batch, progress, None)
         return Gallery(requests, images)
     place = writable_folder(folder)
-    store = _Store(place, {"settings": as_json(settings), **as_json(pipe_facts(pipe))})
+    about = {"settings": settings, **pipe_facts(pipe), "strengths": adapter_state(pipe)}
+    store = _Store(place, as_json(about))
     missing = [i for i, request in enumerate(requests) if not store.has(i, request)]
     processes.wait()  # before anyone writes
     own = [(i, requests[i]) for i in processes.own(missing)]
@@ -105,9 +108,11 @@ def load_gallery(folder: str | Path) -> Gallery:
         ValueError: if they are not there, or not as they were.
     """
     place = Path(folder)
+    if not (place / MANIFEST).is_file():
+        raise ValueError(
+            f"{str(folder)!r} holds no pictures of an evaluation, or not all of them yet"
+        )
     store = _Store(place, None)
-    if not store.rows:
-        raise ValueError(f"{str(folder)!r} holds no pictures of an evaluation")
     requests, images = [], []
     for index in sorted(store.rows):
         row = store.rows[index]
@@ -117,6 +122,19 @@ def load_gallery(folder: str | Path) -> Gallery:
         requests.append(request)
         images.append(store.image(index))
     return Gallery(requests, images, place)
+
+
+def adapter_state(pipe: Any) -> str:
+    """What tells which adapters count, and how much, in every layer of the pipe: a digest."""
+    digest = hashlib.sha256()
+    for name, part in sorted(getattr(pipe, "components", {}).items()):
+        if isinstance(part, nn.Module):
+            for place, layer in part.named_modules():
+                if isinstance(layer, BaseTunerLayer):
+                    scaling = sorted(getattr(layer, "scaling", {}).items())
+                    state = layer.disable_adapters, sorted(layer.active_adapters), scaling
+                    digest.update(f"{name}.{place}:{state}".encode())
+    return digest.hexdigest()
 
 
 def check_pipeline(pipe: Any) -> None:
@@ -138,6 +156,16 @@ def accepted(pipe: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if k in parameters and v is not None}
 
 
+def for_each(settings: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The settings with one negative prompt for each picture, as pipelines want them."""
+    return {
+        name: [value] * count
+        if name.startswith("negative_prompt") and isinstance(value, str)
+        else value
+        for name, value in settings.items()
+    }
+
+
 @torch.no_grad()
 def _drawn(
     pipe: Any,
@@ -157,7 +185,7 @@ def _drawn(
                 prompt=[request.prompt for _, request in part],
                 generator=[torch.Generator().manual_seed(request.seed) for _, request in part],
                 output_type="pil",
-                **settings,
+                **for_each(settings, len(part)),
             ).images
             if store is not None:
                 for (index, request), image in zip(part, made, strict=True):

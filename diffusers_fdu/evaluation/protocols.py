@@ -173,8 +173,9 @@ def _quick(own: Protocol, asked: Asked) -> list[Request]:
         add(target, target, "target", max(1, QUICK_TARGET // len(asked.targets)))
         for word in canvas.synonyms.get(target, ())[:2]:
             add(word, target, "synonyms", QUICK_SYNONYMS)
+    count = max(2, QUICK_OTHERS // len(others))
     for k, name in enumerate(others):
-        add(name, name, "retain", max(2, QUICK_OTHERS // len(others)), 2 * k)
+        add(name, name, "retain", count, count * k)
     return found
 
 
@@ -204,7 +205,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         "MACE (arXiv 2403.06135)",
         _by_name,
         tuple(range(FIRST, FIRST + 200)),
-        30,
+        50,
         7.5,
         {},
         ("accuracy", "clip"),

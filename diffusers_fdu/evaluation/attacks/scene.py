@@ -24,6 +24,7 @@ from ...recorder import Recorder, untouched
 from ...trajectories import record
 from ...values import chunks
 from ...words import fill
+from ..gallery import for_each
 
 FIRST_SEED = 50_000
 """Of the pictures that attacks are judged on; recorded runs use small seeds."""
@@ -103,7 +104,8 @@ class Scene:
             for part in chunks(list(zip(prompts, seeds, strict=True)), self.batch):
                 generators = [torch.Generator().manual_seed(seed) for _, seed in part]
                 asked = [prompt for prompt, _ in part]
-                images += list(pipe(prompt=asked, generator=generators, **arguments).images)
+                own = for_each(arguments, len(part))
+                images += list(pipe(prompt=asked, generator=generators, **own).images)
         return images
 
     def plan(self, prompts: Sequence[str], seed: int) -> tuple[list[str], list[int]]:
