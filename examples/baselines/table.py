@@ -6,8 +6,8 @@ Six targets (four objects, two styles), three seeds; every method as it is by de
 CRA by the embedded judge, FID of the others' pictures before against after by the embedded CLIP,
 the success of a concept inversion of 40 steps on 16 pictures. An interrupted table goes on. To use
 both cores start it twice, with `--lane 0/2` and `--lane 1/2` and files of their own, and print the
-table of both with `--output` given twice and `--print`. `--quick` is two targets, one seed and six
-methods; without `--seeds` it is one seed.
+table of both with `--output` given twice and `--print`. `--quick` is one target, one seed, five
+methods and no attack; without `--seeds` it is one seed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ PAIRS = (
     ("blob", "noto"),
     ("fluent", "twitter"),
 )
-QUICK = (("dog", "cat"), ("blob", "noto"))
+QUICK = (("dog", "cat"),)
 EXACT = ("kl", "hellinger", "chi2", "js", "tv")
 CRITIC = ("kl", "reverse_kl", "hellinger", "js", "chi2", "tv")
 BASELINES: dict[str, Callable[..., Any]] = {
@@ -64,7 +64,7 @@ BASELINES: dict[str, Callable[..., Any]] = {
 OURS = tuple(f"ours, {f}" for f in EXACT)
 VARIATIONAL = tuple(f"ours, variational {f}" for f in CRITIC)
 METHODS = (*OURS, *VARIATIONAL, *BASELINES)
-QUICK_METHODS = ("ours, kl", "ours, hellinger", *BASELINES)
+QUICK_METHODS = ("ours, hellinger", *BASELINES)
 ATTACK = ConceptInversion(Inversion(steps=40), pictures=16)
 
 
@@ -205,7 +205,7 @@ def main(
     own, count = (int(part) for part in lane.split("/"))
     jobs = [(pair, seed) for seed in range(seeds) for pair in (QUICK if quick else PAIRS)]
     if not only_print:
-        table = Table(results)
+        table = Table(results, attacks=not quick)
         for pair, seed in jobs[own::count]:
             for name in methods:
                 table.run(pair, name, seed)
