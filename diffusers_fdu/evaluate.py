@@ -11,7 +11,7 @@ from typing import Any
 from . import adapters
 from .boards import Board, board
 from .concepts import Concept
-from .evaluation.attacks import ATTACKS, Attack, Scene, attack
+from .evaluation.attacks import ATTACKS, Attack, Removal, Scene, attack
 from .evaluation.canvas import Canvas
 from .evaluation.clip import ClipScorer
 from .evaluation.figures import Pictures, figures
@@ -227,7 +227,6 @@ def _attacked(
         return results
     with adapters.scaled(own.model, own.adapter_name, 0.0):
         floor = replace(scene, pipe=table.oracle, adapter_name=None, reference=own.pipe)
-        least = attack(floor, names, seeds, progress)
-    return tuple(
-        replace(one, floor=other.success) for one, other in zip(results, least, strict=True)
-    )
+        there = [name for name in names if name != "removal" and not isinstance(name, Removal)]
+        least = {one.name: one.success for one in attack(floor, there, seeds, progress)}
+    return tuple(replace(one, floor=least.get(one.name)) for one in results)

@@ -20,7 +20,7 @@ from diffusers_fdu.emoji import (
     draw as draw_emoji,
 )
 from diffusers_fdu.evaluation import Canvas, ClipJudge, ClipScorer, from_json, protocol
-from diffusers_fdu.evaluation.attacks import Removal
+from diffusers_fdu.evaluation.attacks import NoiseProbing, Removal
 from diffusers_fdu.subjects import concepts_of
 from diffusers_fdu.watching import check_together
 
@@ -107,9 +107,15 @@ def test_attacks_are_part_of_it(trained) -> None:
     (one,) = found.attacks
     assert one.success.value == one.original and one.floor is None
     floored = measure(
-        trained.pipe, trained, attacks=[Removal()], attack_seeds=(0,), oracle=build_tiny_pipe()
+        trained.pipe,
+        trained,
+        attacks=[Removal(), NoiseProbing((1.2,))],
+        attack_seeds=(0,),
+        oracle=build_tiny_pipe(),
     )
-    assert floored.attacks[0].floor is not None
+    taken_off, noise = floored.attacks
+    assert taken_off.floor is None  # there is nothing to take off
+    assert noise.floor is not None and noise.floor.count == 16
 
 
 def test_an_interrupted_evaluation_goes_on(trained, tmp_path, monkeypatch) -> None:
