@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+
 import pytest
 import torch
+import typer
 
 from diffusers_fdu import Concept, DivergenceLoss
 from examples.baselines import concept_ablation, esd, fdmu_full, uce
-from examples.baselines.common import TRAINED, Bench
-from examples.baselines.table import by_target, printed
+from examples.baselines.common import CROSS, TRAINED, Bench
+from examples.baselines.table import Table, by_target, gathered, parsed, printed
 
 DOG = Concept("dog", "cat", prompts=("a {}", "a {} emoji"))
 
@@ -26,6 +30,53 @@ def bench(pipe) -> Bench:
 def parts(bench: Bench) -> tuple[torch.Tensor, list[str], list[str]]:
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(9))
     return latents, ["a dog", "a dog emoji"], ["a cat", "a cat emoji"]
+
+
+def gradients(bench: Bench, loss: torch.Tensor) -> list[torch.Tensor]:
+    weights = [p for layer in bench.layers() for p in layer.parameters()]
+    return list(torch.autograd.grad(loss, weights))
+
+
+def by_hand(bench: Bench, factor: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+    """The student's Jacobian times factor(s) 2 (student - teacher) / elements, mean over rows.
+
+    Args:
+        bench: with the generator where the loss found it.
+        factor: of the mean squared difference of each row.
+    """
+    latents, targets, anchors = parts(bench)
+    x, t, _ = bench.noised(latents)
+    student = bench.pipe.unet(x, t, bench.text(targets)).sample
+    with torch.no_grad():
+        apart = student - bench.teacher(x, t, bench.text(anchors)).sample
+        s = apart.square().flatten(1).mean(1)
+        upstream = factor(s).reshape(-1, 1, 1, 1) * 2 * apart / apart.numel()
+    weights = [p for layer in bench.layers() for p in layer.parameters()]
+    return list(torch.autograd.grad(student, weights, upstream))
+
+
+def same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
+    assert any(gradient.abs().max() > 0 for gradient in expected)
+    size = max(gradient.abs().max() for gradient in expected)
+    return all((a - b).abs().max() < 1e-4 * size for a, b in zip(found, expected, strict=True))
+
+
+def test_concept_ablations_gradient_is_its_equations(bench) -> None:
+    state = bench.generator.get_state()
+    loss = concept_ablation.ablation_loss(bench, *parts(bench))
+    bench.generator.set_state(state)
+    assert same(gradients(bench, loss), by_hand(bench, torch.ones_like))
+
+
+@pytest.mark.parametrize("sigma", [0.5, 2.0])
+def test_hellingers_gradient_fades_as_its_profile_says(bench, sigma: float) -> None:
+    """phi = 1 - exp(-s / 8), so that phi' = exp(-s / 8) / 8."""
+    state = bench.generator.get_state()
+    criterion = DivergenceLoss("hellinger", sigma)
+    loss = fdmu_full.divergence_loss(bench, criterion, *parts(bench))
+    bench.generator.set_state(state)
+    expected = by_hand(bench, lambda d: torch.exp(-d / sigma**2 / 8) / 8 / sigma**2)
+    assert same(gradients(bench, loss), expected)
 
 
 def test_concept_ablation_is_its_equation(bench) -> None:
@@ -155,18 +206,23 @@ def test_fdmu_with_hellinger_is_its_closed_form(bench) -> None:
 
 
 FORGET = {
-    "concept ablation": lambda pipe, seed: concept_ablation.forget(pipe, DOG, seed, 2, 2),
+    "concept ablation": lambda pipe, seed: concept_ablation.forget(
+        pipe, DOG, seed, 2, 2, pictures=3
+    ),
     "ESD-x": lambda pipe, seed: esd.forget(pipe, DOG, seed, 2, 2, draw_steps=3),
+    "ESD, strict": lambda pipe, seed: esd.forget(
+        pipe, DOG, seed, 2, 2, draw_steps=3, trained=TRAINED
+    ),
     "UCE": lambda pipe, seed: uce.forget(pipe, DOG, seed, prompts=2),
-    "f-DMU": lambda pipe, seed: fdmu_full.forget(pipe, DOG, seed, steps=2, batch=2),
+    "f-DMU": lambda pipe, seed: fdmu_full.forget(pipe, DOG, seed, steps=2, batch=2, pictures=3),
 }
 
 
 @pytest.mark.parametrize("method", FORGET)
-def test_only_keys_and_values_move_and_a_seed_repeats(method: str, monkeypatch) -> None:
+def test_only_what_is_trained_moves_and_a_seed_repeats(method: str) -> None:
     from conftest import build_tiny_pipe
 
-    monkeypatch.setattr(Bench.pairs, "__defaults__", (3,))
+    trained = CROSS if method == "ESD-x" else TRAINED
     runs = []
     for _ in range(2):
         pipe = build_tiny_pipe()
@@ -174,8 +230,10 @@ def test_only_keys_and_values_move_and_a_seed_repeats(method: str, monkeypatch) 
         cost = FORGET[method](pipe, 0)
         after = pipe.unet.state_dict()
         moved = {name for name in before if not torch.equal(before[name], after[name])}
-        assert moved and all(name.rsplit(".", 1)[0].endswith(TRAINED) for name in moved)
-        sizes = [v.numel() for n, v in after.items() if n.rsplit(".", 1)[0].endswith(TRAINED)]
+        assert moved and all(name.rsplit(".", 1)[0].endswith(trained) for name in moved)
+        for suffix in trained:
+            assert any(name.rsplit(".", 1)[0].endswith(suffix) for name in moved), suffix
+        sizes = [v.numel() for n, v in after.items() if n.rsplit(".", 1)[0].endswith(trained)]
         assert cost.bytes == 2 * sum(sizes)
         runs.append(after)
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
@@ -194,6 +252,7 @@ def test_the_table_sorts_by_harmonic_mean() -> None:
             "fid": 2.0,
             "seconds": 3.0,
             "bytes": 2048,
+            "pictures": 156,
         }
         for method, h in (("ours, kl", 0.5), ("UCE", 0.9))
         for target in ("dog", "blob")
@@ -201,5 +260,39 @@ def test_the_table_sorts_by_harmonic_mean() -> None:
     ]
     lines = printed(rows).splitlines()
     assert lines[2].startswith("| UCE | 4 | 0.900 ± 0.000")
-    assert lines[3].startswith("| ours, kl | 4 | 0.500") and lines[3].endswith("| 3.0 | 2 |")
+    assert lines[3].startswith("| ours, kl | 4 | 0.500") and lines[3].endswith("| 624 | 3.0 | 2 |")
     assert "| UCE | 0.900 | 0.900 |" in by_target(rows)
+
+
+def test_lanes_know_each_others_rows_and_write_to_their_own_file(tmp_path) -> None:
+    output = tmp_path / "table.jsonl"
+    row = {"target": "dog", "method": "UCE", "seed": 0, "quick": False}
+    gathered(output, (0, 1)).add(row)
+    for lane in (0, 1):
+        results = gathered(output, (lane, 2))
+        assert results.find(**row) is not None
+        results.add({**row, "seed": 1 + lane})
+        assert results.path == tmp_path / f"table.lane{lane}of2.jsonl"
+        assert json.loads(results.path.read_text())["seed"] == 1 + lane
+    again = gathered(output, (0, 3))  # split anew, and a row that two lanes have measured
+    again.add({**row, "seed": 2})
+    assert sorted(r["seed"] for r in gathered(output, (0, 1)).rows) == [0, 1, 2]
+    assert len(output.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("lane", ["2/2", "0", "a/b", "-1/2", "0/0"])
+def test_a_lane_that_is_none_is_refused(lane: str) -> None:
+    with pytest.raises(typer.BadParameter, match="not i/n"):
+        parsed(lane)
+
+
+@pytest.mark.parametrize("target", ["dog", "blob"])
+def test_fewer_pictures_still_have_every_style_and_many_concepts(target: str, tmp_path) -> None:
+    full, quick = (Table(gathered(tmp_path / "t.jsonl", (0, 1)), q) for q in (False, True))
+    own, count, rest = full.asked(target)
+    assert len(own) * count + len(rest) == (156 if target == "dog" else 160)
+    few, less, others = quick.asked(target)
+    assert all(target in cell for cell in few) and not any(target in cell for cell in others)
+    assert len(few) * less + len(others) < 45
+    assert {style for _, style in others} == {style for _, style in rest}
+    assert len({concept for concept, _ in others}) > 15

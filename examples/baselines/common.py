@@ -1,4 +1,4 @@
-"""What the baselines share: prompts, pictures, noise, and full key and value weights."""
+"""What the baselines share: prompts, pictures, noise, and full weights of cross-attention."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from diffusers_fdu.words import vocabulary
 
 TRAINED = ("attn2.to_k", "attn2.to_v")
 """Keys and values of cross-attention."""
+CROSS = (*TRAINED, "attn2.to_q", "attn2.to_out.0")
+"""All of cross-attention."""
 PICTURES, DRAW_STEPS, GUIDANCE = 96, 8, 4.0
 """As many pictures of the anchor as this library draws, in as many steps at most."""
 HALF = 2  # bytes of a number in float16
@@ -46,10 +48,13 @@ class Bench:
         pipe: a Stable Diffusion pipeline; its `unet` becomes the student.
         concept: what is to be forgotten.
         seed: of prompts, noise and batches.
+        trained: suffixes of the layers whose weights change.
     """
 
-    def __init__(self, pipe: Any, concept: Concept, seed: int) -> None:
-        self.pipe, self.concept, self.seed = pipe, concept, seed
+    def __init__(
+        self, pipe: Any, concept: Concept, seed: int, trained: tuple[str, ...] = TRAINED
+    ) -> None:
+        self.pipe, self.concept, self.seed, self.trained = pipe, concept, seed, trained
         self.started = time.monotonic()
         self.generator = torch.Generator().manual_seed(seed)
         self.teacher = copy.deepcopy(pipe.unet).requires_grad_(False).eval()
@@ -58,9 +63,9 @@ class Bench:
         self._texts: dict[str, Tensor] = {}
 
     def layers(self) -> list[nn.Linear]:
-        """The student's keys and values."""
+        """The student's layers that change."""
         named = self.pipe.unet.named_modules()
-        return [module for name, module in named if name.endswith(TRAINED)]
+        return [module for name, module in named if name.endswith(self.trained)]
 
     def parameters(self) -> list[nn.Parameter]:
         """Their weights, trainable from now on."""
@@ -108,7 +113,7 @@ class Bench:
         return torch.randint(total, (count,), generator=self.generator).tolist()
 
     def train(self, loss: Callable[[], Tensor], steps: int, learning_rate: float) -> Forgotten:
-        """AdamW on the keys and values, with a constant rate, as the releases do."""
+        """AdamW on the layers' weights, with a constant rate, as the releases do."""
         parameters = self.parameters()
         optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0)
         for _ in range(steps):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffusers_fdu import Concept
 
-from .common import Bench, Forgotten
+from .common import PICTURES, Bench, Forgotten
 
 
 def ablation_loss(bench: Bench, latents: Tensor, targets: list[str], anchors: list[str]) -> Tensor:
@@ -43,6 +43,7 @@ def forget(
     batch: int = 16,
     learning_rate: float = 1e-3,
     weight: float = 1.0,
+    pictures: int = PICTURES,
 ) -> Forgotten:
     """Ablate a concept from the pipe's UNet.
 
@@ -54,9 +55,10 @@ def forget(
         batch: pictures in a step.
         learning_rate: constant.
         weight: of the regulariser; 0 leaves it out.
+        pictures: of the anchor.
     """
     bench = Bench(pipe, concept, seed)
-    pairs = bench.pairs()
+    pairs = bench.pairs(pictures)
     latents = bench.pictures([pair.anchor for pair in pairs])
 
     def loss() -> Tensor:

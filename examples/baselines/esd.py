@@ -3,9 +3,10 @@
     min over theta  E || eps_theta(x_t, c, t) - goal ||^2
     goal = eps(x_t, t) - eta (eps(x_t, c, t) - eps(x_t, t))
 
-x_t: pictures of the target that the student itself draws, guided, up to a random step. Keys and
-values of cross-attention are trained themselves. The equation is linear in the prediction, so that
-velocities take the place of noise in a model that predicts these.
+x_t: pictures of the target that the student itself draws, guided, up to a random step. ESD-x
+trains all of cross-attention (`CROSS`); with `trained=TRAINED`, keys and values alone, it is what
+the release calls its strict variant. The equation is linear in the prediction, so that velocities
+take the place of noise in a model that predicts these.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from diffusers_fdu import Concept
 
-from .common import Bench, Forgotten
+from .common import CROSS, Bench, Forgotten
 
 START_GUIDANCE = 3.0
 """Of the student's own pictures, as released."""
@@ -56,6 +57,7 @@ def forget(
     learning_rate: float = 1e-3,
     eta: float = 1.0,
     draw_steps: int = 15,
+    trained: tuple[str, ...] = CROSS,
 ) -> Forgotten:
     """Erase a concept from the pipe's UNet; its anchor is not looked at.
 
@@ -68,8 +70,9 @@ def forget(
         learning_rate: constant.
         eta: strength of the negative guidance.
         draw_steps: of a whole picture of the student's.
+        trained: suffixes of the layers whose weights change.
     """
-    bench = Bench(pipe, concept, seed)
+    bench = Bench(pipe, concept, seed, trained)
     prompts = [pair.target for pair in bench.pairs()]
 
     def loss() -> Tensor:

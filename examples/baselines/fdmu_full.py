@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffusers_fdu import Concept, DivergenceLoss
 
-from .common import Bench, Forgotten
+from .common import PICTURES, Bench, Forgotten
 
 
 def divergence_loss(
@@ -44,6 +44,7 @@ def forget(
     steps: int = 100,
     batch: int = 16,
     learning_rate: float = 5e-4,
+    pictures: int = PICTURES,
 ) -> Forgotten:
     """Unlearn a concept from the pipe's UNet.
 
@@ -56,9 +57,10 @@ def forget(
         steps: of AdamW.
         batch: pictures in a step.
         learning_rate: constant.
+        pictures: of the anchor.
     """
     bench, criterion = Bench(pipe, concept, seed), DivergenceLoss(f, sigma)
-    pairs = bench.pairs()
+    pairs = bench.pairs(pictures)
     latents = bench.pictures([pair.anchor for pair in pairs])
 
     def loss() -> Tensor:

@@ -4,10 +4,13 @@
 
 Six targets (four objects, two styles), three seeds; every method as it is by default. UA, IRA and
 CRA by the embedded judge, FID of the others' pictures before against after by the embedded CLIP,
-the success of a concept inversion of 40 steps on 16 pictures. An interrupted table goes on. To use
-both cores start it twice, with `--lane 0/2` and `--lane 1/2` and files of their own, and print the
-table of both with `--output` given twice and `--print`. `--quick` is one target, one seed, five
-methods and no attack; without `--seeds` it is one seed.
+the success of a concept inversion of 40 steps on 16 pictures. An interrupted table goes on.
+
+To use two cores start it twice, with `--lane 0/2` and `--lane 1/2`: each writes a file of its own
+beside `--output`, and a last call without a lane does what is missing and prints all. `--quick`
+shows that everything runs: two targets, one seed, six methods, a quarter of the steps and pictures
+of each training, a fifth of the pictures judged, and no attack. Its figures rank nothing, and are
+kept apart from the others.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import typer
 from diffusers_fdu import FDUnlearner
 from diffusers_fdu.emoji import (
     CONCEPTS,
+    STYLES,
     Verdict,
     caption,
     cells,
@@ -32,6 +36,7 @@ from diffusers_fdu.emoji import (
     load_emoji_pipeline,
     scores,
 )
+from diffusers_fdu.emoji.canvas import Cell
 from diffusers_fdu.evaluation.attacks import ConceptInversion
 from diffusers_fdu.evaluation.clip import ClipScorer
 from diffusers_fdu.evaluation.distances import fid
@@ -52,7 +57,7 @@ PAIRS = (
     ("blob", "noto"),
     ("fluent", "twitter"),
 )
-QUICK = (("dog", "cat"),)
+QUICK = (("dog", "cat"), ("blob", "noto"))
 EXACT = ("kl", "hellinger", "chi2", "js", "tv")
 CRITIC = ("kl", "reverse_kl", "hellinger", "js", "chi2", "tv")
 BASELINES: dict[str, Callable[..., Any]] = {
@@ -64,15 +69,29 @@ BASELINES: dict[str, Callable[..., Any]] = {
 OURS = tuple(f"ours, {f}" for f in EXACT)
 VARIATIONAL = tuple(f"ours, variational {f}" for f in CRITIC)
 METHODS = (*OURS, *VARIATIONAL, *BASELINES)
-QUICK_METHODS = ("ours, hellinger", *BASELINES)
+KEY = ("target", "method", "seed", "quick")
+QUICK_METHODS = ("ours, kl", "ours, hellinger", *BASELINES)
 ATTACK = ConceptInversion(Inversion(steps=40), pictures=16)
+QUICK_BASELINES: dict[str, dict[str, int]] = {
+    "concept ablation": {"steps": 25, "pictures": 24},
+    "ESD-x": {"steps": 15},
+    "UCE": {},
+    "f-DMU, full K and V": {"steps": 25, "pictures": 24},
+}
+QUICK_OURS = {"steps": 25, "trajectories": 24}
+EVERY = 5  # of the others' cells when it is quick; not a multiple of the number of styles
 
 
 class Table:
-    """Trains and measures what is not in the file yet."""
+    """Trains and measures what is not in the file yet.
 
-    def __init__(self, results: Results, attacks: bool = True) -> None:
-        self.results, self.attacks = results, attacks
+    Args:
+        results: rows so far.
+        quick: train and draw less, and do not attack.
+    """
+
+    def __init__(self, results: Results, quick: bool = False) -> None:
+        self.results, self.quick = results, quick
         self.clip = ClipScorer(*load_emoji_clip())
         self.judge = load_emoji_judge()
         self._buffers: dict[tuple[str, int], tuple[ReplayBuffer, float]] = {}
@@ -80,12 +99,13 @@ class Table:
 
     def run(self, pair: Sequence[str], method: str, seed: int) -> None:
         """One row."""
-        key = {"target": pair[0], "method": method, "seed": seed}
+        key = {"target": pair[0], "method": method, "seed": seed, "quick": self.quick}
         if self.results.find(**key) is not None:
             return
         pipe = load_emoji_pipeline()
         if method in BASELINES:
-            cost = BASELINES[method](pipe, concept(*pair), seed)
+            less = QUICK_BASELINES[method] if self.quick else {}
+            cost = BASELINES[method](pipe, concept(*pair), seed, **less)
             where = {"reference": load_emoji_pipeline()}
             facts = {"seconds": cost.seconds, "steps": cost.steps, "bytes": cost.bytes}
         else:
@@ -98,7 +118,7 @@ class Table:
                 "bytes": HALF * sum(p.numel() for p in parameters),
             }
         figures = self.figures(pipe, pair[0])
-        if self.attacks:
+        if not self.quick:
             hits = ATTACK(scene(pipe, pair[0], **where), seed).hits
             figures["attack"] = sum(hits) / len(hits)
         self.results.add({**key, **facts, **figures})
@@ -107,7 +127,8 @@ class Table:
         self, pipe: Any, pair: Sequence[str], method: str, seed: int
     ) -> tuple[FDUnlearner, float]:
         estimator = "variational" if "variational" in method else "exact"
-        worker = FDUnlearner(pipe, RUNS, progress=False, seed=seed, estimator=estimator)
+        less: dict[str, Any] = QUICK_OURS if self.quick else {}
+        worker = FDUnlearner(pipe, RUNS, progress=False, seed=seed, estimator=estimator, **less)
         place = pair[0], seed
         own = concept(*pair)
         if place not in self._buffers:
@@ -119,11 +140,18 @@ class Table:
         worker.unlearn(own, f=method.split()[-1], buffer=buffer)
         return worker, seconds
 
-    def figures(self, pipe: Any, target: str) -> dict[str, float]:
-        """UA, IRA, CRA, their harmonic mean, and FID of the others."""
+    def asked(self, target: str) -> tuple[list[Cell], int, list[Cell]]:
+        """The target's cells, the pictures of each, and the others' cells, one picture each."""
         own = [cell for cell in cells() if target in cell]
         rest = [cell for cell in cells() if target not in cell]
         count = OWN if target in CONCEPTS else STYLE
+        if self.quick:
+            return own[::EVERY] if target in STYLES else own, count // 2 or 1, rest[::EVERY]
+        return own, count, rest
+
+    def figures(self, pipe: Any, target: str) -> dict[str, float]:
+        """UA, IRA, CRA, their harmonic mean, and FID of the others."""
+        own, count, rest = self.asked(target)
         asked = [cell for cell in own for _ in range(count)] + rest
         seeds = [100 + i for _ in own for i in range(count)] + [100] * (OTHER * len(rest))
         images = draw(pipe, [caption(*cell) for cell in asked], seeds, **DRAW)
@@ -137,6 +165,7 @@ class Table:
             **dict(zip(("ua", "ira", "cra"), values, strict=True)),
             "harmonic": mean,
             "fid": distance,
+            "pictures": len(images),
         }
 
     def _originals(self, target: str, rest: Sequence[Any]) -> torch.Tensor:
@@ -151,7 +180,8 @@ class Table:
 def printed(rows: Sequence[dict[str, Any]]) -> str:
     """Means with 95 % intervals over the targets' means, best harmonic mean first."""
     columns = ("harmonic", "ua", "ira", "cra", "fid", "attack")
-    head = ["method", "rows", "harmonic mean", "UA", "IRA", "CRA", "FID", "attack", "s", "KB"]
+    head = ["method", "rows", "harmonic mean", "UA", "IRA", "CRA", "FID", "attack"]
+    head += ["pictures", "s", "KB"]
     lines = []
     for method in METHODS:
         own = [row for row in rows if row["method"] == method]
@@ -168,7 +198,8 @@ def printed(rows: Sequence[dict[str, Any]]) -> str:
 
         cells = [estimate(means(name)) if means(name) else "" for name in columns]
         seconds, size = (sum(means(name)) / len(targets) for name in ("seconds", "bytes"))
-        text = line([method, len(own), *cells, f"{seconds:.1f}", f"{size / 1024:.0f}"])
+        drawn = sum(row["pictures"] for row in own)
+        text = line([method, len(own), *cells, drawn, f"{seconds:.1f}", f"{size / 1024:.0f}"])
         lines.append((sum(means("harmonic")) / len(targets), text))
     ordered = [text for _, text in sorted(lines, reverse=True)]
     return "\n".join([line(head), "|---" * len(head) + "|", *ordered])
@@ -188,31 +219,66 @@ def by_target(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def lanes(output: Path) -> list[Path]:
+    """The files of all lanes beside one, and that one first."""
+    return [output, *sorted(output.parent.glob(f"{output.stem}.lane*{output.suffix}"))]
+
+
+def gathered(output: Path, lane: tuple[int, int]) -> Results:
+    """Results that know the rows of all files and write to the lane's own.
+
+    Args:
+        output: the file without a lane.
+        lane: which one, of how many; (0, 1) writes to `output` itself.
+    """
+    own, count = lane
+    path = output if count == 1 else output.with_suffix(f".lane{own}of{count}{output.suffix}")
+    results = Results(path)
+    for other in lanes(output):
+        if other != path:
+            for row in Results(other).rows:
+                if results.find(**{name: row[name] for name in KEY}) is None:
+                    results.rows.append(row)
+    return results
+
+
+def parsed(lane: str) -> tuple[int, int]:
+    """A lane, such as 0/2.
+
+    Raises:
+        BadParameter: if it is none.
+    """
+    own, _, count = lane.partition("/")
+    if not (own.isdecimal() and count.isdecimal() and int(own) < int(count)):
+        raise typer.BadParameter(f"lane {lane!r} is not i/n with i below n, such as 0/2")
+    return int(own), int(count)
+
+
 def main(
-    output: Annotated[list[Path], typer.Option(help="JSON lines; the first is written to.")],
+    output: Annotated[Path, typer.Option(help="JSON lines.")] = Path("runs/baselines.jsonl"),
     seeds: Annotated[int, typer.Option(help="Trainings of each method and target.")] = 1,
     method: Annotated[list[str] | None, typer.Option(help="This one alone; repeatable.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A few cells, in minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="See that it runs, in minutes.")] = False,
     lane: Annotated[str, typer.Option(help="i/n: every n-th pair of target and seed.")] = "0/1",
     only_print: Annotated[bool, typer.Option("--print", help="Measure nothing.")] = False,
 ) -> None:
     """Measure, and print the tables."""
-    results = Results(output[0])
+    own, count = parsed(lane)
+    results = gathered(output, (own, count))
     methods = method or (QUICK_METHODS if quick else METHODS)
     for name in methods:
         if name not in METHODS:
             raise typer.BadParameter(f"unknown method {name!r}: choose {', '.join(METHODS)}")
-    own, count = (int(part) for part in lane.split("/"))
-    jobs = [(pair, seed) for seed in range(seeds) for pair in (QUICK if quick else PAIRS)]
+    numbers = range(1 if quick else seeds)
+    jobs = [(pair, seed) for seed in numbers for pair in (QUICK if quick else PAIRS)]
     if not only_print:
-        table = Table(results, attacks=not quick)
+        table = Table(results, quick)
         for pair, seed in jobs[own::count]:
             for name in methods:
                 table.run(pair, name, seed)
-    rows = [row for path in output for row in Results(path).rows]
-    print(printed(rows))
-    print()
-    print(by_target(rows))
+    if count == 1 or only_print:
+        rows = [row for row in results.rows if row["quick"] == quick]
+        print(printed(rows), by_target(rows), sep="\n\n")
 
 
 if __name__ == "__main__":

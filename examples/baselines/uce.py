@@ -7,8 +7,9 @@
         (sum_i c_i c_i^T + p sum_j c_j c_j^T + l)^-1
 
 for the keys and values of every cross-attention. c_i: token embeddings of the target's prompts,
-c*_i those of the anchor's, from the first place on where the two differ; c_j: those of prompts
-that should stay.
+c*_i those of the anchor's, from the first place on where the two differ to the end of the padding;
+c_j: all of those of prompts that should stay. So did the first release, which begins at the last
+token of a prompt that names nothing but the concept; the later one takes that token alone.
 """
 
 from __future__ import annotations
