@@ -44,10 +44,10 @@ from diffusers_fdu.intervals import estimate
 from diffusers_fdu.inversion import Inversion
 from diffusers_fdu.replay import ReplayBuffer
 
-from ..studies.bench import DRAW, OTHER, OWN, RUNS, STYLE, Results, concept, line
+from ..studies.bench import OTHER, OWN, RUNS, STYLE, Results, concept, line
 from ..studies.robust import scene
 from . import concept_ablation, esd, fdmu_full, uce
-from .common import HALF
+from .common import DRAW_STEPS, HALF
 
 PAIRS = (
     ("dog", "cat"),
@@ -71,6 +71,7 @@ VARIATIONAL = tuple(f"ours, variational {f}" for f in CRITIC)
 METHODS = (*OURS, *VARIATIONAL, *BASELINES)
 KEY = ("target", "method", "seed", "quick")
 QUICK_METHODS = ("ours, kl", "ours, hellinger", *BASELINES)
+DRAWING = {"num_inference_steps": DRAW_STEPS}
 ATTACK = ConceptInversion(Inversion(steps=40), pictures=16)
 QUICK_BASELINES: dict[str, dict[str, int]] = {
     "concept ablation": {"steps": 25, "pictures": 24},
@@ -119,7 +120,7 @@ class Table:
             }
         figures = self.figures(pipe, pair[0])
         if not self.quick:
-            hits = ATTACK(scene(pipe, pair[0], **where), seed).hits
+            hits = ATTACK(scene(pipe, pair[0], DRAWING, **where), seed).hits
             figures["attack"] = sum(hits) / len(hits)
         self.results.add({**key, **facts, **figures})
 
@@ -154,7 +155,7 @@ class Table:
         own, count, rest = self.asked(target)
         asked = [cell for cell in own for _ in range(count)] + rest
         seeds = [100 + i for _ in own for i in range(count)] + [100] * (OTHER * len(rest))
-        images = draw(pipe, [caption(*cell) for cell in asked], seeds, **DRAW)
+        images = draw(pipe, [caption(*cell) for cell in asked], seeds, **DRAWING)
         verdicts = [Verdict(a, s) for a, s in zip(asked, self.judge(images), strict=True)]
         found = scores(verdicts, target)
         values = (found.ua, found.ira, found.cra)
@@ -172,7 +173,7 @@ class Table:
         """Features of the others' pictures as the original model draws them."""
         if target not in self._before:
             prompts = [caption(*cell) for cell in rest]
-            images = draw(load_emoji_pipeline(), prompts, [100] * len(rest), **DRAW)
+            images = draw(load_emoji_pipeline(), prompts, [100] * len(rest), **DRAWING)
             self._before[target] = self.clip.image_features(images)
         return self._before[target]
 

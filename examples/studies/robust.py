@@ -10,6 +10,7 @@ each seed of the training, 16 pictures each. An interrupted study goes on.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,12 +27,13 @@ METHODS: dict[str, bool | Robust] = {"plain": False, "robust": True}
 ATTACKS = {"inversion": ConceptInversion(), "greedy": GreedySearch()}
 
 
-def scene(pipe: Any, target: str, **where: Any) -> Scene:
+def scene(pipe: Any, target: str, drawing: Mapping[str, Any] = DRAW, **where: Any) -> Scene:
     """The embedded model under attack, its pictures judged by its judge.
 
     Args:
         pipe: it.
         target: what it forgot.
+        drawing: arguments of the pipe when pictures are drawn.
         **where: the original model, see `Scene`.
     """
     judge, place = load_emoji_judge(), 0 if target in CONCEPTS else 1
@@ -39,7 +41,7 @@ def scene(pipe: Any, target: str, **where: Any) -> Scene:
         templates = [f"a {{}} emoji in {style} style" for style in STYLES]
     else:
         templates = [f"a {name} emoji in {{}} style" for name in CONCEPTS[::8]]
-    settings = {**RUNS, **DRAW}
+    settings = {**RUNS, **drawing}
     return Scene(
         pipe,
         target,
