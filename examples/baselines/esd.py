@@ -54,7 +54,7 @@ def forget(
     seed: int,
     steps: int = 60,
     batch: int = 8,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 3e-4,
     eta: float = 1.0,
     draw_steps: int = 15,
     trained: tuple[str, ...] = CROSS,
