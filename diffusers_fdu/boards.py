@@ -81,7 +81,7 @@ def board(
         canvas: None: see above.
         judge: None: the embedded model's, or the CLIP, zero-shot.
         clip: a scorer, or the folder or Hub name of a CLIP.
-        oracle: a pipe that never saw the target.
+        oracle: a pipe that never saw the target, where the pipe is.
 
     Raises:
         ValueError: if there is no judge.
@@ -93,7 +93,7 @@ def board(
         clip = clip or ClipScorer(*load_emoji_clip(), "the embedded CLIP")
         own = NamedJudge(load_emoji_judge(), ("object", "style"), "the embedded judge")
         if oracle is None and names == [ORACLE]:
-            oracle = load_emoji_oracle()
+            oracle = load_emoji_oracle().to(pipe.device, pipe.dtype)
         return Board(_named(EMOJI, concepts), judge or own, clip, 4.0, oracle)
     if canvas is None:
         is_styled = protocol == "unlearncanvas" or concepts[0].kind == "style"

@@ -67,7 +67,7 @@ def evaluate(
             the CLIP's image features.
         attacks: names of `ATTACKS`, or attacks; True: all.
         attack_seeds: of each attack.
-        oracle: a pipe that never saw the target, for the attacks' floor.
+        oracle: a pipe that never saw the target, on the same device, for the attacks' floor.
         seeds: of the pictures; None: the protocol's.
         num_inference_steps: of a run; None: the protocol's.
         guidance_scale: of a run; None: the protocol's, or what the model was made for.

@@ -4,14 +4,16 @@
 #   OUT=runs/gpu bash examples/on_gpu.sh tests
 #   OUT=runs/gpu bash examples/on_gpu.sh steps
 #   OUT=runs/gpu bash examples/on_gpu.sh figures
+#   OUT=runs/gpu bash examples/on_gpu.sh evaluation
 #
 # GPU tests, the loss kernel and the time to erase; time and memory of a training step, with
-# gradient checkpointing, compiled, in 4 bits and with low_vram; the figures of unlearning. Results
-# land in $OUT: device.txt, gpu_tests.txt, results-*.json (`python -m examples.benchmarks.all
-# --render` puts one into the docs), figures.md and .json. Wheels in wheels/ are installed first,
+# gradient checkpointing, compiled, in 4 bits and with low_vram; the figures of unlearning; every
+# attack on one adapter. Results land in $OUT: device.txt, gpu_tests.txt, results-*.json
+# (`python -m examples.benchmarks.all --render` puts one into the docs), figures.md and .json,
+# evaluation.json, report.md and report.html. Wheels in wheels/ are installed first,
 # for machines without a network; 4 bits need bitsandbytes there.
 set -eu
-PART=${1:?tests, steps or figures}
+PART=${1:?tests, steps, figures or evaluation}
 cd "$(dirname "$0")/.."
 OUT=${OUT:-runs/gpu}
 mkdir -p "$OUT"
@@ -41,6 +43,14 @@ figures)
     python3 examples/measure_emoji.py --output "$OUT/figures.json" --device cuda \
         > "$OUT/figures.md" || failed=$?
     cat "$OUT/figures.md"
+    ;;
+evaluation)
+    adapter=$(mktemp -d)
+    python3 -m diffusers_fdu unlearn --model emoji --target dog --anchor cat \
+        --output-dir "$adapter" --device cuda || failed=$?
+    python3 -m diffusers_fdu evaluate "$adapter" --attack all --report "$adapter/report" \
+        --device cuda || failed=$?
+    cp "$adapter"/report/evaluation.json "$adapter"/report/report.* "$OUT" || failed=$?
     ;;
 esac
 exit "$failed"  # after everything was tried

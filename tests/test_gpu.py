@@ -6,8 +6,9 @@ import pytest
 import torch
 from families import FAMILIES
 
-from diffusers_fdu import FDUnlearner, NegativeGuidance
+from diffusers_fdu import FDUnlearner, NegativeGuidance, Watch, evaluate
 from diffusers_fdu.emoji import STYLES, judge_cells, load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.evaluation.attacks import ATTACKS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -128,3 +129,21 @@ def test_the_estimate_is_near_what_is_allocated(options) -> None:
     torch.cuda.reset_peak_memory_stats()
     worker.unlearn("dog", "cat", buffer=buffer)
     assert 0.7 < expected / torch.cuda.max_memory_allocated() < 1.5
+
+
+def test_evaluates_and_attacks_on_cuda() -> None:
+    pipe = load_emoji_pipeline().to("cuda")
+    worker = FDUnlearner(pipe, {"guidance_scale": 4.0}, progress=False)
+    worker.unlearn("dog", "cat")
+    found = evaluate(pipe, worker, attacks=tuple(ATTACKS), attack_seeds=(0,), progress=False)
+    assert found.metrics["ua"].value > 0.9 and found.metrics["ira"].value > 0.9
+    success = {result.name: result.success.value for result in found.attacks}
+    assert len(success) == len(ATTACKS) and success["adapter removal"] > 0.8
+
+
+def test_a_robust_training_on_cuda() -> None:
+    pipe = load_emoji_pipeline().to("cuda")
+    worker = FDUnlearner(pipe, {"guidance_scale": 4.0}, progress=False, robust=True, offload=False)
+    watch = Watch(pipe, "dog", every=50)
+    worker.unlearn("dog", "cat", callback=watch)
+    assert watch.history[-1].metrics["ua"].value > 0.8
