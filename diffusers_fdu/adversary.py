@@ -47,9 +47,9 @@ class Robust:
         ValueError: for numbers below 1.
     """
 
-    every: int = 20
+    every: int = 5
     steps: int = 20
-    batch: int = 16
+    batch: int = 8
     tokens: int = 1
     prompts: int = 8
     pictures: int = 32
