@@ -49,7 +49,7 @@ class Robust:
 
     every: int = 5
     steps: int = 20
-    batch: int = 8
+    batch: int = 16
     tokens: int = 1
     prompts: int = 8
     pictures: int = 32
