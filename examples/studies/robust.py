@@ -3,10 +3,9 @@
     python -m examples.studies.robust --output runs/robust.jsonl
 
 Two concepts and a style, three seeds, with the default f: as it is by default, with robust=True,
-with negative guidance in place of the anchor and all of cross-attention adapted, and with both.
-Each adapter is attacked with concept inversion and greedy prompt search, one seed of the attack
-for each seed of the training, 16 pictures each. An interrupted study goes on; `--target dog
---seeds 1` is a part of it.
+with negative guidance in place of the anchor, and with both. Each adapter is attacked with concept
+inversion and greedy prompt search, one seed of the attack for each seed of the training, 16
+pictures each. An interrupted study goes on; `--target dog --seeds 1` is a part of it.
 """
 
 from __future__ import annotations
@@ -26,12 +25,11 @@ from diffusers_fdu.evaluation.attacks import ConceptInversion, GreedySearch, Sce
 from .bench import DRAW, RUNS, Results, concept, judged, line, over
 
 PAIRS = (("dog", "cat"), ("banana", "carrot"), ("blob", "noto"))
-CROSS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 METHODS: dict[str, dict[str, Any]] = {
     "plain": {},
     "robust": {"robust": True},
-    "negative": {"target_modules": CROSS},
-    "negative, robust": {"target_modules": CROSS, "robust": True},
+    "negative": {},
+    "negative, robust": {"robust": True},
 }
 ATTACKS = {"inversion": ConceptInversion(), "greedy": GreedySearch()}
 
