@@ -14,7 +14,7 @@ demo: .venv/installed
 	$(BIN)/diffusers-fdu demo --output-dir runs/demo
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed
 	$(BIN)/ruff check .

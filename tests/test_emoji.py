@@ -25,6 +25,8 @@ from diffusers_fdu.emoji import (
     tradeoff,
 )
 
+DRAWING = {"num_inference_steps": 15}  # the stated figures are of 25, and hold with these
+
 
 @pytest.fixture(scope="module")
 def judge():
@@ -34,7 +36,7 @@ def judge():
 @pytest.fixture(scope="module")
 def base():
     """Verdicts of the untouched model on every cell, one seed."""
-    return judge_cells(load_emoji_pipeline(), load_emoji_judge(), cells(), [7])
+    return judge_cells(load_emoji_pipeline(), load_emoji_judge(), cells(), [7], **DRAWING)
 
 
 def test_captions() -> None:
@@ -115,7 +117,10 @@ def test_unlearning_a_style_with_the_defaults(base, judge) -> None:
     pipe = load_emoji_pipeline()
     worker = FDUnlearner(pipe, {"guidance_scale": 4.0}, progress=False)
     worker.unlearn(Concept("blob", "noto", kind="style"))
-    after, before = scores(judge_cells(pipe, judge, cells(), [7]), "blob"), scores(base, "blob")
+    after, before = (
+        scores(judge_cells(pipe, judge, cells(), [7], **DRAWING), "blob"),
+        scores(base, "blob"),
+    )
     assert before.ua < 0.25 and after.ua > 0.8
     assert after.ira >= 0.88 * before.ira and after.cra >= 0.9 * before.cra
 
@@ -125,13 +130,13 @@ def test_unlearning_a_concept_with_the_defaults(base, judge) -> None:
     pipe = load_emoji_pipeline()
     worker = FDUnlearner(pipe, {"guidance_scale": 4.0}, progress=False)
     worker.unlearn("dog", "cat", f="kl")
-    after = scores(judge_cells(pipe, judge, cells(), [7]), "dog")
+    after = scores(judge_cells(pipe, judge, cells(), [7], **DRAWING), "dog")
     before = scores(base, "dog")
-    dogs = judge_cells(pipe, judge, [("dog", style) for style in STYLES], range(5))
+    dogs = judge_cells(pipe, judge, [("dog", style) for style in STYLES], range(5), **DRAWING)
     assert sum(v.seen[0] == "dog" for v in dogs) <= 1
     assert after.ira >= 0.88 * before.ira and after.cra >= 0.88 * before.cra
     pipe.unload_lora_weights()
-    again = judge_cells(pipe, judge, cells()[:16], [7])
+    again = judge_cells(pipe, judge, cells()[:16], [7], **DRAWING)
     assert again == base[:16]
 
 
