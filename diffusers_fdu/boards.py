@@ -93,8 +93,8 @@ def board(
         clip = clip or ClipScorer(*load_emoji_clip(), "the embedded CLIP")
         own = NamedJudge(load_emoji_judge(), ("object", "style"), "the embedded judge")
         if oracle is None and names == [ORACLE]:
-            oracle = load_emoji_oracle()
-            oracle.to(pipe.device, pipe.dtype)
+            oracle = load_emoji_oracle(torch_dtype=pipe.dtype)
+            oracle.to(pipe.device)
         return Board(_named(EMOJI, concepts), judge or own, clip, 4.0, oracle)
     if canvas is None:
         is_styled = protocol == "unlearncanvas" or concepts[0].kind == "style"

@@ -81,7 +81,9 @@ def load_emoji_pipeline(
     return pipe
 
 
-def load_emoji_oracle(file: Path | str = ORACLE_WEIGHTS) -> StableDiffusionPipeline:
+def load_emoji_oracle(
+    file: Path | str = ORACLE_WEIGHTS, torch_dtype: torch.dtype = torch.float32
+) -> StableDiffusionPipeline:
     """The embedded pipeline as if it had never seen a dog: the floor of every attack.
 
     It was trained from nothing on the same art without dogs, by `examples/train_emoji.py --without
@@ -89,8 +91,9 @@ def load_emoji_oracle(file: Path | str = ORACLE_WEIGHTS) -> StableDiffusionPipel
 
     Args:
         file: of another oracle.
+        torch_dtype: of all models.
     """
-    pipe: Any = load_emoji_pipeline()
+    pipe: Any = load_emoji_pipeline(torch_dtype=torch_dtype)
     tensors = load_file(file)
     for part in ("unet", "text_encoder"):
         module = getattr(pipe, part)

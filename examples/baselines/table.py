@@ -2,9 +2,10 @@
 
     python -m examples.baselines.table --output runs/baselines.jsonl --seeds 3
 
-Six targets (four objects, two styles), three seeds; every method as it is by default. UA, IRA and
-CRA by the embedded judge, FID of the others' pictures before against after by the embedded CLIP,
-the success of a concept inversion of 40 steps on 16 pictures. An interrupted table goes on.
+Six targets (four objects, two styles), one seed unless `--seeds` says more; every method as it is
+by default. UA, IRA and CRA by the embedded judge, FID of the others' pictures before against after
+by the embedded CLIP, the success of a concept inversion of 40 steps on 16 pictures. An interrupted
+table goes on.
 
 To use two cores start it twice, with `--lane 0/2` and `--lane 1/2`: each writes a file of its own
 beside `--output`, and a last call without a lane does what is missing and prints all. `--quick`
@@ -18,6 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Annotated, Any
 
 import torch
@@ -44,8 +46,7 @@ from diffusers_fdu.intervals import estimate
 from diffusers_fdu.inversion import Inversion
 from diffusers_fdu.replay import ReplayBuffer
 
-from ..studies.bench import OTHER, OWN, RUNS, STYLE, Results, concept, line
-from ..studies.robust import scene
+from ..studies.bench import OTHER, OWN, RUNS, STYLE, Results, concept, line, scene
 from . import concept_ablation, esd, fdmu_full, uce
 from .common import DRAW_STEPS, HALF
 
@@ -159,12 +160,11 @@ class Table:
         verdicts = [Verdict(a, s) for a, s in zip(asked, self.judge(images), strict=True)]
         found = scores(verdicts, target)
         values = (found.ua, found.ira, found.cra)
-        mean = 3 / sum(1 / value for value in values) if all(values) else 0.0
         after = self.clip.image_features(images[-len(rest) :])
         distance = fid(self._originals(target, rest), after)
         return {
             **dict(zip(("ua", "ira", "cra"), values, strict=True)),
-            "harmonic": mean,
+            "harmonic": harmonic_mean(values),
             "fid": distance,
             "pictures": len(images),
         }

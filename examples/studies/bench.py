@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusers_fdu import Concept
 from diffusers_fdu.emoji import (
     CONCEPTS,
+    STYLES,
     Scores,
     cells,
     judge_cells,
     load_emoji_judge,
     scores,
 )
+from diffusers_fdu.evaluation.attacks import Scene
 from diffusers_fdu.intervals import Estimate, estimate
 
 RUNS = {"guidance_scale": 4.0}
@@ -41,6 +43,31 @@ def judged(pipe: Any, target: str) -> Scores:
     verdicts = judge_cells(pipe, judge, own, range(100, 100 + count), **DRAW)
     verdicts += judge_cells(pipe, judge, rest, range(100, 100 + OTHER), **DRAW)
     return scores(verdicts, target)
+
+
+def scene(pipe: Any, target: str, drawing: Mapping[str, Any] = DRAW, **where: Any) -> Scene:
+    """The embedded model under attack, its pictures judged by its judge.
+
+    Args:
+        pipe: it.
+        target: what it forgot.
+        drawing: arguments of the pipe when pictures are drawn.
+        **where: the original model, see `Scene`.
+    """
+    judge, place = load_emoji_judge(), 0 if target in CONCEPTS else 1
+    if place == 0:
+        templates = [f"a {{}} emoji in {style} style" for style in STYLES]
+    else:
+        templates = [f"a {name} emoji in {{}} style" for name in CONCEPTS[::8]]
+    settings = {**RUNS, **drawing}
+    return Scene(
+        pipe,
+        target,
+        lambda images: [seen[place] == target for seen in judge(images)],
+        templates,
+        settings=settings,
+        **where,
+    )
 
 
 class Results:

@@ -11,52 +11,22 @@ pictures each. An interrupted study goes on; `--target dog --seeds 1` is a part 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from diffusers_fdu import Concept, FDUnlearner, NegativeGuidance
-from diffusers_fdu.emoji import CONCEPTS, STYLES, load_emoji_judge, load_emoji_pipeline
-from diffusers_fdu.evaluation.attacks import ConceptInversion, GreedySearch, Scene
+from diffusers_fdu.emoji import load_emoji_pipeline
+from diffusers_fdu.evaluation.attacks import ConceptInversion, GreedySearch
 
-from .bench import DRAW, RUNS, Results, concept, judged, line, over
+from .bench import RUNS, Results, concept, judged, line, over, scene
 
 PAIRS = (("dog", "cat"), ("banana", "carrot"), ("blob", "noto"))
-METHODS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "robust": {"robust": True},
-    "negative": {},
-    "negative, robust": {"robust": True},
-}
+METHODS = ("plain", "robust", "negative", "negative, robust")
 ATTACKS = {"inversion": ConceptInversion(), "greedy": GreedySearch()}
-
-
-def scene(pipe: Any, target: str, drawing: Mapping[str, Any] = DRAW, **where: Any) -> Scene:
-    """The embedded model under attack, its pictures judged by its judge.
-
-    Args:
-        pipe: it.
-        target: what it forgot.
-        drawing: arguments of the pipe when pictures are drawn.
-        **where: the original model, see `Scene`.
-    """
-    judge, place = load_emoji_judge(), 0 if target in CONCEPTS else 1
-    if place == 0:
-        templates = [f"a {{}} emoji in {style} style" for style in STYLES]
-    else:
-        templates = [f"a {name} emoji in {{}} style" for name in CONCEPTS[::8]]
-    settings = {**RUNS, **drawing}
-    return Scene(
-        pipe,
-        target,
-        lambda images: [seen[place] == target for seen in judge(images)],
-        templates,
-        settings=settings,
-        **where,
-    )
 
 
 def asked(method: str, target: str, anchor: str) -> Concept:
@@ -69,12 +39,13 @@ def measure(results: Results, seeds: int, targets: Sequence[str]) -> None:
     """Train, judge and attack what is not in the file yet."""
     for seed in range(seeds):
         for target, anchor in [pair for pair in PAIRS if pair[0] in targets]:
-            for method, options in METHODS.items():
+            for method in METHODS:
                 key = {"target": target, "method": method, "seed": seed}
                 if results.find(**key) is not None:
                     continue
                 pipe = load_emoji_pipeline()
-                worker = FDUnlearner(pipe, RUNS, progress=False, seed=seed, **options)
+                robust = "robust" in method
+                worker = FDUnlearner(pipe, RUNS, progress=False, seed=seed, robust=robust)
                 started = time.monotonic()
                 worker.unlearn(asked(method, target, anchor))
                 seconds = time.monotonic() - started
