@@ -12,7 +12,8 @@ import typer
 from diffusers_fdu import Concept, DivergenceLoss
 from examples.baselines import concept_ablation, esd, fdmu_full, uce
 from examples.baselines.common import CROSS, TRAINED, Bench
-from examples.baselines.table import Table, by_target, gathered, parsed, printed
+from examples.baselines.printing import ahead, by_target, printed
+from examples.baselines.table import BASELINES, METHODS, Table, gathered, parsed, usual
 
 DOG = Concept("dog", "cat", prompts=("a {}", "a {} emoji"))
 
@@ -262,6 +263,31 @@ def test_the_table_sorts_by_harmonic_mean() -> None:
     assert lines[2].startswith("| UCE | 4 | 0.900 ± 0.000")
     assert lines[3].startswith("| ours, kl | 4 | 0.500") and lines[3].endswith("| 624 | 3.0 | 2 |")
     assert "| UCE | 0.900 | 0.900 |" in by_target(rows)
+
+
+def test_what_is_ahead_is_paired_by_target() -> None:
+    found = {
+        "ours, kl": {"dog": (0.9, 0.8), "blob": (0.5,), "fluent": (1.0,)},
+        "UCE": {"dog": (0.75,), "blob": (0.6,)},
+    }
+    rows = [
+        {"method": method, "target": target, "harmonic": value}
+        for method, targets in found.items()
+        for target, values in targets.items()
+        for value in values
+    ]
+    lines = ahead(rows, "ours, ").splitlines()
+    assert lines[0] == "| harmonic mean less that of | UCE |"
+    assert lines[2].startswith("| ours, kl | 0.000 ± ") and lines[2].endswith(", 1 of 2 |")
+    assert len(lines) == 3
+
+
+def test_the_variational_ones_are_measured_when_asked() -> None:
+    main, whole = usual(False, quick=False), usual(True, quick=False)
+    assert set(BASELINES) < set(main) < set(whole) == set(METHODS)
+    assert not any("variational" in method for method in main)
+    assert set(whole) - set(main) == {method for method in METHODS if "variational" in method}
+    assert set(usual(True, quick=True)) < set(main)
 
 
 def test_lanes_know_each_others_rows_and_write_to_their_own_file(tmp_path) -> None:

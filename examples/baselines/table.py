@@ -3,9 +3,9 @@
     python -m examples.baselines.table --output runs/baselines.jsonl --seeds 3
 
 Six targets (four objects, two styles), one seed unless `--seeds` says more; every method as it is
-by default. UA, IRA and CRA by the embedded judge, FID of the others' pictures before against after
-by the embedded CLIP, the success of a concept inversion of 40 steps on 16 pictures. An interrupted
-table goes on.
+by default, and with `--variational` the six variational divergences, too. UA, IRA and CRA by the
+embedded judge, FID of the others' pictures before against after by the embedded CLIP, the success
+of a concept inversion of 40 steps on 16 pictures. An interrupted table goes on.
 
 To use two cores start it twice, with `--lane 0/2` and `--lane 1/2`: each writes a file of its own
 beside `--output`, and a last call without a lane does what is missing and prints all. `--quick`
@@ -42,13 +42,13 @@ from diffusers_fdu.emoji.canvas import Cell
 from diffusers_fdu.evaluation.attacks import ConceptInversion
 from diffusers_fdu.evaluation.clip import ClipScorer
 from diffusers_fdu.evaluation.distances import fid
-from diffusers_fdu.intervals import estimate
 from diffusers_fdu.inversion import Inversion
 from diffusers_fdu.replay import ReplayBuffer
 
-from ..studies.bench import OTHER, OWN, RUNS, STYLE, Results, concept, line, scene
+from ..studies.bench import OTHER, OWN, RUNS, STYLE, Results, concept, scene
 from . import concept_ablation, esd, fdmu_full, uce
 from .common import DRAW_STEPS, HALF
+from .printing import ahead, by_target, printed
 
 PAIRS = (
     ("dog", "cat"),
@@ -70,6 +70,7 @@ BASELINES: dict[str, Callable[..., Any]] = {
 OURS = tuple(f"ours, {f}" for f in EXACT)
 VARIATIONAL = tuple(f"ours, variational {f}" for f in CRITIC)
 METHODS = (*OURS, *VARIATIONAL, *BASELINES)
+MAIN_METHODS = (*OURS, *BASELINES)
 KEY = ("target", "method", "seed", "quick")
 QUICK_METHODS = ("ours, kl", "ours, hellinger", *BASELINES)
 DRAWING = {"num_inference_steps": DRAW_STEPS}
@@ -178,48 +179,6 @@ class Table:
         return self._before[target]
 
 
-def printed(rows: Sequence[dict[str, Any]]) -> str:
-    """Means with 95 % intervals over the targets' means, best harmonic mean first."""
-    columns = ("harmonic", "ua", "ira", "cra", "fid", "attack")
-    head = ["method", "rows", "harmonic mean", "UA", "IRA", "CRA", "FID", "attack"]
-    head += ["pictures", "s", "KB"]
-    lines = []
-    for method in METHODS:
-        own = [row for row in rows if row["method"] == method]
-        if not own:
-            continue
-        targets = list(dict.fromkeys(row["target"] for row in own))
-
-        def means(name: str, own: Sequence = own, targets: Sequence = targets) -> list[float]:
-            found = []
-            for target in targets:
-                values = [r[name] for r in own if r["target"] == target and name in r]
-                found += [sum(values) / len(values)] if values else []
-            return found
-
-        cells = [estimate(means(name)) if means(name) else "" for name in columns]
-        seconds, size = (sum(means(name)) / len(targets) for name in ("seconds", "bytes"))
-        drawn = sum(row["pictures"] for row in own)
-        text = line([method, len(own), *cells, drawn, f"{seconds:.1f}", f"{size / 1024:.0f}"])
-        lines.append((sum(means("harmonic")) / len(targets), text))
-    ordered = [text for _, text in sorted(lines, reverse=True)]
-    return "\n".join([line(head), "|---" * len(head) + "|", *ordered])
-
-
-def by_target(rows: Sequence[dict[str, Any]]) -> str:
-    """Harmonic mean of each target, mean over seeds."""
-    targets = [target for target, _ in PAIRS if any(r["target"] == target for r in rows)]
-    lines = [line(["harmonic mean", *targets]), "|---" * (1 + len(targets)) + "|"]
-    for method in METHODS:
-        cells = []
-        for target in targets:
-            own = [r["harmonic"] for r in rows if (r["method"], r["target"]) == (method, target)]
-            cells.append(f"{sum(own) / len(own):.3f}" if own else "")
-        if any(cells):
-            lines.append(line([method, *cells]))
-    return "\n".join(lines)
-
-
 def lanes(output: Path) -> list[Path]:
     """The files of all lanes beside one, and that one first."""
     return [output, *sorted(output.parent.glob(f"{output.stem}.lane*{output.suffix}"))]
@@ -255,10 +214,20 @@ def parsed(lane: str) -> tuple[int, int]:
     return int(own), int(count)
 
 
+def usual(variational: bool, quick: bool) -> tuple[str, ...]:
+    """The methods that are measured unless some are named."""
+    if quick:
+        return QUICK_METHODS
+    return METHODS if variational else MAIN_METHODS
+
+
 def main(
     output: Annotated[Path, typer.Option(help="JSON lines.")] = Path("runs/baselines.jsonl"),
     seeds: Annotated[int, typer.Option(help="Trainings of each method and target.")] = 1,
     method: Annotated[list[str] | None, typer.Option(help="This one alone; repeatable.")] = None,
+    variational: Annotated[
+        bool, typer.Option("--variational", help="The variational divergences, too.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="See that it runs, in minutes.")] = False,
     lane: Annotated[str, typer.Option(help="i/n: every n-th pair of target and seed.")] = "0/1",
     only_print: Annotated[bool, typer.Option("--print", help="Measure nothing.")] = False,
@@ -266,7 +235,7 @@ def main(
     """Measure, and print the tables."""
     own, count = parsed(lane)
     results = gathered(output, (own, count))
-    methods = method or (QUICK_METHODS if quick else METHODS)
+    methods = method or usual(variational, quick)
     for name in methods:
         if name not in METHODS:
             raise typer.BadParameter(f"unknown method {name!r}: choose {', '.join(METHODS)}")
@@ -279,7 +248,7 @@ def main(
                 table.run(pair, name, seed)
     if count == 1 or only_print:
         rows = [row for row in results.rows if row["quick"] == quick]
-        print(printed(rows), by_target(rows), sep="\n\n")
+        print(printed(rows), by_target(rows), ahead(rows, "ours, "), sep="\n\n")
 
 
 if __name__ == "__main__":
