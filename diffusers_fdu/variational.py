@@ -36,9 +36,9 @@ class Variational:
     """The variational estimator and its critic's training.
 
     The release of f-DMU takes 500 steps with a rate of 1e-4 and no penalty. In the 100 steps that
-    are the default here such a critic learns too little, and a student that follows a critic behind
-    it can lose what it has: on the embedded model's style "fluent" one step of the critic at 1e-3
-    for each of the student left less erased than the closed-form start.
+    are the default here such a critic learns too little, and a student that follows one can lose
+    what it has: with one step of the critic at 1e-3 for each of its own less of the embedded
+    model's style "fluent" was erased than by the closed-form start (docs/benchmarks.md).
 
     Args:
         learning_rate: of the critic's AdamW.
