@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from diffusers_fdu.intervals import estimate
@@ -26,13 +27,13 @@ def means(rows: Sequence[Row], method: str, name: str) -> dict[str, float]:
     for row in rows:
         if row["method"] == method and name in row:
             found.setdefault(row["target"], []).append(row[name])
-    return {target: sum(values) / len(values) for target, values in found.items()}
+    return {target: fmean(values) for target, values in found.items()}
 
 
 def ranked(rows: Sequence[Row]) -> list[str]:
     """The methods, best harmonic mean first."""
     methods = dict.fromkeys(row["method"] for row in rows)
-    return sorted(methods, key=lambda method: -_mean(means(rows, method, "harmonic").values()))
+    return sorted(methods, key=lambda method: -fmean(means(rows, method, "harmonic").values()))
 
 
 def printed(rows: Sequence[Row]) -> str:
@@ -42,7 +43,7 @@ def printed(rows: Sequence[Row]) -> str:
     for method in ranked(rows):
         figures = [list(means(rows, method, name).values()) for name in COLUMNS]
         cells = [estimate(values) if values else "" for values in figures]
-        seconds, size = (_mean(means(rows, method, n).values()) for n in ("seconds", "bytes"))
+        seconds, size = (fmean(means(rows, method, n).values()) for n in ("seconds", "bytes"))
         drawn = [row["pictures"] for row in rows if row["method"] == method]
         costs = [sum(drawn), f"{seconds:.1f}", f"{size / 1024:.0f}"]
         lines.append(line([method, len(drawn), *cells, *costs]))
@@ -80,8 +81,3 @@ def ahead(rows: Sequence[Row], ours: str) -> str:
             cells.append(f"{estimate(gaps)}, {wins}" if gaps else "")
         lines.append(line([method, *cells]))
     return "\n".join(lines)
-
-
-def _mean(values: Any) -> float:
-    found = list(values)
-    return sum(found) / len(found)
