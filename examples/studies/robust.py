@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any
 
 import typer
@@ -23,7 +24,7 @@ from diffusers_fdu import Concept, FDUnlearner, NegativeGuidance, Robust
 from diffusers_fdu.emoji import load_emoji_pipeline
 from diffusers_fdu.evaluation.attacks import ConceptInversion, GreedySearch
 
-from .bench import RUNS, Results, concept, judged, line, over, scene
+from .bench import RUNS, Results, concept, judged, line, scene
 
 PAIRS = (("dog", "cat"), ("banana", "carrot"), ("blob", "noto"))
 ROOM: dict[str, Any] = {"rank": 64, "steps": 200, "robust": Robust(every=10, steps=40)}
@@ -66,27 +67,18 @@ def measure(results: Results, seeds: int, targets: Sequence[str]) -> None:
 
 
 def table(results: Results) -> str:
-    """Means over targets and seeds."""
+    """Means over the trainings of each target and method."""
     columns = ("ua", "ira", "cra", *ATTACKS, "seconds")
-    lines = [line(["method", "adapters", *columns]), "|---" * (2 + len(columns)) + "|"]
-    for method in METHODS:
-        rows = [row for row in results.rows if row["method"] == method]
-        if rows:
-            lines.append(line([method, len(rows), *(over(rows, name) for name in columns)]))
-    return "\n".join(lines)
-
-
-def by_target(results: Results) -> str:
-    """Attack success of each target, mean over seeds."""
-    lines = [line(["target", *(f"{m}, {a}" for m in METHODS for a in ATTACKS)])]
-    lines.append("|---" * (1 + len(METHODS) * len(ATTACKS)) + "|")
+    lines = [line(["target", "method", "trainings", *columns])]
+    lines.append("|---" * (3 + len(columns)) + "|")
     for target, _ in PAIRS:
-        cells = []
         for method in METHODS:
-            own = [r for r in results.rows if (r["target"], r["method"]) == (target, method)]
-            for name in ATTACKS:
-                cells.append(f"{sum(r[name] for r in own) / len(own):.2f}" if own else "")
-        lines.append(line([target, *cells]))
+            rows = [r for r in results.rows if (r["target"], r["method"]) == (target, method)]
+            if rows:
+                means = {name: mean(row[name] for row in rows) for name in columns}
+                seconds = f"{means.pop('seconds'):.0f}"
+                cells = [f"{value:.2f}" for value in means.values()]
+                lines.append(line([target, method, len(rows), *cells, seconds]))
     return "\n".join(lines)
 
 
@@ -94,13 +86,13 @@ def main(
     output: Annotated[Path, typer.Option(help="JSON lines.")] = Path("runs/robust.jsonl"),
     seeds: Annotated[int, typer.Option(help="Trainings of each method and target.")] = 3,
     target: Annotated[list[str] | None, typer.Option(help="This one alone; repeatable.")] = None,
+    only_print: Annotated[bool, typer.Option("--print", help="Measure nothing.")] = False,
 ) -> None:
-    """Measure, and print the tables."""
+    """Measure, and print the table."""
     results = Results(output)
-    measure(results, seeds, target or [name for name, _ in PAIRS])
+    if not only_print:
+        measure(results, seeds, target or [name for name, _ in PAIRS])
     print(table(results))
-    print()
-    print(by_target(results))
 
 
 if __name__ == "__main__":
