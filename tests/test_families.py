@@ -21,9 +21,10 @@ from diffusers_fdu.inversion import Inversion
 
 @pytest.mark.parametrize("key", FAMILIES)
 def test_a_family(key) -> None:
-    """Replay is exact, training pulls, a file holds all of it, and it stacks."""
+    """Replay is exact, training pulls, a file holds all of it but rounding, and it stacks."""
     found = measure(FAMILIES[key])
-    assert found.replay == found.swap == found.round_trip == 0
+    assert found.replay == found.swap == 0
+    assert found.round_trip <= 1e-6  # equal weights elsewhere in memory may round otherwise
     assert found.distance < 0.95
     assert found.stacked
     assert found.offloaded <= 1e-6

@@ -42,7 +42,7 @@ def test_two_processes_do_what_one_does(runs, name) -> None:
             assert other[key] == pytest.approx(value, rel=2e-3, abs=1e-6), key
     moved = 0.0
     for key, value in alone["weights"].items():
-        torch.testing.assert_close(both["weights"][key], value, rtol=0, atol=2e-4)
+        torch.testing.assert_close(both["weights"][key], value, rtol=0, atol=1e-3)
         moved = max(moved, value.abs().max().item())
     assert moved > 0.02
 
