@@ -40,11 +40,13 @@ def test_two_processes_do_what_one_does(runs, name) -> None:
         assert own.keys() == other.keys()
         for key, value in own.items():
             assert other[key] == pytest.approx(value, rel=2e-3, abs=1e-6), key
-    moved = 0.0
-    for key, value in alone["weights"].items():
-        torch.testing.assert_close(both["weights"][key], value, rtol=0, atol=1e-3)
-        moved = max(moved, value.abs().max().item())
-    assert moved > 0.02
+    own, other = (
+        torch.cat([w.flatten() for w in one["weights"].values()]) for one in (alone, both)
+    )
+    assert own.abs().max() > 0.02
+    # Adam moves a weight by a whole step where its gradient is nothing but rounding: single weights
+    # may differ by more than their sum.
+    assert torch.dist(own, other) < 0.02 * own.norm()
 
 
 def test_one_process_is_alone() -> None:
