@@ -24,7 +24,7 @@ def test_a_family(key) -> None:
     """Replay is exact, training pulls, a file holds all of it but rounding, and it stacks."""
     found = measure(FAMILIES[key])
     assert found.replay == found.swap == 0
-    assert found.round_trip <= 1e-6  # equal weights elsewhere in memory may round otherwise
+    assert found.round_trip <= 1e-6  # 0 on some CPUs, 5e-7 on others
     assert found.distance < 0.95
     assert found.stacked
     assert found.offloaded <= 1e-6

@@ -44,8 +44,8 @@ def test_two_processes_do_what_one_does(runs, name) -> None:
         torch.cat([w.flatten() for w in one["weights"].values()]) for one in (alone, both)
     )
     assert own.abs().max() > 0.02
-    # Adam moves a weight by a whole step where its gradient is nothing but rounding: single
-    # weights may differ by more than the norm of all.
+    # Adam moves a weight by a whole step where its gradient is nothing but rounding, so weights
+    # are not compared one by one.
     assert torch.dist(own, other) < 0.02 * own.norm()
 
 

@@ -27,11 +27,10 @@ from diffusers_fdu.evaluation.attacks import ConceptInversion, GreedySearch
 from .bench import RUNS, Results, concept, judged, line, scene
 
 PAIRS = (("dog", "cat"), ("banana", "carrot"), ("blob", "noto"))
-ROOM: dict[str, Any] = {"rank": 64, "steps": 200, "robust": Robust(every=10, steps=40)}
 METHODS: dict[str, dict[str, Any]] = {
     "plain": {},
     "robust": {"robust": True},
-    "robust, rank 64": ROOM,
+    "robust, rank 64": {"rank": 64, "steps": 200, "robust": Robust(every=10, steps=40)},
     "negative": {},
     "negative, robust": {"robust": True},
 }
