@@ -21,7 +21,8 @@ def align(target: Tensor, anchor: Tensor) -> Tensor:
     Returns:
         Vectors of the anchor, (B, L, D).
     """
-    cost = torch.cdist(target, anchor).square()
+    # The path is found on the CPU: hundreds of steps, one after the other, of some numbers each.
+    cost = torch.cdist(target, anchor).square().cpu()
     steps = _path_steps(cost)
     batch, length, width = cost.shape
     nearest = torch.full((batch, length), torch.inf, dtype=cost.dtype)
@@ -36,7 +37,8 @@ def align(target: Tensor, anchor: Tensor) -> Tensor:
         step = steps[every, i, j]  # at the origin nothing moves any more
         i, j = i - (step != 2).long(), j - (step != 1).long()
         i, j = i.clamp(min=0), j.clamp(min=0)
-    return anchor[every[:, None], chosen]
+    index = chosen.to(anchor.device)[..., None].expand(-1, -1, anchor.shape[2])
+    return anchor.gather(1, index)
 
 
 def _path_steps(cost: Tensor) -> Tensor:
