@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,14 @@ TARGET_SEEDS = range(100, 110)  # 10 seeds a cell of the target
 OTHER_SEEDS = range(100, 102)
 
 
-def run_demo(target: str, anchor: str, f: str, output_dir: Path, **config: Any) -> dict[str, Any]:
+def run_demo(
+    target: str,
+    anchor: str,
+    f: str,
+    output_dir: Path,
+    load: Callable[[], Any] = load_emoji_pipeline,
+    **config: Any,
+) -> dict[str, Any]:
     """Unlearn a concept or style of the embedded model; write picture, adapter and numbers.
 
     Args:
@@ -43,6 +50,7 @@ def run_demo(target: str, anchor: str, f: str, output_dir: Path, **config: Any) 
         anchor: another of the same kind.
         f: the divergence.
         output_dir: gets `before_after.png`, `summary.json`, `evaluation.json` and the adapter.
+        load: loads the embedded model, once the rest is checked.
         **config: fields of `TrainConfig`, `DataConfig` and `Performance`.
 
     Returns:
@@ -60,7 +68,7 @@ def run_demo(target: str, anchor: str, f: str, output_dir: Path, **config: Any) 
     concept, f_divergence = Concept(target, anchor, kind=kind), divergence(f)
     settings(config)
     folder = writable_folder(output_dir)
-    pipe, judge = load_emoji_pipeline(), load_emoji_judge()
+    pipe, judge = load(), load_emoji_judge()
     shown = shown_prompts(target)
     before_images = draw(pipe, shown, range(len(shown)), progress="draw before")
     own = [cell for cell in cells() if target in cell]

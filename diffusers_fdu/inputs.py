@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def named_concepts(
@@ -61,17 +63,42 @@ def values(options: list[str] | None) -> dict[str, Any]:
     return found
 
 
-def checked_device(device: str | None, dtype: str) -> str:
-    """A device that is there; None: CUDA if it is, and of several processes each its own.
+class Placed(NamedTuple):
+    """Where a pipeline runs, and the dtype of its weights, as PyTorch names them."""
+
+    device: str
+    dtype: str
+
+
+def resolve_placement(device: str | None, dtype: str) -> Placed:
+    """A device that is there, and a dtype that suits it.
+
+    Args:
+        device: None: CUDA if it is there, and of several processes each its own.
+        dtype: "auto": on CUDA bfloat16, or float16 where the card would emulate bfloat16;
+            elsewhere float32.
 
     Raises:
         ValueError: for a device that cannot be used, or an unknown dtype.
     """
     import torch
+
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: choose {', '.join(DTYPES)}")
+    device = _checked_device(device)
+    if dtype != "auto":
+        return Placed(device, dtype)
+    if torch.device(device).type != "cuda":
+        return Placed(device, "float32")
+    with torch.cuda.device(device):
+        is_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return Placed(device, "bfloat16" if is_bf16 else "float16")
+
+
+def _checked_device(device: str | None) -> str:
+    import torch
     from accelerate.utils import parse_flag_from_env
 
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"unknown dtype {dtype!r}: choose float32, bfloat16 or float16")
     if device is None:
         on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
         device = "cpu" if on_cpu else "cuda"
@@ -88,10 +115,13 @@ def checked_device(device: str | None, dtype: str) -> str:
 def load_pipeline(model: str, device: str, dtype: str, streams: bool = False) -> Any:
     """The embedded pipeline, or one from a folder or the Hub.
 
+    In float32 on CUDA, products of matrices may use TF32 from now on, in the whole process, as
+    PyTorch lets convolutions do by itself.
+
     Args:
         model: "emoji", a folder or a Hub id.
-        device: where it runs.
-        dtype: of its weights.
+        device: where it runs, see `resolve_placement`.
+        dtype: of its weights, "float32", "bfloat16" or "float16".
         streams: leave the weights on the CPU and bring them to another device layer by layer.
 
     Raises:
@@ -102,6 +132,9 @@ def load_pipeline(model: str, device: str, dtype: str, streams: bool = False) ->
 
     from .emoji import load_emoji_pipeline
 
+    if dtype == "float32" and torch.device(device).type == "cuda":
+        # The setting that keeps PyTorch's older and newer flags for TF32 consistent.
+        torch.set_float32_matmul_precision("high")
     torch_dtype = getattr(torch, dtype)
     pipe: Any
     if model == "emoji":

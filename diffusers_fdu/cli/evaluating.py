@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..inputs import checked_device, load_pipeline, values
+from ..inputs import load_pipeline, resolve_placement, values
+from .options import Device, Dtype
 
 EVALUATE_EXAMPLES = """Examples:
 
@@ -56,8 +57,8 @@ def evaluate(
     data_parallel: Annotated[
         bool, typer.Option("--data-parallel", help="Share the drawing (accelerate launch).")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="cuda or cpu; none: cuda if there.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Device = None,
+    dtype: Dtype = "auto",
 ) -> None:
     """Measure what an adapter made its model forget, and what it kept; go on if interrupted.
 
@@ -79,14 +80,13 @@ def evaluate(
     found = read_adapter(local_folder(adapter))
     concepts = concepts_of(found.recipe, target or ())
     folder = writable_folder(report)
-    pipe = load_pipeline(
-        model or _model_of(found.recipe, adapter), checked_device(device, dtype), dtype
-    )
+    placed = resolve_placement(device, dtype)
+    pipe = load_pipeline(model or _model_of(found.recipe, adapter), placed.device, placed.dtype)
     result = run(
         pipe,
         adapter,
         protocol,
-        judge=_classifier(classifier, device),
+        judge=_classifier(classifier, placed.device),
         clip=clip,
         attacks=names,
         concepts=concepts,
@@ -123,7 +123,7 @@ def _model_of(recipe: object, adapter: str) -> str:
     return base
 
 
-def _classifier(source: str | None, device: str | None) -> Any:
+def _classifier(source: str | None, device: str) -> Any:
     """A judge of transformers' image classification; None without a source."""
     if source is None:
         return None

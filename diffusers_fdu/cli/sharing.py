@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..inputs import checked_device, load_pipeline, run_arguments
+from ..inputs import load_pipeline, resolve_placement, run_arguments
+from .options import Device, Dtype
 
 STACK_EXAMPLES = """
 Examples:
@@ -35,7 +36,7 @@ Examples:
   diffusers-fdu app --model emoji --adapters runs/no-dog --adapters runs/no-banana
 
   diffusers-fdu app --model stable-diffusion-v1-5/stable-diffusion-v1-5 --adapters runs/snoopy
-  --device cuda --dtype bfloat16
+  --device cuda
 """
 
 INFO_EXAMPLES = """
@@ -63,8 +64,6 @@ Weights = Annotated[
     list[float] | None, typer.Option("--weight", help="Strength; once for each adapter; none: 1.")
 ]
 Model = Annotated[str, typer.Option(help="Folder or Hub id of a pipeline, or `emoji`.")]
-Device = Annotated[str | None, typer.Option(help="cuda or cpu; none: cuda if there.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 
 
 def stack(
@@ -78,7 +77,7 @@ def stack(
         float | None, typer.Option(help="None: the pipeline's own, 4 of `emoji`.")
     ] = None,
     device: Device = None,
-    dtype: Dtype = "float32",
+    dtype: Dtype = "auto",
 ) -> None:
     """Load adapters side by side, show where they conflict, and draw with them."""
     import torch
@@ -86,7 +85,8 @@ def stack(
     from ..merging import conflicts
     from ..stacking import stack as load
 
-    pipe = load_pipeline(model, checked_device(device, dtype), dtype)
+    placed = resolve_placement(device, dtype)
+    pipe = load_pipeline(model, placed.device, placed.dtype)
     strengths = load(pipe, adapters, weight)
     for name, strength in strengths.items():
         typer.echo(f"{name}: strength {strength:g}")
@@ -126,7 +126,7 @@ def merge(
         str | None, typer.Option(help="What the adapters were trained on, to refine.")
     ] = None,
     device: Device = None,
-    dtype: Dtype = "float32",
+    dtype: Dtype = "auto",
 ) -> None:
     """Make one LoRA of several, which costs one at inference."""
     from ..merging import merge as run
@@ -135,7 +135,8 @@ def merge(
         raise ValueError("--refine needs --model, what the adapters were trained on")
     pipe = None
     if refine:
-        pipe = load_pipeline(str(model), checked_device(device, dtype), dtype)
+        placed = resolve_placement(device, dtype)
+        pipe = load_pipeline(str(model), placed.device, placed.dtype)
     merged = run(
         adapters,
         weight,
@@ -162,7 +163,7 @@ def show_page(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Where it listens.")] = 7860,
     device: Device = None,
-    dtype: Dtype = "float32",
+    dtype: Dtype = "auto",
 ) -> None:
     """Show a page for the browser: the base model beside the unlearned one, at any strength."""
     from ..files import read_adapter
@@ -173,7 +174,8 @@ def show_page(
     # What can be refused at once is refused before a model is loaded.
     check_gradio()
     found = [read_adapter(local_folder(source)) for source in adapters]
-    pipe = load_pipeline(model, checked_device(device, dtype), dtype)
+    placed = resolve_placement(device, dtype)
+    pipe = load_pipeline(model, placed.device, placed.dtype)
     names = list(load(pipe, adapters))
     recipes = {name: adapter.recipe for name, adapter in zip(names, found, strict=True)}
     if host not in OURSELVES:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..inputs import checked_device, load_pipeline, named_concepts, run_arguments, values
+from ..inputs import load_pipeline, named_concepts, resolve_placement, run_arguments, values
+from .options import Device, Dtype
 
 DEMO_EXAMPLES = """
 Examples:
@@ -23,7 +25,7 @@ Examples:
   diffusers-fdu unlearn --model emoji --target dog --anchor cat --f kl --output-dir runs/dog
 
   diffusers-fdu unlearn --model stable-diffusion-v1-5/stable-diffusion-v1-5
-  --target Snoopy --anchor dog --output-dir runs/snoopy --device cuda --dtype bfloat16
+  --target Snoopy --anchor dog --output-dir runs/snoopy --device cuda
 
   diffusers-fdu unlearn --model emoji --target dog --target banana --anchor cat --anchor carrot
   --set retain_from=mined --set surgery=true --output-dir runs/two
@@ -50,11 +52,15 @@ def demo(
     f: Annotated[str, typer.Option("--f", help="Divergence.")] = "kl",
     output_dir: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Of prompts, noise and weights.")] = 0,
+    device: Device = None,
+    dtype: Dtype = "auto",
 ) -> None:
     """Unlearn on the embedded emoji model, measure it and draw before and after."""
     from ..demo import run_demo
 
-    summary = run_demo(target, anchor, f, output_dir, seed=seed)
+    placed = resolve_placement(device, dtype)
+    load = partial(load_pipeline, "emoji", placed.device, placed.dtype)
+    summary = run_demo(target, anchor, f, output_dir, load, seed=seed)
     before, after = summary["before"], summary["after"]
     typer.echo(f"\n{target} -> {anchor}, f = {f}, {summary['steps']} steps")
     typer.echo(f"{'':34}before   after")
@@ -114,12 +120,17 @@ def unlearn(
         typer.Option(help="Of the recorded runs; none: the pipeline's own, 4 of `emoji`."),
     ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the denoiser.")] = False,
+    micro_batch_size: Annotated[
+        int | None,
+        typer.Option(help="Rows of each role at once; none: as many as fit the memory."),
+    ] = None,
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
-    ] = False,
-    low_vram: Annotated[
-        bool, typer.Option("--low-vram", help="Rows one by one, checkpointing, offloading.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--gradient-checkpointing/--no-gradient-checkpointing",
+            help="Less memory, more time; none: if the memory asks for it.",
+        ),
+    ] = None,
     optimizer: Annotated[str, typer.Option(help="adamw or adamw_8bit.")] = "adamw",
     seed: Annotated[int, typer.Option(help="Of prompts, noise and weights.")] = 0,
     format: Annotated[
@@ -139,8 +150,8 @@ def unlearn(
         str | None, typer.Option(help="The denoiser to train; none: the pipeline's first.")
     ] = None,
     options: Options = None,
-    device: Annotated[str | None, typer.Option(help="cuda or cpu; none: cuda if there.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Device = None,
+    dtype: Dtype = "auto",
 ) -> None:
     """Unlearn a concept and write a LoRA that `pipe.load_lora_weights` reads.
 
@@ -186,8 +197,10 @@ def unlearn(
         "estimator": estimator,
         "seed": seed,
         "compile": compile,
-        "gradient_checkpointing": gradient_checkpointing,
-        "low_vram": low_vram,
+        "micro_batch_size": "auto" if micro_batch_size is None else micro_batch_size,
+        "gradient_checkpointing": (
+            "auto" if gradient_checkpointing is None else gradient_checkpointing
+        ),
         "optimizer": optimizer,
         "mixed_precision": launched_precision() or "no",
         **values(options),
@@ -196,10 +209,11 @@ def unlearn(
         if name in settled:
             raise ValueError(f"{name} is for `accelerate launch` to say, not for --set")
     settings(settled)
+    placed = resolve_placement(device, dtype)
     order = Order(
         model,
-        checked_device(device, dtype),
-        dtype,
+        placed.device,
+        placed.dtype,
         run_arguments(model, guidance_scale),
         settled,
         f,
@@ -246,8 +260,8 @@ def compare(
         typer.Option(help="Of the recorded runs; none: the pipeline's own, 4 of `emoji`."),
     ] = None,
     options: Options = None,
-    device: Annotated[str | None, typer.Option(help="cuda or cpu; none: cuda if there.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Device = None,
+    dtype: Dtype = "auto",
 ) -> None:
     """Train several divergences and show what each trades; run it again to go on."""
     from ..compare import FS, STRENGTHS
@@ -256,8 +270,8 @@ def compare(
     from ..plots import plot_tradeoff
 
     found = named_concepts([target], [anchor], kind, None, None)
-    device = checked_device(device, dtype)
-    pipe = load_pipeline(model, device, dtype)
+    placed = resolve_placement(device, dtype)
+    pipe = load_pipeline(model, placed.device, placed.dtype)
     kwargs = run_arguments(model, guidance_scale)
     is_known = model == "emoji" and target in (*CONCEPTS, *STYLES)
     result = run(
