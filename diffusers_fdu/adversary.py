@@ -120,7 +120,7 @@ def _answer(recorder: Recorder, found: ReplayBuffer, pairs: dict[str, Pair]) -> 
     entries = [
         row._replace(text=index[pair.anchor]) for row, pair in zip(rows, wanted, strict=True)
     ]
-    answers = ask(recorder.model, found, entries, 2 * recorder.batch)
+    answers = ask(recorder.model, found, entries, 2 * recorder.micro.size)
     for row, pair, answer in zip(rows, wanted, answers, strict=True):
         if pair.guidance is not None:
             own = found.predictions([row])[0].float()

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from .denoiser import predicted, sample_name
+from .micro_batches import MicroBatches
 from .offload import placement
 from .replay import Entry, Part, ReplayBuffer
-from .values import chunks
 
 
 def predict(model: nn.Module, calls: Sequence[Part]) -> Tensor:
@@ -42,17 +42,17 @@ def ask(
         model: the denoiser.
         buffer: holds the states and texts.
         entries: (state, text) pairs; their predictions are not read.
-        size: rows in one call.
+        size: rows in one call, fewer if they do not fit the memory.
 
     Returns:
         Predictions on the CPU, (N, ...), float32.
     """
     where = placement(model)
-    answers = []
-    for part in chunks(entries, size):
-        calls = buffer.calls(part, *where)
-        answers.append(predict(model, calls).float().cpu())
-    return torch.cat(answers)
+
+    def answer(part: Sequence[Entry]) -> Tensor:
+        return predict(model, buffer.calls(part, *where)).float().cpu()
+
+    return torch.cat(MicroBatches(size).map(answer, entries))
 
 
 def guided(conditional: Tensor, empty: Tensor, scale: float | Tensor) -> Tensor:

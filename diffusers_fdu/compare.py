@@ -168,7 +168,7 @@ def _options(worker: FDUnlearner) -> dict[str, Any]:
     return {
         **fields,
         "seed": worker.config.seed + HELD_OUT,
-        "trajectories": max(8, worker.data.trajectories // 4),
+        "trajectories": max(8, worker.data.stages[-1] // 4),
         "retain_weight": 1.0,  # what is kept is measured, whether it was trained or not
         "retain_from": "vocabulary",
     }

@@ -9,19 +9,22 @@ from typing import Any, Literal, NamedTuple
 
 from .adversary import Robust
 from .drawing import States
-from .performance import Performance
-from .recorder import BATCH
+from .performance import Auto, Performance
 from .retain import SOURCES, RetainFrom
 from .timesteps import Weighting
 from .variational import Variational
 
+RETAIN_PER_TRAJECTORY = 3
+STAGES = (16, 32, 64, 96)
 INITS = ("auto", "lora", "closed_form")
-RATE_TIMES_WIDTH = 0.64
-"""Learning rate times the width of the adapted layers' input.
+RATE_TIMES_WIDTH, NARROW = 0.64, 128
+"""Learning rate times the width of the adapted layers' input, from the closed-form start.
 
-A step of Adam moves every weight by the learning rate, so it moves an answer by that times the
-number of inputs. 0.64 is what the embedded model is measured with (5e-3 at width 128) and gives
-8e-4 at width 768, Stable Diffusion 1, where it is not measured.
+A step of Adam moves every weight by the learning rate, so it moves A c by that times the width,
+and B (A c) by that times the rank. From the closed form, where both are far from 0, 0.64 / width
+is as good at 768 and 2048 as at 128, where it was chosen. A plain start has B = 0, which at that
+rate grows too slowly on a wide model: there the rate falls with the root of the width alone, from
+the same one at `NARROW`. `examples/studies/width.py` measures both.
 """
 
 
@@ -37,10 +40,10 @@ class TrainConfig:
             the text that comes nearest (`closed_form`); "auto": "closed_form" where the adapted
             layers read nothing but the text.
         steps: most optimizer steps.
-        batch_size: rows of each role (unlearn, retain) in one micro-batch.
-        gradient_accumulation_steps: micro-batches in one step.
-        learning_rate: peak of AdamW's; linear warm-up, then cosine. "auto": `RATE_TIMES_WIDTH`
-            divided by the width of the adapted layers' input.
+        batch_size: rows of each role (unlearn, retain) in one step, see `Performance` for how
+            many of them are computed at once.
+        learning_rate: peak of AdamW's; linear warm-up, then cosine. "auto": by the width of the
+            adapted layers' input and the start, see `RATE_TIMES_WIDTH`.
         max_grad_norm: gradients are clipped to this norm.
         sigma: scale of the divergence; "auto" puts the median initial s at `loss.MEDIAN_S`.
         retain_weight: weight of the retain loss against the unlearning one, which is scaled so
@@ -60,7 +63,6 @@ class TrainConfig:
     init: Literal["auto", "lora", "closed_form"] = "auto"
     steps: int = 100
     batch_size: int = 16
-    gradient_accumulation_steps: int = 1
     learning_rate: float | Literal["auto"] = "auto"
     max_grad_norm: float = 1.0
     sigma: float | Literal["auto"] = "auto"
@@ -71,7 +73,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("rank", "steps", "batch_size", "gradient_accumulation_steps")
+        counts = ("rank", "steps", "batch_size")
         for name in counts:
             _check_count(name, getattr(self, name))
         free = {"learning_rate": "auto", "alpha": None, "max_grad_norm": 1.0}
@@ -107,8 +109,9 @@ class DataConfig:
 
     Args:
         trajectories: pictures of the anchor recorded for each concept; three times as many are
-            recorded to retain, however many concepts there are.
-        record_batch: pictures recorded at once.
+            recorded to retain, however many concepts there are. "auto": 16, 32, 64 or 96, until
+            more no longer change the gradient (see `agreement`), and 96 where the adapter does
+            not start in closed form.
         retain: prompts whose pictures must stay; None: words of the vocabulary.
         retain_from: where the words come from if `retain` is None: all of the "vocabulary";
             every second from the "neighbours" of the targets in the table of token embeddings;
@@ -123,8 +126,7 @@ class DataConfig:
             a `Robust` says how. The text encoders then stay beside the denoiser.
     """
 
-    trajectories: int = 96
-    record_batch: int = BATCH
+    trajectories: int | Auto = "auto"
     retain: Sequence[str] | None = None
     retain_from: RetainFrom = "vocabulary"
     states: States = "trajectory"
@@ -133,8 +135,8 @@ class DataConfig:
     robust: bool | Robust = False
 
     def __post_init__(self) -> None:
-        for name in ("trajectories", "record_batch"):
-            _check_count(name, getattr(self, name))
+        if self.trajectories != "auto":
+            _check_count("trajectories", self.trajectories)
         choices: dict[str, tuple[str, ...]] = {
             "retain_from": SOURCES,
             "states": ("trajectory", "renoise"),
@@ -152,6 +154,16 @@ class DataConfig:
                 raise ValueError(
                     f"unknown {name} {value!r}: choose uniform, min_snr, or pass a callable"
                 )
+
+    def pictures(self, concepts: int, retains: bool = True) -> int:
+        """How many are recorded at most for so many concepts."""
+        retained = RETAIN_PER_TRAJECTORY if retains else 0
+        return self.stages[-1] * (concepts + retained)
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Numbers of trajectories at which recording may stop."""
+        return STAGES if self.trajectories == "auto" else (self.trajectories,)
 
     @property
     def defence(self) -> Robust | None:
@@ -171,7 +183,7 @@ class Settings(NamedTuple):
     @property
     def offloads(self) -> bool:
         """Whether text encoders and autoencoder leave the accelerator, but for robust training."""
-        return self.performance.offload and self.data.defence is None
+        return self.performance.offload is not False and self.data.defence is None
 
 
 def settings(options: dict[str, Any]) -> Settings:
@@ -195,7 +207,7 @@ def settings(options: dict[str, Any]) -> Settings:
 
 
 def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or value < 1:
+    if type(value) is not int or value < 1:  # True is an int, too
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 

@@ -1,4 +1,4 @@
-"""One batch of prompts, drawn by the frozen pipeline under hooks, as a buffer of its own."""
+"""One group of prompts, drawn by the frozen pipeline under hooks, as a buffer of its own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Guided(NamedTuple):
 
 @dataclass
 class Drawn:
-    """What a batch left.
+    """What a group left.
 
     Args:
         buffer: its rows; states and texts of what is still to be answered.
@@ -51,7 +51,7 @@ class Drawn:
     times: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def absorb(self, other: Drawn) -> None:
-        """Append what another batch left."""
+        """Append what another group left."""
         moved = self.buffer.absorb(other.buffer)
         if self.empty is None and other.empty is not None:
             self.empty = moved.text(other.empty)
@@ -67,7 +67,7 @@ class Drawn:
 
 
 class Drawing:
-    """What is known of a pipe while its batches are drawn.
+    """What is known of a pipe while its groups are drawn.
 
     Args:
         recorder: holds the pipeline.
@@ -93,71 +93,133 @@ class Drawing:
         """What is left before anything is drawn."""
         return Drawn(ReplayBuffer(self.dtype, Clock(self.time), self.layout.listed))
 
-    def batch(self, runs: Sequence[Run], steps: int, number: int) -> Drawn:
-        """Draw a batch.
+    def group(self, runs: Sequence[Run], steps: int, number: int) -> Drawn:
+        """Draw a group of prompts, as many at once as fit the memory.
 
         Args:
             runs: its prompts.
             steps: of its run.
-            number: of the batch, which its noise depends on.
+            number: of the group, which its noise depends on.
         """
-        return _Batch(self, runs).draw(steps, number)
+        recorder = self.recorder
+        first = recorder.seed + recorder.group * number
+        kept = _Group(self, number)
+
+        def draw(part: Sequence[int]) -> _Part:
+            return kept.draw([runs[i] for i in part], steps, first + part[0])
+
+        kept.keep(recorder.micro.map(draw, range(len(runs))))
+        return kept.drawn
 
 
-class _Batch:
-    """A batch while it is drawn."""
+class _Ask(NamedTuple):
+    """What a call asked about one half of a guided step, or all of a call without guidance.
 
-    def __init__(self, drawing: Drawing, runs: Sequence[Run]) -> None:
+    Args:
+        state: what the denoiser was given besides the text, on the CPU.
+        texts: the text, on the CPU; None: the prompts' own.
+        prediction: the answer, on the CPU.
+    """
+
+    state: Leaves
+    texts: Leaves | None
+    prediction: Tensor
+
+
+@dataclass
+class _Part:
+    """What was seen while some prompts of a group were drawn together.
+
+    Args:
+        runs: these prompts.
+        own: their own texts.
+        calls: of the denoiser.
+        latents: what the run ended with.
+        state: the last that was kept.
+        ids: indices of its rows in the buffer.
+    """
+
+    runs: Sequence[Run]
+    own: Leaves
+    calls: list[list[_Ask]] = field(default_factory=list)
+    latents: Any = None
+    state: Leaves | None = None
+    ids: list[int] = field(default_factory=list)
+
+
+class _Group:
+    """A group while it is drawn; its rows are in the order in which all at once would come."""
+
+    def __init__(self, drawing: Drawing, number: int) -> None:
         self.recorder, self.layout, self.texts = drawing.recorder, drawing.layout, drawing.texts
         self.names, self.states = drawing.names, drawing.states
         self.sample, self.time = drawing.sample, drawing.time
-        self.runs, self.drawn = runs, drawing.nothing()
+        self.number, self.drawn = number, drawing.nothing()
         self.buffer = self.drawn.buffer
 
-    def draw(self, steps: int, number: int) -> Drawn:
-        """Draw it."""
-        runs, prompts = self.runs, [prompt for prompt, _ in self.runs]
+    def draw(self, runs: Sequence[Run], steps: int, seed: int) -> _Part:
+        """Draw some of its prompts together."""
+        prompts = [prompt for prompt, _ in runs]
         own = self.recorder.first_call(prompts).inputs
-        latest: dict[str, Any] = {}
-        first: dict[str, Any] = {}
-        times: list[Tensor] = []
-        calls = number  # so that the empty prompt is kept at other steps in each batch
+        part = _Part(runs, {name: own.get(name) for name in self.names})
 
         def on_call(call: Call) -> None:
-            nonlocal calls
-            is_kept, calls = calls % OTHER_EVERY == 0, calls + 1
-            inputs, prediction = call.inputs, call.prediction
-            assert prediction is not None  # only a stopped call has none
-            state, constants = self._split(inputs, len(prediction))
-            times.append(state[self.time][0].cpu())
-            self.buffer.keep_constants(constants)
-            for start in range(0, len(prediction), len(runs)):
-                block = slice(start, start + len(runs))
-                key = {name: value[block] for name, value in state.items()}
-                texts = {n: v if (v := inputs.get(n)) is None else v[block] for n in self.names}
-                is_own = all(close(texts[name], own.get(name)) for name in self.names)
-                if not is_own and self.drawn.empty is None:
-                    self.drawn.empty = self._other(texts, 0)
-                if self.states == "renoise":
-                    if is_own and not first:
-                        first.update(key=key, texts=texts)
-                    continue
-                # Both halves of a guided step share x_t: keep it once.
-                if not latest or not all(same(latest["key"][n], v) for n, v in key.items()):
-                    latest.update(key=key, ids=self._states(key, len(runs)))
-                if is_own or is_kept:
-                    self._rows(latest["ids"], texts, prediction[block], is_own)
+            part.calls.append(self._asked(call, part))
 
-        seed = self.recorder.seed + self.recorder.batch * number
-        latents = self.recorder.run(prompts, on_call, seed, num_inference_steps=steps)
-        if not times:  # all of a short run's steps belong to another denoiser
-            return self.drawn
-        self.drawn.times.append((times[0], times[-1]))
-        if first:
-            name = self.sample
-            key = {**first["key"], name: latents_like(latents, first["key"][name])}
-            self._pictures(key, first["texts"])
-        return self.drawn
+        part.latents = self.recorder.run(prompts, on_call, seed, num_inference_steps=steps)
+        return part
+
+    def _asked(self, call: Call, part: _Part) -> list[_Ask]:
+        assert call.prediction is not None  # only a stopped call has none
+        state, constants = self._split(call.inputs, len(call.prediction))
+        self.buffer.keep_constants(constants)
+        state = {name: on_cpu(value) for name, value in state.items()}
+        prediction, found = call.prediction.cpu(), []
+        for start in range(0, len(prediction), len(part.runs)):
+            block = slice(start, start + len(part.runs))
+            given = {name: call.inputs.get(name) for name in self.names}
+            texts = {name: v if v is None else v[block] for name, v in given.items()}
+            is_own = all(close(texts[name], part.own[name]) for name in self.names)
+            found.append(
+                _Ask(
+                    {name: value[block] for name, value in state.items()},
+                    None if is_own else {name: on_cpu(value) for name, value in texts.items()},
+                    prediction[block],
+                )
+            )
+        return found
+
+    def keep(self, parts: Sequence[_Part]) -> None:
+        """Put what was seen into the buffer, call by call."""
+        calls = parts[0].calls
+        if not calls:  # all of a short run's steps belong to another denoiser
+            return
+        first, last = (call[0].state[self.time][0] for call in (calls[0], calls[-1]))
+        self.drawn.times.append((first, last))
+        for i, together in enumerate(zip(*(part.calls for part in parts), strict=True)):
+            # So that the empty prompt is kept at other steps in each group.
+            is_kept = (self.number + i) % OTHER_EVERY == 0
+            for half in zip(*together, strict=True):
+                for part, ask in zip(parts, half, strict=True):
+                    self._keep(part, ask, is_kept)
+        for part in parts if self.states == "renoise" else ():
+            assert part.state is not None
+            latents = latents_like(part.latents, part.state[self.sample])
+            self._pictures(part, {**part.state, self.sample: latents})
+
+    def _keep(self, part: _Part, ask: _Ask, is_kept: bool) -> None:
+        if ask.texts is not None and self.drawn.empty is None:
+            self.drawn.empty = self._other(ask.texts, 0)
+        if self.states == "renoise":
+            if ask.texts is None and part.state is None:
+                part.state = ask.state
+            return
+        # Both halves of a guided step share x_t: keep it once.
+        before = part.state
+        if before is None or not all(same(before[n], v) for n, v in ask.state.items()):
+            part.state, part.ids = ask.state, self._states(ask.state, len(part.runs))
+        if ask.texts is None or is_kept:
+            self._rows(part, ask)
 
     def _split(self, inputs: dict[str, Any], rows: int) -> tuple[Leaves, dict[str, Any]]:
         """What besides the text belongs to a row, batched, and what is the same for all."""
@@ -189,27 +251,27 @@ class _Batch:
     def _target(self, pair: Pair) -> int:
         return self.buffer.add_text(pair.target, self.texts[pair.target])
 
-    def _rows(self, ids: list[int], texts: Leaves, prediction: Tensor, is_own: bool) -> None:
+    def _rows(self, part: _Part, ask: _Ask) -> None:
         """Rows of one call: what was asked for, and what its target is to get."""
-        for i, (prompt, pair) in enumerate(self.runs):
-            answer = self.buffer.add_prediction(prediction[i])
-            if not is_own:
-                self.buffer.add_row("retain", ids[i], self._other(texts, i), answer)
+        for i, (prompt, pair) in enumerate(part.runs):
+            state, answer = part.ids[i], self.buffer.add_prediction(ask.prediction[i])
+            if ask.texts is not None:
+                self.buffer.add_row("retain", state, self._other(ask.texts, i), answer)
             elif pair is None:
-                self.buffer.add_row("retain", ids[i], self._own(prompt, texts, i), answer)
+                self.buffer.add_row("retain", state, self._own(prompt, part.own, i), answer)
             elif pair.guidance is not None:
-                asked = Entry(ids[i], self._target(pair), answer, pair.concept)
+                asked = Entry(state, self._target(pair), answer, pair.concept)
                 self.drawn.guided.append(Guided(asked, pair.guidance))
             else:
-                self.buffer.add_row("retain", ids[i], self._own(prompt, texts, i), answer)
+                self.buffer.add_row("retain", state, self._own(prompt, part.own, i), answer)
                 text = self._target(pair)
-                self.buffer.add_row("unlearn", ids[i], text, answer, pair.concept)
+                self.buffer.add_row("unlearn", state, text, answer, pair.concept)
 
-    def _pictures(self, key: Leaves, texts: Leaves) -> None:
+    def _pictures(self, part: _Part, key: Leaves) -> None:
         """Keep what was drawn, to be noised anew."""
-        for i, (prompt, pair) in enumerate(self.runs):
+        for i, (prompt, pair) in enumerate(part.runs):
             state = {name: on_cpu(value[i]) for name, value in key.items()}
-            own = self._own(prompt, texts, i)
+            own = self._own(prompt, part.own, i)
             if pair is None:
                 self.drawn.clean.append(Clean(state, own, None, 0, None))
             else:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .answers import predict
+from .micro_batches import MicroBatches
 from .offload import placement
 from .recorder import Recorder
 from .replay import Entry, Part, ReplayBuffer
@@ -125,14 +126,19 @@ class Inversion:
         ]
         optimizer = torch.optim.Adam(groups)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, self.steps)
-        for _ in range(self.steps):
+        micro = MicroBatches(self.batch)
+
+        def gradients(rows: Sequence[Entry]) -> tuple[Tensor, ...]:
             with torch.enable_grad():
                 texts = slots.conditioning(recorder, marked, goal.names, vectors)
                 with autocast():
-                    loss = goal.loss(model, goal.drawn(self.batch, generator), texts).mean()
-                gradients = torch.autograd.grad(loss, vectors)
-            for vector, gradient in zip(vectors, gradients, strict=True):
-                vector.grad = gradient
+                    loss = goal.loss(model, rows, texts).sum() / self.batch
+                return torch.autograd.grad(loss, vectors)
+
+        for _ in range(self.steps):
+            parts = micro.map(gradients, goal.drawn(self.batch, generator))
+            for vector, own in zip(vectors, zip(*parts, strict=True), strict=True):
+                vector.grad = torch.stack(own).sum(0)
             optimizer.step()
             schedule.step()
         return [vector.detach() for vector in vectors]

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from .answers import predict
 from .loss import DivergenceLoss, calibrated
+from .micro_batches import MicroBatches
+from .replay import Row
 from .sampling import Batch, Sampler
-from .values import chunks
 from .variational import VariationalLoss
 
 Autocast = Callable[[], AbstractContextManager]
@@ -125,9 +126,22 @@ class Objective:
         return torch.stack([objective, *unlearn, share]).detach()
 
     def prepare(self, answer: Tensor, batch: Batch) -> None:
-        """One step of the critic alone, on rows to unlearn."""
+        """One step of the critic alone.
+
+        Args:
+            answer: the student's predictions of rows to unlearn, (size, ...).
+            batch: these rows come first in it.
+        """
         assert self.critic is not None
-        self.critic.update(answer, batch.target, batch.timestep, weights=batch.weights)
+        size = batch.size
+        target, time = batch.target[:size], batch.timestep[:size]
+        self.critic.update(answer, target, time, weights=batch.weights)
+
+    def update_critic(self, answer: Tensor, batch: Batch) -> None:
+        """The critic's steps for one of the student, see `prepare`."""
+        assert self.critic is not None
+        for _ in range(self.critic.options.critic_steps):
+            self.prepare(answer, batch)
 
     @torch.enable_grad()
     def balance(self, answer: Tensor, batch: Batch) -> None:
@@ -168,8 +182,6 @@ class Objective:
     def _from_critic(self, answer: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         assert self.critic is not None
         time, weights = batch.timestep[: batch.size], batch.weights
-        for _ in range(self.critic.options.critic_steps):
-            self.critic.update(answer, target, time, weights=weights)
         bound = self.critic(answer, target, time, weights=weights)
         distance = self._unlearn.distance(answer.detach(), target)
         sigmas = self.sigmas[0] if self._sigmas is None else self._sigmas[batch.concept]
@@ -212,9 +224,12 @@ def initial_distances(
     found = []
     for concept in range(sampler.concepts):
         rows = sampler.spread(concept, max(LEAST, MEASURED // sampler.concepts))
-        batches = (sampler.batch(chunk, []) for chunk in chunks(rows, size))
-        distances = [loss.distance(answer_batch(model, b), b.target) for b in batches]
-        found.append(torch.cat(distances))
+
+        def distance(part: Sequence[Row]) -> Tensor:
+            batch = sampler.batch(part, [])
+            return loss.distance(answer_batch(model, batch), batch.target)
+
+        found.append(torch.cat(MicroBatches(size).map(distance, rows)))
     return found
 
 

@@ -38,7 +38,9 @@ def _hooks(module: nn.Module) -> list[Any]:
 
 def is_streamed(model: nn.Module) -> bool:
     """Whether weights are brought layer by layer."""
-    return any(p.is_meta for p in model.parameters())
+    return any(p.is_meta for p in model.parameters()) and any(
+        isinstance(hook, AlignDevicesHook) for module in model.modules() for hook in _hooks(module)
+    )
 
 
 def is_offloaded(model: nn.Module) -> bool:

@@ -6,7 +6,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -15,20 +15,25 @@ from torch import nn
 
 from .offload import check_streamed, placement
 
+Auto = Literal["auto"]
+
 
 @dataclass(frozen=True)
 class Performance:
-    """What trades time and memory.
+    """What trades time and memory. "auto" leaves a choice to `auto_fit`.
 
     Args:
         mixed_precision: "no", "fp16" or "bf16" autocast of the denoiser.
         compile: compile the denoiser's repeated blocks with `torch.compile` while training; worth
             it where training takes minutes, see docs/benchmarks.md.
-        gradient_checkpointing: keep fewer activations and compute them again.
+        micro_batch_size: rows of each role (unlearn, retain) in one pass of the denoiser; a step
+            of `batch_size` rows takes as many passes as it needs. "auto": as many as fit.
+        record_batch: pictures recorded at once. "auto": as many as fit, at most 8.
+        gradient_checkpointing: keep fewer activations and compute them again. "auto": where a
+            micro-batch of one row does not fit without.
         optimizer: "adamw", or "adamw_8bit" of bitsandbytes.
-        offload: keep text encoders and autoencoder off the accelerator while training.
-        low_vram: rows one by one, gradient checkpointing and offloading, whatever the other
-            options say; as many rows in a step, in more time.
+        offload: keep text encoders and autoencoder off the accelerator while training. "auto":
+            where the memory that they take is needed.
         data_parallel: the processes that `accelerate launch` started train one adapter together,
             each with `batch_size` rows; otherwise every process trains its own.
         shard: share the denoiser's frozen weights out over the processes while training (FSDP);
@@ -37,18 +42,27 @@ class Performance:
 
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     compile: bool = False
-    gradient_checkpointing: bool = False
+    micro_batch_size: int | Auto = "auto"
+    record_batch: int | Auto = "auto"
+    gradient_checkpointing: bool | Auto = "auto"
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    offload: bool = True
-    low_vram: bool = False
+    offload: bool | Auto = "auto"
     data_parallel: bool = False
     shard: bool = False
 
     def __post_init__(self) -> None:
-        for option in fields(self):
-            value = getattr(self, option.name)
-            if isinstance(option.default, bool) and not isinstance(value, bool):
-                raise ValueError(f"{option.name} must be True or False, got {value!r}")
+        for name in ("compile", "data_parallel", "shard"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {value!r}")
+        for name in ("gradient_checkpointing", "offload"):
+            if not isinstance(value := getattr(self, name), bool) and value != "auto":
+                raise ValueError(f"{name} must be True, False or 'auto', got {value!r}")
+        for name in ("micro_batch_size", "record_batch"):
+            value = getattr(self, name)
+            if value != "auto" and (type(value) is not int or value < 1):
+                raise ValueError(
+                    f"{name} must be an integer of at least 1 or 'auto', got {value!r}"
+                )
         for name, known in (
             ("mixed_precision", ("no", "fp16", "bf16")),
             ("optimizer", ("adamw", "adamw_8bit")),
@@ -66,6 +80,11 @@ class Performance:
                 'optimizer="adamw_8bit" needs bitsandbytes: pip install "diffusers-fdu[8bit]"'
             )
 
+    def micro_batch(self, batch_size: int) -> int:
+        """Rows of each role in one pass of the denoiser; all of a step's if nothing was chosen."""
+        size = self.micro_batch_size
+        return batch_size if size == "auto" else min(size, batch_size)
+
     def check(self, model: nn.Module) -> None:
         """Refuse what this denoiser cannot do, before anything is recorded.
 
@@ -74,15 +93,18 @@ class Performance:
                 see `check_streamed`.
         """
         check_streamed(model)
-        if self.gradient_checkpointing and not getattr(
-            model, "_supports_gradient_checkpointing", False
-        ):
+        if self.gradient_checkpointing is True and not can_checkpoint(model):
             raise ValueError(
                 f"{type(model).__name__} has no gradient checkpointing: "
-                "use gradient_checkpointing=False and a smaller batch_size"
+                "use gradient_checkpointing=False and a smaller micro_batch_size"
             )
         if self.shard and getattr(model, "hf_quantizer", None):
             raise ValueError("a quantised denoiser cannot be sharded: use shard=False")
+
+
+def can_checkpoint(model: nn.Module) -> bool:
+    """Whether a denoiser has gradient checkpointing."""
+    return bool(getattr(model, "_supports_gradient_checkpointing", False))
 
 
 def precision(
@@ -147,27 +169,32 @@ def _single_device(module: nn.Module) -> torch.device | None:
 
 
 @contextmanager
-def checkpointed(
-    model: nn.Module, enabled: bool, function: Callable[..., Any] | None = None
-) -> Iterator[None]:
+def checkpointed(model: nn.Module, enabled: bool | Auto) -> Iterator[None]:
     """Gradient checkpointing for a while; a model that already has it keeps it.
 
     Args:
-        model: the denoiser.
-        enabled: False: nothing happens.
-        function: called with a block and its inputs in place of checkpointing.
+        model: the denoiser; `start_checkpointing` may be called on it in between.
+        enabled: begin with it.
     """
     names = ("gradient_checkpointing", "_gradient_checkpointing_func")
     before = [(m, {n: m.__dict__[n] for n in names if n in m.__dict__}) for m in model.modules()]
     try:
-        if enabled:
-            model.enable_gradient_checkpointing(function)  # type: ignore[operator]
+        if enabled is True:
+            start_checkpointing(model)
         yield
     finally:
-        for module, values in before if enabled else ():
+        for module, values in before:
             for name in names:
                 module.__dict__.pop(name, None)
             module.__dict__.update(values)
+
+
+def start_checkpointing(model: nn.Module) -> bool:
+    """Switch gradient checkpointing on; False if the denoiser has none, or had it on already."""
+    if not can_checkpoint(model) or getattr(model, "is_gradient_checkpointing", False):
+        return False
+    model.enable_gradient_checkpointing()  # type: ignore[operator]
+    return True
 
 
 @contextmanager

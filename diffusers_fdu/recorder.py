@@ -18,10 +18,15 @@ from torch import Tensor, nn
 
 from .denoiser import denoiser_name, denoiser_names, predicted, sample_name
 from .layout import Layout, find_layout
+from .micro_batches import MicroBatches
 from .replay import Leaves
-from .values import chunks, cloned, flatten, same
+from .values import cloned, flatten, same
 
-BATCH = 8  # pictures drawn at once
+BATCH = 8
+"""Pictures of a group, which share the steps of their run; drawn at once where the memory allows.
+
+What is recorded depends on the groups, and not on how many of a group are drawn at once.
+"""
 STEPS = 8
 """Most steps of a recorded run; runs have between half of them and all.
 
@@ -113,7 +118,8 @@ class Recorder:
         pipe: a diffusers pipeline with a `unet` or a `transformer`.
         pipeline_kwargs: arguments of the recorded runs, such as height or guidance_scale.
         seed: of the initial noise.
-        batch: pictures drawn at once.
+        batch: pictures drawn at once, fewer if they do not fit the memory; more than `BATCH` make
+            larger groups.
         component: the denoiser to record; None: the pipe's first.
 
     Raises:
@@ -131,7 +137,8 @@ class Recorder:
         self.pipe = pipe
         self.model: nn.Module = getattr(pipe, denoiser_name(pipe, component))
         self.kwargs = dict(pipeline_kwargs or {})
-        self.seed, self.batch = seed, batch
+        self.seed, self.group = seed, max(BATCH, batch)
+        self.micro = MicroBatches(batch, "pictures")
         for name in OWN:
             if name in self.kwargs:
                 raise ValueError(f"pipeline_kwargs may not hold {name!r}: recording sets it")
@@ -268,10 +275,12 @@ class Recorder:
         """Text-dependent arguments of each prompt, without batch dimension; None: left out."""
         texts: dict[str, Leaves] = {}
         unique = list(dict.fromkeys(prompts))
-        for part in chunks(unique, self.batch):
+
+        def encode(part: Sequence[str]) -> None:
             inputs = self.first_call(part).inputs
-            for i, prompt in enumerate(part):
-                texts[prompt] = entry(inputs, names, i)
+            texts.update({prompt: entry(inputs, names, i) for i, prompt in enumerate(part)})
+
+        self.micro.map(encode, unique)
         return texts
 
 

@@ -12,18 +12,17 @@ import torch
 from .adversary import Robust, expose
 from .checkpoint import Checkpoints
 from .concepts import Concept
-from .config import DataConfig
+from .config import RETAIN_PER_TRAJECTORY, DataConfig
 from .denoiser import denoiser_names
 from .identity import active_strengths
 from .processes import Processes
 from .recipe import as_json
-from .recorder import Recorder
+from .recorder import BATCH, Recorder
 from .replay import ReplayBuffer
 from .retain import neighbours, retain_prompts
-from .trajectories import record
+from .trajectories import IsEnough, Stages, record
 from .words import vocabulary, without
 
-RETAIN_PER_TRAJECTORY = 3
 CANDIDATES = 256
 """Prompts among which mining looks, a word of the vocabulary in each."""
 
@@ -41,6 +40,8 @@ class Recording:
         retains: whether prompts to retain are drawn.
         processes: share the work.
         component: the denoiser to record.
+        batch: pictures recorded at once.
+        is_enough: see `Stages`.
     """
 
     pipe: Any
@@ -51,6 +52,8 @@ class Recording:
     retains: bool
     processes: Processes = field(default_factory=Processes)
     component: str | None = None
+    batch: int = BATCH
+    is_enough: IsEnough | None = None
 
     def run(self, progress: bool = True) -> ReplayBuffer:
         """Record it.
@@ -64,14 +67,23 @@ class Recording:
         pairs = [
             pair
             for i, concept in enumerate(self.concepts)
-            for pair in concept.prompt_pairs(data.trajectories, free, rng, i)
+            for pair in concept.prompt_pairs(data.stages[-1], free, rng, i)
         ]
         retain, candidates = self._retained(words, rng) if self.retains else ([], [])
         recorder = self.recorder()
         is_bf16 = getattr(recorder.model, "dtype", None) == torch.bfloat16
         dtype = torch.bfloat16 if is_bf16 else torch.float16
+        stages = Stages(data.stages, RETAIN_PER_TRAJECTORY, self.is_enough)
         buffer = record(
-            recorder, pairs, retain, dtype, progress, data.states, candidates, self.processes
+            recorder,
+            pairs,
+            retain,
+            dtype,
+            progress,
+            data.states,
+            candidates,
+            self.processes,
+            stages,
         )
         if data.defence is not None:
             self._expose(recorder, buffer, free, data.defence, progress)
@@ -80,8 +92,7 @@ class Recording:
 
     def recorder(self) -> Recorder:
         """Runs the pipe."""
-        batch = self.data.record_batch
-        return Recorder(self.pipe, self.pipeline_kwargs, self.seed, batch, self.component)
+        return Recorder(self.pipe, self.pipeline_kwargs, self.seed, self.batch, self.component)
 
     def _expose(
         self,
@@ -130,7 +141,7 @@ class Recording:
         data = self.data
         source = data.retain_from if data.retain is None else None
         near = neighbours(self.pipe, self.concepts, words) if source == "neighbours" else []
-        number = RETAIN_PER_TRAJECTORY * data.trajectories
+        number = RETAIN_PER_TRAJECTORY * data.stages[-1]
         retain = retain_prompts(self.concepts, data.retain, number, words, rng, near)
         if source != "mined":
             return retain, []
@@ -139,7 +150,7 @@ class Recording:
 
     def about(self) -> dict[str, Any]:
         """Everything that the buffer depends on besides the pipe's weights, as JSON types."""
-        names = ("trajectories", "retain", "retain_from", "states", "record_batch", "defence")
+        names = ("trajectories", "retain", "retain_from", "states", "defence")
         models = {name: getattr(self.pipe, name) for name in denoiser_names(self.pipe)}
         return as_json(
             {
@@ -147,6 +158,7 @@ class Recording:
                 "seed": self.seed,
                 "retains": self.retains,
                 "component": self.component,
+                "group": max(BATCH, self.batch),
                 "pipeline_kwargs": self.pipeline_kwargs,
                 "active_adapters": {n: active_strengths(m) for n, m in models.items()},
                 **{name: getattr(self.data, name) for name in names},

@@ -35,7 +35,8 @@ def refreshers(
     train, data, performance = settings
     found: list[Refresh] = []
     if buffer.candidates:
-        found.append(Miner(model, adapter_name, buffer, train.seed, 2 * data.record_batch))
+        rows = 2 * performance.micro_batch(train.batch_size)
+        found.append(Miner(model, adapter_name, buffer, train.seed, rows))
     if data.defence is not None:
         autocast, _ = precision(model, performance.mixed_precision)
         how = data.defence, train.seed, processes, autocast

@@ -20,6 +20,8 @@ from .values import given, same, unflatten
 
 Role = Literal["unlearn", "retain", "mined", "attacked", "hidden", "adversarial"]
 Row = tuple[Role, int]
+Half = tuple[list[Row], list[Row]]
+"""Rows to unlearn of the first half of a concept's pictures, and of the second."""
 Leaves = dict[str, Any]
 """Arguments of one row, by dotted name: tensors, or what else is given; None: left out."""
 
@@ -77,6 +79,8 @@ class ReplayBuffer:
 
     Attributes:
         candidates: indices of texts that no row has yet, among which to mine.
+        pairs: indices of the texts of each target's prompt and of its anchor's, recorded or not.
+        kept_texts: indices of the texts of what stays, recorded or not.
         marker: what stands in the prompts of "attacked" rows, see `adversary.expose`.
         about: what the recording depended on.
     """
@@ -86,6 +90,8 @@ class ReplayBuffer:
     listed: frozenset[str] = frozenset()
     constants: dict[str, Any] = field(default_factory=dict)
     candidates: list[int] = field(default_factory=list)
+    pairs: list[tuple[int, int]] = field(default_factory=list)
+    kept_texts: list[int] = field(default_factory=list)
     marker: str = ""
     about: dict[str, Any] = field(default_factory=dict)
     _states: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
@@ -106,6 +112,9 @@ class ReplayBuffer:
         shape = tuple(
             None if key in self.listed else _shape(leaves[key]) for key in sorted(leaves)
         )
+        known = self._text_ids.get((prompt, shape))
+        if known is not None:
+            return known
         kept = {
             key: value.detach().cpu().clone() if torch.is_tensor(value) else value
             for key, value in leaves.items()
@@ -204,6 +213,10 @@ class ReplayBuffer:
         """Give the rows of a role another one."""
         self._rows[new] += self._rows[role]
         self._rows[role] = []
+
+    def text_of(self, prompt: str) -> int | None:
+        """The first text that was made of a prompt; None: there is none."""
+        return next((i for (own, _), i in self._text_ids.items() if own == prompt), None)
 
     def prompt(self, text: int) -> str:
         """What a text was made of."""

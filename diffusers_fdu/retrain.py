@@ -13,6 +13,21 @@ from .unlearner import FDUnlearner
 from .variational import Variational
 
 
+def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's options as they are called now.
+
+    Recipes of 0.1.0.dev0 have the rows of a micro-batch under "batch_size", how many of those a
+    step had, and an option for the least memory.
+    """
+    found = dict(options)
+    times = found.pop("gradient_accumulation_steps", None)
+    if times is not None:
+        found["micro_batch_size"] = found["batch_size"]
+        found["batch_size"] *= times
+    found.pop("low_vram", None)
+    return found
+
+
 def retrain(
     pipe: Any,
     facts: Mapping[str, Any],
@@ -39,7 +54,7 @@ def retrain(
         raise ValueError("this adapter was merged: train those in the recipe's 'merged' again")
     if facts.get("start") is not None:
         raise ValueError("this adapter went on from another: train that again, and go on by hand")
-    options = {**facts["config"], **facts["performance"]}
+    options = current_options({**facts["config"], **facts["performance"]})
     if isinstance(options["estimator"], dict):
         options["estimator"] = Variational(**options["estimator"])
     if isinstance(options.get("robust"), dict):

@@ -13,6 +13,7 @@ from .offload import placement
 from .processes import Processes
 from .replay import Part, ReplayBuffer, Role, Row
 from .timesteps import Weighting, timestep_weights
+from .values import given
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,22 @@ class Batch:
     timestep: Tensor
     weights: Tensor | None = None
     held: Batch | None = None
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Rows of one step, as many of each role; none to retain if nothing is."""
+
+    unlearn: list[Row]
+    retain: list[Row]
+
+    def __len__(self) -> int:
+        return len(self.unlearn)
+
+    def part(self, start: int, size: int) -> Draw:
+        """At most `size` rows of each role from the `start`-th on."""
+        own = slice(start, start + size)
+        return Draw(self.unlearn[own], self.retain[own])
 
 
 class Sampler:
@@ -108,11 +125,18 @@ class Sampler:
 
     def __call__(self) -> Batch:
         """A random batch."""
-        rows = self.processes.own(self._unlearn(self.size))
-        retain = self.processes.own(self._retain(self.size)) if self.retains else []
+        return self.gather(self.draw())
+
+    def draw(self) -> Draw:
+        """Random rows, this process's part of them."""
+        unlearn = self.processes.own(self._unlearn(self.size))
+        return Draw(unlearn, self.processes.own(self._retain(self.size)) if self.retains else [])
+
+    def gather(self, rows: Draw) -> Batch:
+        """These rows as a batch."""
         if self.apart:
-            return replace(self.batch(rows, []), held=self.batch([], retain))
-        return self.batch(rows, retain)
+            return replace(self.batch(rows.unlearn, []), held=self.batch([], rows.retain))
+        return self.batch(rows.unlearn, rows.retain)
 
     def state(self) -> dict[str, Any]:
         """What the next batch depends on, for a checkpoint."""
@@ -122,10 +146,6 @@ class Sampler:
         """Go on as from that state."""
         self.generator.set_state(state["generator"])
         self._turn = state["turn"]
-
-    def unlearn_only(self) -> Batch:
-        """A random batch without rows to retain."""
-        return self.batch(self.processes.own(self._unlearn(self.size)), [])
 
     def spread(self, concept: int, count: int) -> list[Row]:
         """Rows of one concept, at most `count`, spread evenly over what was recorded of it."""
@@ -141,19 +161,19 @@ class Sampler:
             missing = self.processes.most(len(calls)) - len(calls)
             calls += [Part(calls[0].inputs, [])] * missing
         entries = [self.buffer.entry(row) for row in rows]
-        timesteps = self._timesteps[[entry.state for entry in entries]]
+        states = [entry.state for entry in entries]
         concept = torch.tensor([e.concept for e in entries[: len(unlearn)]], dtype=torch.long)
-        batch = Batch(
+        weights = None
+        if self._weights is not None and unlearn:
+            weights = given(self._weights[states[: len(unlearn)]], target.device, None)
+        return Batch(
             calls,
             target,
             len(unlearn),
-            concept.to(target.device),
-            timesteps.to(target.device),
+            given(concept, target.device, None),
+            given(self._timesteps[states], target.device, None),
+            weights,
         )
-        if self._weights is None or not unlearn:
-            return batch
-        weights = self._weights[[entry.state for entry in entries[: len(unlearn)]]]
-        return replace(batch, weights=weights.to(target.device))
 
     def _unlearn(self, size: int) -> list[Row]:
         count = self.buffer.count("adversarial")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from peft import LoraConfig
 from torch import nn
 
 from . import adapters
-from .config import RATE_TIMES_WIDTH, TrainConfig
+from .config import NARROW, RATE_TIMES_WIDTH, TrainConfig
 from .conjugates import CONJUGATES, Conjugate, conjugate
 from .divergences import Divergence, Generator
 from .files import AdapterFile, read_adapter
@@ -70,10 +71,20 @@ def origin_of(
 
 
 def settled(model: nn.Module, config: TrainConfig, lora: LoraConfig) -> TrainConfig:
-    """The config with a value for every field that leaves one to the denoiser."""
-    modules, rate = sorted(lora.target_modules or ()), config.learning_rate
-    if rate == "auto":
-        rate = RATE_TIMES_WIDTH / input_width(model, modules)
-    return replace(
-        config, learning_rate=rate, rank=lora.r, alpha=lora.lora_alpha, target_modules=modules
-    )
+    """The config with a value for every field that leaves one to the denoiser but the rate."""
+    modules = sorted(lora.target_modules or ())
+    return replace(config, rank=lora.r, alpha=lora.lora_alpha, target_modules=modules)
+
+
+def learning_rate(model: nn.Module, config: TrainConfig, is_plain: bool) -> float:
+    """The config's, or the one for the width of the adapted layers' input.
+
+    Args:
+        model: the denoiser.
+        config: of the training.
+        is_plain: the adapter starts without effect.
+    """
+    if config.learning_rate != "auto":
+        return config.learning_rate
+    width = input_width(model, config.target_modules or ())
+    return RATE_TIMES_WIDTH / (math.sqrt(NARROW * width) if is_plain else width)

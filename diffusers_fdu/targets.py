@@ -53,6 +53,11 @@ def text_attention(model: nn.Module) -> str:
     )
 
 
+def has_cross_attention(model: nn.Module) -> bool:
+    """Whether keys and values of a denoiser are made of the text alone."""
+    return bool(_matching(_linear_names(model), TEXT_LAYERS["cross-attention"][0]))
+
+
 def target_modules(model: nn.Module, wanted: Sequence[str] | None) -> list[str]:
     """Names of the layers to adapt, or the default for this denoiser.
 

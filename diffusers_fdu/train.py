@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from .checkpoint import Checkpoints
 from .config import TrainConfig
 from .gradients import check_depends, warn_if_left_out
+from .micro_batches import MicroBatches
 from .objective import Objective, answer_batch
 from .performance import (
     Performance,
@@ -21,8 +22,10 @@ from .performance import (
     compiled,
     make_optimizer,
     precision,
+    start_checkpointing,
 )
-from .sampling import Batch, Sampler
+from .replay import Row
+from .sampling import Batch, Draw, Sampler
 from .steps import Callback, Refresh, StepRecord
 from .surgery import project
 
@@ -65,7 +68,7 @@ def train(
     performance: Performance | None = None,
     refresh: Sequence[Refresh] = (),
     checkpoints: Checkpoints | None = None,
-) -> list[StepRecord]:
+) -> tuple[list[StepRecord], Performance]:
     """Train adapter weights until the divergence has fallen, or the steps are used up.
 
     Args:
@@ -81,7 +84,7 @@ def train(
         checkpoints: where the state is kept, and gone on from.
 
     Returns:
-        A record of every step.
+        A record of every step, and the options with the micro-batches that it ended with.
 
     Raises:
         FloatingPointError: if the loss or its gradient is not finite; nothing was updated
@@ -89,10 +92,13 @@ def train(
         ValueError: if a checkpoint is damaged, or of another training.
     """
     performance = performance or Performance()
-    first = sampler()
+    size = performance.micro_batch(config.batch_size)
     autocast, _ = precision(model, performance.mixed_precision)
 
     def trial() -> None:
+        before = sampler.state()
+        first = sampler.gather(sampler.draw().part(0, size))
+        sampler.restore(before)
         answer_batch(model, first, autocast).float().square().mean().backward()
 
     with (
@@ -103,10 +109,29 @@ def train(
         state = checkpoints.state if checkpoints is not None else None
         if state is not None:
             loop.restore(state)
-            first = sampler()
         elif objective.critic is not None:
             loop.prepare(objective.critic.options.warmup_steps)
-        return loop.run(first, callback, progress, checkpoints)
+        history = loop.run(callback, progress, checkpoints)
+        used = getattr(model, "is_gradient_checkpointing", False)
+        return history, replace(
+            performance, micro_batch_size=loop.micro.size, gradient_checkpointing=used
+        )
+
+
+class _Once:
+    """A function that is called at most once; None is never called."""
+
+    def __init__(self, function: Callable[..., None] | None) -> None:
+        self._function = function
+
+    @property
+    def is_due(self) -> bool:
+        return self._function is not None
+
+    def __call__(self, *args: Any) -> None:
+        if self._function is not None:
+            self._function(*args)
+            self._function = None
 
 
 class _Loop:
@@ -129,9 +154,18 @@ class _Loop:
         self.optimizer = make_optimizer(parameters, self.peak, performance.optimizer)
         self.autocast, self.scaler = precision(model, performance.mixed_precision)
         self.processes = sampler.processes
+        size = performance.micro_batch(config.batch_size)
+        self.micro = MicroBatches(size, "rows of each role", self._checkpoint)
+        self.can_checkpoint = performance.gradient_checkpointing == "auto"
+        # Processes that share a denoiser out must call it equally often.
+        self.retries = not (performance.shard and self.processes.count > 1)
         self.history: list[StepRecord] = []
         self.smooth, self.seen = 0.0, 0.0  # an average of the last steps, and the weight in it
-        self.drawn = sampler.state()  # before the next step's batch was drawn
+        self.upcoming: tuple[Draw, Batch] | None = None
+        self.drawn = sampler.state()  # before the upcoming rows were drawn
+
+    def _checkpoint(self) -> bool:
+        return self.can_checkpoint and start_checkpointing(self.model)
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on."""
@@ -142,7 +176,7 @@ class _Loop:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "objective": self.objective.state(),
-            "sampler": self.drawn,
+            "sampler": self.drawn if self.upcoming else self.sampler.state(),
             "refresh": [one.state() for one in self.refresh],
         }
 
@@ -159,25 +193,21 @@ class _Loop:
         for one, kept in zip(self.refresh, state["refresh"], strict=True):
             one.restore(kept)
         self.sampler.restore(state["sampler"])
-        self.drawn = state["sampler"]
 
     @torch.no_grad()
     def prepare(self, steps: int) -> None:
         """Steps of the critic alone, and the scale of its pull."""
         for _ in range(steps):
-            batch = self.sampler.unlearn_only()
-            self.objective.prepare(answer_batch(self.model, batch, self.autocast), batch)
-        batch = self.sampler.unlearn_only()
-        self.objective.balance(answer_batch(self.model, batch, self.autocast), batch)
+            self.objective.prepare(*self._answered(self.sampler.draw()))
+        self.objective.balance(*self._answered(self.sampler.draw()))
 
     def run(
         self,
-        batch: Batch,
         callback: Callback | None,
         progress: bool,
         checkpoints: Checkpoints | None,
     ) -> list[StepRecord]:
-        """Steps from this batch on, until early stop."""
+        """Steps until early stop."""
         steps, done = self.config.steps, len(self.history)
         bar = tqdm(range(done, steps), "unlearn", steps, initial=done, disable=not progress)
         for step in bar:
@@ -187,7 +217,7 @@ class _Loop:
                 checkpoints.save(step, self.state())
             for one in self.refresh:
                 one(step)
-            record, batch = self._step(step, batch)
+            record = self._step(step)
             self.history.append(record)
             bar.set_postfix({name: f"{getattr(record, name):.4f}" for name in SHOWN})
             self.smooth = SMOOTHING * self.smooth + (1 - SMOOTHING) * record.distance
@@ -204,26 +234,26 @@ class _Loop:
     def _is_enough(self) -> bool:
         return self.smooth < self.config.early_stop * self.objective.first * self.seen
 
-    def _step(self, step: int, batch: Batch) -> tuple[StepRecord, Batch]:
+    def _next(self) -> tuple[Draw, Batch]:
+        """The rows of a step, and their first micro-batch."""
+        self.drawn = self.sampler.state()
+        rows = self.sampler.draw()
+        return rows, self.sampler.gather(rows.part(0, self.micro.size))
+
+    def _step(self, step: int) -> StepRecord:
         config, scaler = self.config, self.scaler
         rate = self.peak * learning_rate_factor(step, config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad()
-        backward = self._together if batch.held is None else self._apart
-        parts: list[Tensor] = []
-        kept: list[list[Tensor]] = []
-        for _ in range(config.gradient_accumulation_steps):
-            parts.append(backward(batch, kept))
-            self.drawn = self.sampler.state()
-            batch = self.sampler()  # the next one is gathered and sent while the device works
+        figures, kept = self._gradients(*(self.upcoming or self._next()))
+        # Gathered and sent while the device works, unless rows may change before the next step.
+        self.upcoming = None if self.refresh else self._next()
         self.processes.mean_([p.grad for p in self.parameters if p.grad is not None])
         if kept:
             self._operate(kept)
         scaler.unscale_(self.optimizer)
         largest = clip_gradients(self.parameters, config.max_grad_norm)
         # Read together, since every read waits for the device.
-        figures = torch.stack(parts).mean(0)
         self.processes.mean_([figures])
         read = torch.cat([figures, largest[None]]).tolist()
         total, divergence, mean_s, retained, peak_gradient = read
@@ -231,36 +261,78 @@ class _Loop:
         _check_finite(record, peak_gradient, scaler.is_enabled())
         scaler.step(self.optimizer)  # leaves out steps whose gradients overflowed in float16
         scaler.update()
-        return record, batch
+        return record
 
-    def _backward(self, value: Tensor) -> None:
+    def _gradients(self, rows: Draw, first: Batch) -> tuple[Tensor, list[list[Tensor]]]:
+        """Gradients of a step, its figures (4,), and the retain gradients where those are apart.
+
+        Rows go through the denoiser in micro-batches; a step that runs out of memory begins again
+        with smaller ones.
+        """
+        critic = _Once(self.objective.update_critic if self.objective.critic else None)
+
+        def accumulated() -> tuple[Tensor, list[list[Tensor]]]:
+            self.optimizer.zero_grad()
+            size = self.micro.size
+            if size < len(rows) and critic.is_due:
+                critic(*self._answered(rows))  # which sees the whole step, as without parts
+            figures: list[Tensor] = []
+            kept: list[list[Tensor]] = []
+            for start in range(0, len(rows), size):
+                is_there = start == 0 and first.size == min(size, len(rows))
+                batch = first if is_there else self.sampler.gather(rows.part(start, size))
+                backward = self._together if batch.held is None else self._apart
+                figures.append(backward(batch, batch.size / len(rows), kept, critic))
+            return torch.stack(figures).sum(0), kept
+
+        return self.micro.retry(accumulated) if self.retries else accumulated()
+
+    @torch.no_grad()
+    def _answered(self, rows: Draw) -> tuple[Tensor, Batch]:
+        """What the student predicts of a draw's rows to unlearn, and these rows as a batch."""
+
+        def asked(part: Sequence[Row]) -> Tensor:
+            return answer_batch(self.model, self.sampler.batch(part, []), self.autocast)
+
+        answers = self.micro.map(asked, rows.unlearn)
+        return torch.cat(answers), self.sampler.batch(rows.unlearn, [])
+
+    def _backward(self, value: Tensor, share: float) -> None:
         check_depends(value)
-        self.scaler.scale(value / self.config.gradient_accumulation_steps).backward()
+        self.scaler.scale(value * share).backward()
         if not self.history:
             warn_if_left_out(self.parameters)
 
-    def _together(self, batch: Batch, kept: list[list[Tensor]]) -> Tensor:
+    def _together(
+        self, batch: Batch, share: float, kept: list[list[Tensor]], critic: _Once
+    ) -> Tensor:
         """Gradients of the whole objective, in one pass."""
-        value, figures = self.objective(answer_batch(self.model, batch, self.autocast), batch)
-        self._backward(value)
-        return figures
+        answer = answer_batch(self.model, batch, self.autocast)
+        critic(answer[: batch.size], batch)
+        value, figures = self.objective(answer, batch)
+        self._backward(value, share)
+        return figures * share
 
-    def _apart(self, batch: Batch, kept: list[list[Tensor]]) -> Tensor:
+    def _apart(
+        self, batch: Batch, share: float, kept: list[list[Tensor]], critic: _Once
+    ) -> Tensor:
         """Gradients of the two parts: that of what is retained goes to `kept`."""
         assert batch.held is not None
-        value, figures = self.objective.unlearn(
-            answer_batch(self.model, batch, self.autocast), batch
-        )
-        self._backward(value)
+        answer = answer_batch(self.model, batch, self.autocast)
+        critic(answer, batch)
+        value, figures = self.objective.unlearn(answer, batch)
+        self._backward(value, share)
         own = [_gradient(p) for p in self.parameters]
         self.optimizer.zero_grad()
         answer = answer_batch(self.model, batch.held, self.autocast)
         held = self.objective.retain(answer, batch.held)
-        self._backward(held)
+        self._backward(held, share)
         kept.append([_gradient(p) for p in self.parameters])
         for parameter, gradient in zip(self.parameters, own, strict=True):
             parameter.grad = gradient
-        return self.objective.figures(value.detach() + held.detach(), figures, held.detach())
+        return share * self.objective.figures(
+            value.detach() + held.detach(), figures, held.detach()
+        )
 
     def _operate(self, kept: list[list[Tensor]]) -> None:
         """Surgery on the whole step's gradients, which then are their sum."""

@@ -20,14 +20,14 @@ from .identity import function_name, pipe_facts
 from .loss import DivergenceLoss
 from .objective import Objective, initial_distances
 from .offload import is_streamed, onloaded, placement, streamed
-from .performance import set_aside
+from .performance import Performance, set_aside
 from .processes import Processes
 from .recipe import as_json
 from .recorder import Recorder
 from .refreshing import refreshers
 from .replay import ReplayBuffer
 from .sampling import Sampler
-from .settling import f_name
+from .settling import f_name, learning_rate
 from .sharding import sharded
 from .steps import Callback, StepRecord
 from .train import train
@@ -43,11 +43,13 @@ class Trained(NamedTuple):
         history: a record of every step.
         objective: what was minimised.
         config: with what it had left open.
+        performance: as it was in the end, see `train`.
     """
 
     history: list[StepRecord]
     objective: Objective
     config: TrainConfig
+    performance: Performance
 
     def facts(self, buffer: ReplayBuffer) -> dict[str, Any]:
         """What the recipe says of the training besides what it was told."""
@@ -157,6 +159,9 @@ class Training:
                 parameters = adapters.attach(model, name, lora, config.seed)
                 with streamed(model, device, streams):
                     config = self._started(name, buffer)
+                    is_plain = config.init == "lora" and self.start is None
+                    rate = learning_rate(model, config, is_plain)
+                    config = replace(config, learning_rate=rate)
                     self.processes.agree_(parameters)
                 with (
                     streamed(model, device, streams and not shards),
@@ -165,7 +170,7 @@ class Training:
                     sampler.model = asked
                     how = buffer, self.recorder, self.settings, self.processes
                     refresh = refreshers(asked, name, *how)
-                    history = train(
+                    history, performance = train(
                         asked,
                         parameters,
                         sampler,
@@ -185,13 +190,13 @@ class Training:
                 RuntimeWarning,
                 stacklevel=4,
             )
-        return Trained(history, objective, config)
+        return Trained(history, objective, config, performance)
 
     def _prepare(
         self, buffer: ReplayBuffer, state: dict[str, Any] | None
     ) -> tuple[Sampler, Objective]:
         """What draws the batches, and what is minimised on them; no new adapter is there yet."""
-        config, data, _ = self.settings
+        config, data, performance = self.settings
         sampler = Sampler(
             self.model,
             buffer,
@@ -203,9 +208,9 @@ class Training:
             weights=data.timestep_weights,
             scheduler=getattr(self.pipe, "scheduler", None),
             processes=self.processes,
-            alike=self.settings.performance.shard,
+            alike=performance.shard,
         )
-        size = 2 * config.batch_size  # as many rows as training calls with
+        size = 2 * performance.micro_batch(config.batch_size)  # as training calls with
         if state is None:
             distances = initial_distances(self.model, sampler, self.loss, size)
             for distance in distances:  # the last bits may differ between devices
@@ -230,7 +235,8 @@ class Training:
             return replace(config, init="lora")
         if config.init == "lora":
             return config
-        layers = closed_form_start(self.model, name, buffer, 2 * config.batch_size)
+        size = 2 * self.settings.performance.micro_batch(config.batch_size)
+        layers = closed_form_start(self.model, name, buffer, size)
         if not layers and config.init == "closed_form":
             raise ValueError(
                 "init='closed_form' needs an anchor in words, and layers that read the text "

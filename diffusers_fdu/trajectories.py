@@ -14,7 +14,9 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
@@ -29,11 +31,31 @@ from .drawing import OTHER_EVERY, Drawing, Guided, Run, States
 from .processes import Processes
 from .recorder import Recorder, untouched
 from .renoise import COPIES, Clean, noised
-from .replay import Entry, ReplayBuffer
+from .replay import Entry, Half, ReplayBuffer, Row
+from .targets import has_cross_attention
 from .values import chunks
 
 GOLDEN = (5**0.5 - 1) / 2  # multiples of it spread evenly over [0, 1) however many there are
 SQUARE = 2**0.5 - 1  # likewise, and independent of the multiples of the other
+
+
+IsEnough = Callable[[ReplayBuffer, Sequence[Half]], bool]
+
+
+@dataclass(frozen=True)
+class Stages:
+    """When recording may stop.
+
+    Args:
+        pictures: of each concept; it may stop after each of these numbers.
+        retained: pictures to retain for each of them.
+        is_enough: called after a stage with what was recorded and the rows of each concept's two
+            halves; None: all is recorded.
+    """
+
+    pictures: Sequence[int]
+    retained: int
+    is_enough: IsEnough | None = None
 
 
 def record(
@@ -45,6 +67,7 @@ def record(
     states: States = "trajectory",
     candidates: Sequence[str] = (),
     processes: Processes | None = None,
+    stages: Stages | None = None,
 ) -> ReplayBuffer:
     """Run the frozen pipeline on anchors and retained prompts, and keep what its denoiser did.
 
@@ -60,6 +83,7 @@ def record(
             anew `COPIES` times.
         candidates: prompts whose conditioning is kept without any row, to mine among.
         processes: share the work; each gets the whole buffer, the same as one alone would.
+        stages: stop early; None: record everything. The texts of all prompts are kept.
 
     Returns:
         The buffer. The pipe's scheduler, progress-bar settings, hooks and the global RNG are
@@ -77,9 +101,10 @@ def record(
     recorder.check_lengths([*prompts, *candidates])
     with untouched(recorder.pipe):
         recording = _Recording(recorder, pairs, dtype, states, processes or Processes())
-        recording.draw(runs, progress)
+        recording.draw(runs, progress, stages)
         recording.answer()
         recording.offer(candidates)
+        recording.plan(pairs, retain)
     if not recording.buffer.count("unlearn"):
         raise ValueError(
             f"{type(recorder.pipe).__name__} never called its denoiser with the conditioning of "
@@ -88,7 +113,23 @@ def record(
     return recording.buffer
 
 
-def _grouped(runs: list[Run]) -> list[list[Run]]:
+def _staged(groups: Sequence[Sequence[Run]], stages: Stages | None) -> list[list[int]]:
+    """Numbers of the groups that each stage draws."""
+    if stages is None:
+        return [list(range(len(groups)))]
+    seen: dict[int, int] = {}
+    plan: list[list[int]] = [[] for _ in stages.pictures]
+    for number, group in enumerate(groups):
+        pair = group[0][1]
+        kind = -1 if pair is None else pair.concept
+        pictures = seen.get(kind, 0) / (stages.retained if pair is None else 1)
+        seen[kind] = seen.get(kind, 0) + len(group)
+        stage = next(i for i, most in enumerate((*stages.pictures[:-1], inf)) if pictures < most)
+        plan[stage].append(number)
+    return [own for own in plan if own]
+
+
+def _by_kind(runs: list[Run]) -> list[list[Run]]:
     return [[r for r in runs if r[1] is not None], [r for r in runs if r[1] is None]]
 
 
@@ -120,33 +161,67 @@ class _Recording:
         self.drawing = Drawing(recorder, layout, texts, dtype, states)
         self.drawn = self.drawing.nothing()
         self.buffer = self.drawn.buffer
+        self.concepts = 1 + max(pair.concept for pair in pairs)
+        self.parts: dict[int, list[list[Row]]] = {}  # of each concept, the rows of each group
 
-    def draw(self, runs: list[Run], progress: bool) -> None:
-        """Run the pipe on all prompts, each process on its own batches."""
-        recorder, processes = self.recorder, self.processes
-        batches = [part for group in _grouped(runs) for part in chunks(group, recorder.batch)]
+    def draw(self, runs: list[Run], progress: bool, stages: Stages | None) -> None:
+        """Run the pipe on all prompts, or on as many as are enough."""
+        recorder = self.recorder
+        groups = [part for kind in _by_kind(runs) for part in chunks(kind, recorder.group)]
+        plan = _staged(groups, stages)
         scheduler = getattr(recorder.pipe, "scheduler", None)
-        low, high = (recorder.steps + 1) // 2, recorder.steps
-        own = processes.own(list(enumerate(batches)))
-        total, found = sum(len(part) for _, part in own), []
+        total = sum(len(groups[i]) for own in plan for i in self.processes.own(own))
         with tqdm(total=total, desc="record", disable=not progress, unit="image") as bar:
-            for i, part in own:
-                steps = low + int(i * GOLDEN % 1 * (high - low + 1))
-                if self.states == "renoise":
-                    steps = high  # the picture itself is wanted
-                # Half the runs visit the timesteps that the pipe itself would.
-                elif scheduler is not None and i % 2:
-                    recorder.pipe.scheduler = _shifted(scheduler, steps, i * SQUARE % 1)
-                elif scheduler is not None:
-                    recorder.pipe.scheduler = scheduler
-                found.append(self.drawing.batch(part, steps, i))
-                bar.update(len(part))
-                bar.set_postfix(MB=f"{sum(one.buffer.nbytes for one in found) / 1e6:.1f}")
-        for one in processes.gather(found):
+            for number, own in enumerate(plan):
+                self._draw_groups(own, groups, scheduler, bar)
+                config: Any = getattr(scheduler, "config", {})
+                length = config.get("num_train_timesteps", 1000)
+                self.buffer.clock = find_clock(self.drawing.time, length, self.drawn.times)
+                if number + 1 < len(plan) and self._is_enough(stages):
+                    break
+
+    def _draw_groups(
+        self, numbers: Sequence[int], groups: Sequence[Sequence[Run]], scheduler: Any, bar: Any
+    ) -> None:
+        """Draw these groups, each process its own, and keep what all have seen."""
+        recorder, found = self.recorder, []
+        low, high = (recorder.steps + 1) // 2, recorder.steps
+        for i in self.processes.own(numbers):
+            steps = low + int(i * GOLDEN % 1 * (high - low + 1))
+            if self.states == "renoise":
+                steps = high  # the picture itself is wanted
+            # Half the runs visit the timesteps that the pipe itself would.
+            elif scheduler is not None and i % 2:
+                recorder.pipe.scheduler = _shifted(scheduler, steps, i * SQUARE % 1)
+            elif scheduler is not None:
+                recorder.pipe.scheduler = scheduler
+            found.append(self.drawing.group(groups[i], steps, i))
+            bar.update(len(groups[i]))
+            kept = sum(one.buffer.nbytes for one in found) + self.buffer.nbytes
+            bar.set_postfix(MB=f"{kept / 1e6:.1f}")
+        for one in self.processes.gather(found):
+            for concept in {entry.concept for entry in one.buffer.entries("unlearn")}:
+                first = self.buffer.count("unlearn")
+                rows: list[Row] = [
+                    ("unlearn", first + k)
+                    for k, entry in enumerate(one.buffer.entries("unlearn"))
+                    if entry.concept == concept
+                ]
+                self.parts.setdefault(concept, []).append(rows)
             self.drawn.absorb(one)
-        config: Any = getattr(scheduler, "config", {})
-        length = config.get("num_train_timesteps", 1000)
-        self.buffer.clock = find_clock(self.drawing.time, length, self.drawn.times)
+
+    def _is_enough(self, stages: Stages | None) -> bool:
+        if stages is None or stages.is_enough is None or len(self.parts) < self.concepts:
+            return False  # some concept's rows are not answered yet
+        if any(len(parts) < 2 for parts in self.parts.values()):
+            return False
+        halves: list[Half] = []
+        for parts in self.parts.values():
+            middle = len(parts) // 2
+            halves.append((sum(parts[:middle], []), sum(parts[middle:], [])))
+        # Rounding may differ between processes.
+        found = stages.is_enough(self.buffer, halves)
+        return self.processes.gather([found])[0]
 
     def answer(self) -> None:
         """Ask the frozen model what the runs themselves did not tell."""
@@ -165,6 +240,25 @@ class _Recording:
         """Keep the conditioning of prompts among which to mine."""
         texts = self.recorder.conditioning(candidates, self.names)
         self.buffer.candidates = [self.buffer.add_text(*item) for item in texts.items()]
+
+    def plan(self, pairs: Sequence[Pair], retain: Sequence[str]) -> None:
+        """Keep the texts of all prompts for the closed form, those that were not drawn, too."""
+        if not has_cross_attention(self.recorder.model):
+            return  # which is needed for one
+        named = [pair for pair in pairs if pair.guidance is None]
+        anchors = [pair.anchor for pair in named]
+        prompts = list(dict.fromkeys([*(pair.target for pair in named), *anchors, *retain]))
+        known = {prompt: self.buffer.text_of(prompt) for prompt in prompts}
+        missing = [prompt for prompt, text in known.items() if text is None]
+        leaves = {prompt: self.drawing.texts.get(prompt) for prompt in missing}
+        asked = [prompt for prompt, own in leaves.items() if own is None]
+        leaves |= self.recorder.conditioning(asked, self.names)
+        ids = {p: self.buffer.add_text(p, own) for p, own in leaves.items() if own is not None}
+        ids |= {prompt: text for prompt, text in known.items() if text is not None}
+        self.buffer.pairs = list(dict.fromkeys((ids[p.target], ids[p.anchor]) for p in named))
+        recorded = [entry.text for entry in self.buffer.entries("retain")]
+        planned = [ids[prompt] for prompt in (*anchors, *retain)]
+        self.buffer.kept_texts = list(dict.fromkeys([*recorded, *planned]))
 
     def _noise_anew(self) -> None:
         if not self.drawn.clean:
@@ -207,7 +301,9 @@ class _Recording:
         """Answers to these, each process asking for its own part."""
         own = self.processes.own(entries)
         answers = (
-            [ask(self.recorder.model, self.buffer, own, 2 * self.recorder.batch)] if own else []
+            [ask(self.recorder.model, self.buffer, own, 2 * self.recorder.micro.size)]
+            if own
+            else []
         )
         found = self.processes.gather(answers)
         return torch.cat(found) if found else torch.empty(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 import warnings
@@ -11,15 +12,18 @@ from typing import Any
 
 import torch
 
-from . import adapters, hub, memory, recipe, weights
+from . import adapters, auto_fit, hub, memory, recipe, weights
+from .agreement import Agreement, starts_in_closed_form
 from .checkpoint import EVERY, Checkpoints, folder_of
 from .choice import Compared, Preference, choose
 from .concepts import Anchor, Concept, Target, concepts
-from .config import Settings, settings
+from .config import Settings, TrainConfig, settings
 from .conjugates import Conjugate
 from .denoiser import denoiser_name, denoiser_names
 from .divergences import Divergence, Generator
+from .offload import placement
 from .processes import Processes
+from .recorder import BATCH
 from .recording import Recording
 from .replay import ReplayBuffer
 from .settling import divergence_of, f_name, origin_of, settled
@@ -36,7 +40,7 @@ class FDUnlearner:
         pipe: a diffusers text-to-image pipeline.
         pipeline_kwargs: arguments of the recorded runs, such as height, width, guidance_scale;
             num_inference_steps is the most steps of a run (`recorder.STEPS` if not given).
-        progress: show progress bars, and what `low_vram` chose.
+        progress: show progress bars, and how the training was fitted to the machine.
         component: the denoiser to train; None: the pipe's first. Of a pipeline with two, as Wan
             2.2, each is trained by an unlearner of its own.
         **options: fields of `TrainConfig`, `DataConfig` and `Performance`.
@@ -69,10 +73,7 @@ class FDUnlearner:
                 stacklevel=2,
             )
         self.pipeline_kwargs = dict(pipeline_kwargs or {})
-        found = settings(options)
-        if found.performance.low_vram:
-            found = memory.small(found, self.model)
-        self.config, self.data, self.performance = found
+        self.config, self.data, self.performance = settings(options)
         self.processes = Processes(self.performance.data_parallel)
         self.progress = progress and self.processes.is_main
         self.adapter_name: str | None = None
@@ -84,13 +85,25 @@ class FDUnlearner:
         """The pipe's denoiser."""
         return getattr(self.pipe, self.component)
 
-    def estimate(self) -> memory.Estimate:
-        """How much memory a training would take; `print` shows it.
+    def estimate(self) -> memory.Estimate | None:
+        """How much memory a training would take, fitted to the machine; `print` shows it.
 
-        The denoiser is asked about one row and about two. The pipe stays as it is.
+        The denoiser is traced for one row and for two, without taking the memory. The pipe stays
+        as it is.
+
+        Returns:
+            None if the denoiser had to run for real, and ran out of memory with one row.
         """
-        settings = Settings(self.config, self.data, self.performance)
-        return memory.estimate(self.pipe, self.model, settings, self.pipeline_kwargs)
+        return self._fit(self.config, traces=True).estimate
+
+    def _fit(self, config: TrainConfig, pictures: int = 0, traces: bool = False) -> auto_fit.Fit:
+        """How the training uses the machine; the same on all processes that share a denoiser."""
+        settings = Settings(config, self.data, self.performance)
+        kwargs = self.pipeline_kwargs
+        fit = auto_fit.auto_fit(self.pipe, self.model, settings, kwargs, pictures, traces)
+        if self.performance.shard:
+            fit = min(self.processes.gather([fit]), key=lambda fit: fit.available)
+        return fit
 
     def record(
         self, target: Target | Sequence[Target], anchor: Anchor | Sequence[Anchor] = None
@@ -111,10 +124,16 @@ class FDUnlearner:
         found = concepts(target, anchor)
         adapters.check_denoiser(self.model)
         before = adapters.snapshot(self.model)
+        fit, device = self._fit(self.config), placement(self.model).device
+        self._tell(fit, self.config)
+        settings = Settings(self.config, self.data, fit.performance)
         try:
             self.model.eval()
-            with torch.inference_mode(False):
-                return self._recording(found).run(self.progress)
+            with (
+                torch.inference_mode(False),
+                auto_fit.taking_turns(self.pipe, device, fit.offloads_recording),
+            ):
+                return self._recording(found, settings).run(self.progress)
         finally:
             adapters.restore_flags(self.model, before)
 
@@ -182,16 +201,25 @@ class FDUnlearner:
         adapters.check_adapter_name(name, self.model)
         adapters.check_denoiser(self.model)
         self.performance.check(self.model)
-        if self.performance.low_vram and self.progress:
-            settings = Settings(config, self.data, self.performance)
-            print(memory.plan(settings, self.estimate()))
         before = adapters.snapshot(self.model)
+        pictures = (
+            0 if buffer is not None else self.data.pictures(len(found), config.retain_weight > 0)
+        )
+        fit = self._fit(config, pictures if self.progress else 0)
+        if buffer is None:
+            self._tell(fit, config)
+        settings = Settings(config, self.data, fit.performance)
         started = time.monotonic()
         try:
             self.model.eval()
-            with torch.inference_mode(False), torch.enable_grad():
-                recording = self._recording(found)
-                settings = Settings(config, self.data, self.performance)
+            with (
+                torch.inference_mode(False),
+                torch.enable_grad(),
+                auto_fit.taking_turns(
+                    self.pipe, placement(self.model).device, fit.offloads_recording
+                ),
+            ):
+                recording = self._recording(found, settings, origin is None)
                 recorder = recording.recorder()
                 how = settings, self.processes, self.progress, loss, critic, origin
                 training = Training(self.pipe, self.model, recorder, *how)
@@ -211,10 +239,11 @@ class FDUnlearner:
             trained = time.monotonic()
             facts = recipe.describe(
                 self.pipe,
-                (done.config, self.data, self.performance),
+                (done.config, self.data, done.performance),
                 self.pipeline_kwargs,
                 concepts=[vars(concept) for concept in found],
                 component=self.component,
+                dtype=str(placement(self.model).dtype).removeprefix("torch."),
                 **done.facts(buffer),
                 f=f_name(loss, critic),
                 adapter_name=name,
@@ -231,12 +260,30 @@ class FDUnlearner:
         self.adapter_name, self.history, self.recipe = name, done.history, facts
         return self.pipe
 
-    def _recording(self, found: Sequence[Concept]) -> Recording:
-        retains = self.config.retain_weight > 0
-        kwargs = self.pipeline_kwargs
-        seed = self.config.seed
+    def _tell(self, fit: auto_fit.Fit, config: TrainConfig) -> None:
+        """Say what was chosen, beside the progress bars."""
+        if self.progress:
+            print(fit.line(self.pipe, config.batch_size), file=sys.stderr)
+        if not fit.fits:
+            warnings.warn(fit.shortage(), RuntimeWarning, stacklevel=3)
+
+    def _recording(
+        self, found: Sequence[Concept], settings: Settings, is_new: bool = True
+    ) -> Recording:
+        batch, model = settings.performance.record_batch, self.model
+        # How few pictures to retain suffice without the closed form was not measured.
+        stops = is_new and starts_in_closed_form(settings, model)
         return Recording(
-            self.pipe, found, self.data, kwargs, seed, retains, self.processes, self.component
+            self.pipe,
+            found,
+            self.data,
+            self.pipeline_kwargs,
+            self.config.seed,
+            self.config.retain_weight > 0,
+            self.processes,
+            self.component,
+            BATCH if batch == "auto" else batch,
+            Agreement(model, settings) if stops else None,
         )
 
     def save(self, directory: str | Path, format: weights.Format = "diffusers") -> Path:

@@ -180,6 +180,17 @@ class VariationalLoss:
             mask: see `Critic`.
             weights: weight of each sample, (B,).
         """
+        self.critic.eval()  # its spectral norms are estimated when it learns, not when it is asked
+        return self._bound(pred, target, timestep, mask, weights)
+
+    def _bound(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        timestep: Tensor,
+        mask: Tensor | None,
+        weights: Tensor | None,
+    ) -> Tensor:
         real, other = self._terms(pred, target, timestep, mask)
         gap = real - other
         return (gap if weights is None else gap * weights).mean()
@@ -208,8 +219,9 @@ class VariationalLoss:
         pred, target = pred.detach(), target.detach().float()
         penalty = self.options.gradient_penalty
         target.requires_grad_(penalty > 0)
+        self.critic.train()
         with torch.enable_grad():
-            bound = self(pred, target, timestep, mask, weights)
+            bound = self._bound(pred, target, timestep, mask, weights)
             loss = -bound
             if penalty:
                 raw = self.critic(target, timestep, mask)

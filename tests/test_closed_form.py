@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import latents
+from peft import LoraConfig, inject_adapter_in_model
 from tiny import RUNS, add_other_adapter, state, unlearner
 
-from diffusers_fdu import FDUnlearner, adapters
+from diffusers_fdu import FDUnlearner, adapters, closed_form
 from diffusers_fdu.alignment import align
-from diffusers_fdu.closed_form import KEEP, RIDGE, closed_form_start
+from diffusers_fdu.closed_form import KEEP, RIDGE, Moments, closed_form_start, solve
 from diffusers_fdu.concepts import Concept, NegativeGuidance
 from diffusers_fdu.emoji import STYLES, cells, judge_cells, load_emoji_judge, load_emoji_pipeline
 from diffusers_fdu.recorder import Recorder
@@ -104,6 +105,53 @@ def test_a_smaller_rank_is_the_nearest_in_the_texts_metric(pipe, rank) -> None:
     dropped = np.linalg.svd(whole @ root, compute_uv=False)[rank:]
     assert np.linalg.matrix_rank(added(layer), tol=1e-6) == rank
     assert (left**2).sum() == pytest.approx((dropped**2).sum(), rel=1e-3)
+
+
+def wide_layers():
+    """Layers of two widths, too wide for full decompositions, one of another rank."""
+    torch.manual_seed(0)
+    outputs = (300, 320, 300, 320)
+    model = torch.nn.Sequential(*(torch.nn.Linear(256, out) for out in outputs))
+    names = [str(i) for i in range(len(outputs))]
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=names, rank_pattern={"2": 2})
+    return list(inject_adapter_in_model(config, model, "new"))
+
+
+def wide_moments():
+    rng = np.random.default_rng(0)
+    c = rng.standard_normal((1000, 256)) * np.arange(1, 257) ** -0.7
+    a = rng.standard_normal((1000, 256)) * np.arange(1, 257) ** -0.7
+    metric = c.T @ c / 1000 + 1e-3 * np.eye(256)
+    return Moments(*map(torch.from_numpy, ((a - c).T @ c / 1000, metric)))
+
+
+@pytest.mark.parametrize("together", [closed_form.TOGETHER, 1])
+def test_wide_layers_are_set_alike_one_by_one_or_together(monkeypatch, together) -> None:
+    monkeypatch.setattr(closed_form, "TOGETHER", together)
+    layers, moments = wide_layers(), wide_moments()
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        solve(layers, "new", moments, torch.float32)
+    assert torch.equal(torch.get_rng_state(), before)
+    values, vectors = np.linalg.eigh(moments.metric.numpy())
+    root = vectors * values**0.5 @ vectors.T
+    for layer, rank in zip(layers, (4, 4, 2, 4), strict=True):
+        weight = layer.base_layer.weight.detach().double().numpy()
+        whole = weight @ moments.pull.numpy() @ np.linalg.inv(root)
+        left, values, right = np.linalg.svd(whole, full_matrices=False)
+        expected = (left[:, :rank] * values[:rank]) @ right[:rank]
+        assert np.linalg.matrix_rank(added(layer), tol=1e-6) == rank
+        # In the texts' metric, up to the float32 in which layers answer.
+        error = np.linalg.norm(added(layer) @ root - expected)
+        assert error < 1e-4 * np.linalg.norm(expected)
+
+
+def test_no_pull_leaves_layers_without_effect() -> None:
+    layers, moments = wide_layers(), wide_moments()
+    moments.pull.zero_()
+    with torch.no_grad():
+        solve(layers, "new", moments, torch.float32)
+    assert not any(np.any(added(layer)) for layer in layers)
 
 
 def test_other_adapters_belong_to_the_teacher(pipe) -> None:

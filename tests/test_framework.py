@@ -28,7 +28,7 @@ from diffusers_fdu.variational import VariationalLoss
 
 OPTIONS = [
     {"surgery": True},
-    {"surgery": True, "gradient_accumulation_steps": 2},
+    {"surgery": True, "micro_batch_size": 2},
     {"retain_from": "neighbours"},
     {"retain_from": "mined"},
     {"states": "renoise"},
@@ -153,7 +153,7 @@ def test_surgery_changes_what_is_learned_and_accumulation_does_not() -> None:
         return {n: p.clone() for n, p in pipe.unet.named_parameters() if "lora_B" in n}
 
     whole = weights(batch_size=8, surgery=True)
-    parts = weights(batch_size=2, gradient_accumulation_steps=4, surgery=True)
+    parts = weights(batch_size=8, micro_batch_size=2, surgery=True)
     without = weights(batch_size=8)
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-2, atol=2e-5)

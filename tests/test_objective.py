@@ -101,13 +101,14 @@ def test_a_critic_takes_the_profiles_place() -> None:
     objective = Objective(DivergenceLoss("hellinger", "auto"), [torch.tensor([4.0])], 0.0, critic)
     before = [p.clone() for p in critic.critic.parameters()]
     value, figures = objective(answer, rows)
-    assert any(
-        not torch.equal(a, b) for a, b in zip(before, critic.critic.parameters(), strict=True)
-    )
+    asked = list(zip(before, critic.critic.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in asked)  # it learns when it is told to
     value.backward()
     assert answer.grad[:3].abs().sum() > 0 and not answer.grad[3:].any()
     s = distances(answer, rows)[:3] / objective.sigmas[0] ** 2
     assert figures[2].item() == pytest.approx(s.mean().item(), rel=1e-5)
+    objective.update_critic(answer[:3], rows)
+    assert not all(torch.equal(a, b) for a, b in asked)
 
 
 @pytest.mark.parametrize("concepts", [(0, 0, 0), (0, 1, 0)])

@@ -11,8 +11,9 @@ from diffusers_fdu.processes import Processes
 OPTIONS = {
     "plain": [],
     "surgery and mined": ['retain_from="mined"', "named=false", "surgery=true"],
-    "accumulated": ["gradient_accumulation_steps=2"],
-    "variational": ['estimator={"warmup_steps": 2}'],
+    "accumulated": ["micro_batch_size=1"],
+    # With more steps of the critic, rounding alone leads elsewhere.
+    "variational": ['estimator={"warmup_steps": 2, "critic_steps": 2}'],
     "noised anew": ['states="renoise"'],
 }
 

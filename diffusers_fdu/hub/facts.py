@@ -157,7 +157,7 @@ def _steps(steps: Any, config: Mapping[str, Any]) -> str | None:
 
 def _rows(config: Mapping[str, Any]) -> str | None:
     batch = worded(config.get("batch_size"))
-    times = worded(config.get("gradient_accumulation_steps"))
+    times = worded(config.get("gradient_accumulation_steps"))  # of older recipes
     if batch is None:
         return None
     return f"{batch} of each role" + (f", {times} times" if times not in (None, "1") else "")
