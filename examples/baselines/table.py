@@ -45,7 +45,7 @@ from diffusers_fdu.evaluation.distances import fid
 from diffusers_fdu.inversion import Inversion
 from diffusers_fdu.replay import ReplayBuffer
 
-from ..studies.bench import OTHER, OWN, RUNS, STYLE, Results, concept, scene
+from ..studies.bench import ALL, OTHER, OWN, RUNS, STYLE, Results, concept, scene
 from . import concept_ablation, esd, fdmu_full, uce
 from .common import DRAW_STEPS, HALF
 from .printing import ahead, by_target, printed
@@ -130,7 +130,7 @@ class Table:
         self, pipe: Any, pair: Sequence[str], method: str, seed: int
     ) -> tuple[FDUnlearner, float]:
         estimator = "variational" if "variational" in method else "exact"
-        less: dict[str, Any] = QUICK_OURS if self.quick else {}
+        less: dict[str, Any] = QUICK_OURS if self.quick else ALL
         worker = FDUnlearner(pipe, RUNS, progress=False, seed=seed, estimator=estimator, **less)
         place = pair[0], seed
         own = concept(*pair)

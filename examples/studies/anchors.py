@@ -18,7 +18,7 @@ from diffusers_fdu import FDUnlearner, NegativeGuidance
 from diffusers_fdu.concepts import Anchor
 from diffusers_fdu.emoji import cells, judge_cells, load_emoji_judge, load_emoji_pipeline
 
-from .bench import DRAW, OWN, RUNS, Results, judged, line, over
+from .bench import ALL, DRAW, OWN, RUNS, Results, judged, line, over
 
 TARGET = "dog"
 ANCHORS: dict[str, Anchor] = {
@@ -38,7 +38,7 @@ COLUMNS = ("anchor", "UA", "IRA", "CRA", "distance left", "drawn instead, most o
 def study(name: str, seed: int) -> dict[str, Any]:
     """One training and its scores."""
     pipe = load_emoji_pipeline()
-    worker = FDUnlearner(pipe, RUNS, progress=False, seed=seed)
+    worker = FDUnlearner(pipe, RUNS, progress=False, seed=seed, **ALL)
     worker.unlearn(TARGET, ANCHORS[name], f="hellinger")
     own = [cell for cell in cells() if cell[0] == TARGET]
     seen = judge_cells(pipe, load_emoji_judge(), own, range(200, 200 + OWN), **DRAW)

@@ -27,7 +27,7 @@ from diffusers_fdu.emoji import load_emoji_pipeline
 from diffusers_fdu.intervals import estimate
 from diffusers_fdu.replay import ReplayBuffer
 
-from .bench import RUNS, Results, concept, judged, line
+from .bench import ALL, RUNS, Results, concept, judged, line
 
 PAIRS = (
     ("dog", "cat"),
@@ -52,6 +52,7 @@ def trained(buffer: ReplayBuffer, pair: Sequence[str], method: str, rate: float,
         load_emoji_pipeline(),
         RUNS,
         progress=False,
+        **ALL,
         seed=seed,
         init="lora",
         steps=STEPS,
@@ -121,7 +122,7 @@ def measure(results: Results, seeds: int, methods: Sequence[str] = METHODS) -> N
             return
         if (pair[0], seed) not in buffers:
             buffers.clear()
-            recorder = FDUnlearner(load_emoji_pipeline(), RUNS, progress=False, seed=seed)
+            recorder = FDUnlearner(load_emoji_pipeline(), RUNS, progress=False, seed=seed, **ALL)
             buffers[pair[0], seed] = recorder.record(concept(*pair))
         worker = trained(buffers[pair[0], seed], pair, method, rate, seed)
         for strength in missing:

@@ -17,7 +17,7 @@ from diffusers_fdu import FDUnlearner, Variational
 from diffusers_fdu.emoji import load_emoji_pipeline
 
 from ..baselines.table import Table
-from .bench import RUNS, Results, concept, line, over
+from .bench import ALL, RUNS, Results, concept, line, over
 
 TARGET, ANCHOR = "fluent", "twitter"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -41,7 +41,9 @@ def measure(results: Results, seeds: int) -> None:
         for name, options in VARIANTS.items():
             if results.find(variant=name, seed=seed) is not None:
                 continue
-            worker = FDUnlearner(load_emoji_pipeline(), RUNS, progress=False, seed=seed, **options)
+            worker = FDUnlearner(
+                load_emoji_pipeline(), RUNS, progress=False, seed=seed, **ALL, **options
+            )
             if buffer is None:
                 buffer = worker.record(concept(TARGET, ANCHOR))
             worker.unlearn(concept(TARGET, ANCHOR), f="kl", buffer=buffer)

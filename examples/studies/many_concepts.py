@@ -17,7 +17,7 @@ import typer
 from diffusers_fdu import FDUnlearner
 from diffusers_fdu.emoji import accuracy, cells, judge_cells, load_emoji_judge, load_emoji_pipeline
 
-from .bench import DRAW, RUNS, Results, line
+from .bench import ALL, DRAW, RUNS, Results, line
 
 PAIRS = (
     ("dog", "cat"),
@@ -45,7 +45,7 @@ def study(count: int, **options: Any) -> dict[str, Any]:
     """Erase so many in one run."""
     pairs = PAIRS[:count]
     pipe, judge = load_emoji_pipeline(), load_emoji_judge()
-    worker = FDUnlearner(pipe, RUNS, progress=False, **options)
+    worker = FDUnlearner(pipe, RUNS, progress=False, **ALL, **options)
     worker.unlearn([target for target, _ in pairs], [anchor for _, anchor in pairs], f="hellinger")
     gone = []
     for target, _ in pairs:

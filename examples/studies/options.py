@@ -21,7 +21,7 @@ from diffusers_fdu.emoji import load_emoji_pipeline
 from diffusers_fdu.intervals import estimate
 from diffusers_fdu.replay import ReplayBuffer
 
-from .bench import RUNS, Results, concept, judged, line, over
+from .bench import ALL, RUNS, Results, concept, judged, line, over
 
 PAIRS = (("dog", "cat"), ("blob", "noto"))
 ZERO = {"init": "lora"}
@@ -67,7 +67,7 @@ class Recordings:
             options = {name: variant[name] for name in DATA if name in variant}
             options["retain_weight"] = worker.config.retain_weight
             full = FDUnlearner(
-                worker.pipe, RUNS, progress=False, seed=worker.config.seed, **options
+                worker.pipe, RUNS, progress=False, seed=worker.config.seed, **{**ALL, **options}
             )
             self.buffer, self.key = full.record(concept(target, anchor)), key
             self.seconds = time.monotonic() - started
@@ -79,7 +79,7 @@ def study(
 ) -> dict[str, Any]:
     """One training and its scores."""
     pipe = load_emoji_pipeline()
-    worker = FDUnlearner(pipe, RUNS, progress=False, seed=seed, **variant)
+    worker = FDUnlearner(pipe, RUNS, progress=False, seed=seed, **{**ALL, **variant})
     buffer = recordings.get(worker, target, anchor, variant)
     worker.unlearn(concept(target, anchor), f="hellinger", buffer=buffer)
     result = judged(pipe, target).as_dict()

@@ -24,7 +24,7 @@ from diffusers_fdu import Concept, FDUnlearner, NegativeGuidance, Robust
 from diffusers_fdu.emoji import load_emoji_pipeline
 from diffusers_fdu.evaluation.attacks import ConceptInversion, GreedySearch
 
-from .bench import RUNS, Results, concept, judged, line, scene
+from .bench import ALL, RUNS, Results, concept, judged, line, scene
 
 PAIRS = (("dog", "cat"), ("banana", "carrot"), ("blob", "noto"))
 METHODS: dict[str, dict[str, Any]] = {
@@ -52,7 +52,7 @@ def measure(results: Results, seeds: int, targets: Sequence[str]) -> None:
                 if results.find(**key) is not None:
                     continue
                 pipe = load_emoji_pipeline()
-                worker = FDUnlearner(pipe, RUNS, progress=False, seed=seed, **options)
+                worker = FDUnlearner(pipe, RUNS, progress=False, seed=seed, **ALL, **options)
                 started = time.monotonic()
                 worker.unlearn(asked(method, target, anchor))
                 seconds = time.monotonic() - started

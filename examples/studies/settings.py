@@ -68,7 +68,7 @@ def judged(pipe: Any, target: str, all_cells: bool) -> Scores:
 
 def study(target: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Train once; steps until the target is gone, and the scores in the end."""
-    options: dict[str, Any] = {"steps": STEPS, **settings}
+    options: dict[str, Any] = {"steps": STEPS, "trajectories": 96, **settings}
     runs = {"guidance_scale": 4.0}
     if "num_inference_steps" in options:  # of the recorded runs
         runs["num_inference_steps"] = options.pop("num_inference_steps")

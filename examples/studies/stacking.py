@@ -34,7 +34,7 @@ from diffusers_fdu.emoji import (
     load_emoji_pipeline,
 )
 
-from .bench import DRAW, RUNS, Results, line
+from .bench import ALL, DRAW, RUNS, Results, line
 from .many_concepts import PAIRS
 
 COUNTS = (1, 2, 4, 8, 16)
@@ -70,7 +70,7 @@ def adapters_of(folder: Path) -> list[Path]:
     for target, anchor in PAIRS:
         path = folder / target
         if not (path / "recipe.json").exists():
-            worker = FDUnlearner(load_emoji_pipeline(), RUNS, progress=False)
+            worker = FDUnlearner(load_emoji_pipeline(), RUNS, progress=False, **ALL)
             worker.unlearn(target, anchor)
             worker.save(path)
             print(target, worker.recipe["steps_done"], worker.recipe["seconds"], flush=True)
