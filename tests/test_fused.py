@@ -16,6 +16,8 @@ from diffusers_fdu import loss as loss_module
 pytest.importorskip("triton", reason="the kernel needs Triton, which is for Linux")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# With a GPU the kernel itself is tested, and `pytest -m gpu` means these tests, too.
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 NAMES = [*DIVERGENCES, "alpha=0.3", "alpha=3"]
 # Triton's interpreter truncates where a device rounds.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from families import FAMILIES
@@ -9,10 +11,12 @@ from families import FAMILIES
 from diffusers_fdu import FDUnlearner, NegativeGuidance, Watch, evaluate
 from diffusers_fdu.emoji import STYLES, judge_cells, load_emoji_judge, load_emoji_pipeline
 from diffusers_fdu.evaluation.attacks import ATTACKS
+from diffusers_fdu.memory import weight_bytes
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("error:.*loss kernel cannot run:RuntimeWarning"),
+    pytest.mark.filterwarnings("error:the denoiser cannot be compiled:RuntimeWarning"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
@@ -76,7 +80,7 @@ def test_every_option_trains_the_same(options) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"surgery": True, "gradient_accumulation_steps": 2},
+        {"surgery": True, "micro_batch_size": 8},
         {"estimator": "variational"},
         {"retain_from": "mined"},
         {"states": "renoise", "timestep_weights": "min_snr"},
@@ -122,13 +126,19 @@ def test_families_train_on_cuda(key, hooks) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}], ids=str)
 def test_the_estimate_is_near_what_is_allocated(options) -> None:
+    """Beside what cuBLAS keeps for itself, which is more than this small model takes."""
     pipe = load_emoji_pipeline().to("cuda")
     worker = FDUnlearner(pipe, {"guidance_scale": 4.0}, False, trajectories=8, steps=3, **options)
     expected = worker.estimate().training
     buffer = worker.record("dog", "cat")
+    worker.unlearn("dog", "cat", buffer=buffer)  # makes the workspaces of both directions
+    pipe.unload_lora_weights()
+    gc.collect()
+    modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    own = torch.cuda.memory_allocated() - sum(weight_bytes(module) for module in modules)
     torch.cuda.reset_peak_memory_stats()
     worker.unlearn("dog", "cat", buffer=buffer)
-    assert 0.7 < expected / torch.cuda.max_memory_allocated() < 1.5
+    assert 0.7 < expected / (torch.cuda.max_memory_allocated() - own) < 1.5
 
 
 def test_evaluates_and_attacks_on_cuda() -> None:

@@ -1,31 +1,27 @@
 """Run every benchmark that this machine can, and put the tables into docs/benchmarks.md.
 
-    python -m examples.benchmarks.all --out runs/results.json
+    python -m examples.benchmarks.all --out runs/results.jsonl
 
 Each table stands in the page between two comments, such as `<!-- begin loss_kernel cuda -->` and
-`<!-- end loss_kernel cuda -->`; the text around stays. What another machine has measured is put
-there by
+`<!-- end loss_kernel cuda -->`; the text around stays. What another machine has measured, such as
+`python -m examples.on_gpu` on one with a GPU, is put there by
 
-    python -m examples.benchmarks.all --render results.json
+    python -m examples.benchmarks.all --render results.jsonl
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
-import diffusers
-import peft
 import torch
-import triton
 import typer
 
-from . import loss_kernel, time_to_erase, train_step
+from examples.on_gpu import tables as on_gpu
+
+from . import loss_kernel, time_to_erase, train_step, whole
+from .lines import PACKAGES, Results, newest, read
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 Rows = list[dict[str, Any]]
@@ -34,62 +30,76 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "train_step": train_step.table,
     "time_to_erase": time_to_erase.table,
 }
+GPU_TABLES: dict[str, Callable[[Rows], str]] = {
+    "unlearn": whole.table,
+    "works": on_gpu.works,
+    "profile": on_gpu.profile,
+    "gpu_tests": on_gpu.gpu_tests,
+}
+"""Of what is measured on a GPU alone, beside the table of memory, which every benchmark feeds."""
 
 
-def jobs(device: str, tiny: bool) -> dict[str, Callable[[], Rows]]:
+def jobs(results: Results, tiny: bool) -> dict[str, Callable[[], None]]:
     """What runs here, by name: on the CPU one model, one row of each role."""
-    models, batch, steps = (
-        (["sd1", "sdxl", "flux"], 2, 20) if device == "cuda" else (["sd1"], 1, 2)
-    )
+    models, steps = (["sd1", "sdxl", "flux"], 20) if results.device == "cuda" else (["sd1"], 2)
     if tiny:
-        models, batch, steps = ["tiny"], 1, 1
+        models, steps = ["tiny"], 1
     return {
-        "loss_kernel": lambda: loss_kernel.run(device, 2 if tiny else loss_kernel.REPEATS),
-        "train_step": lambda: train_step.run(device, models, batch, steps),
-        "time_to_erase": lambda: time_to_erase.run(device, tiny),
+        "loss_kernel": lambda: loss_kernel.run(results, tiny),
+        "train_step": lambda: train_step.run(results, models, steps),
+        "time_to_erase": lambda: time_to_erase.run(results, tiny),
     }
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What the figures depend on."""
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores"
-    return {
-        "device": device,
-        "name": f"{name} ({platform.machine()})",
-        "versions": {
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-            "diffusers": diffusers.__version__,
-            "peft": peft.__version__,
-        },
-        "date": str(date.today()),
-    }
-
-
-def render(results: dict[str, Any], page: str) -> str:
-    """The page with the tables of these results in it.
+def render(rows: Rows, page: str) -> str:
+    """The page with the tables of these results in it; tables without results stay.
 
     Args:
-        results: what `main` writes: a machine, and rows by benchmark.
+        rows: lines of `Results`.
         page: Markdown with markers.
 
     Raises:
-        ValueError: if a marker is missing.
+        ValueError: if a marker is missing, or the results are of a try in the smallest sizes.
     """
-    about = results["machine"]
-    versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
-    for name, rows in results["rows"].items():
-        begin, end = (f"<!-- {w} {name} {about['device']} -->" for w in ("begin", "end"))
-        if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
-            raise ValueError(f"the page needs {begin} and, after it, {end}, once each")
-        before, rest = page.split(begin)
-        table = f"{about['name']}; {versions}; {about['date']}.\n\n{TABLES[name](rows)}"
-        page = f"{before}{begin}\n\n{table}\n\n{end}{rest.split(end)[1]}"
+    if any(row.get("tiny") for row in rows):
+        raise ValueError("these are results of --tiny, which show that it runs and nothing else")
+    rows = newest(rows)
+    for device in dict.fromkeys(row["device"] for row in rows):
+        own = [row for row in rows if row["device"] == device]
+        for name, table in (TABLES | GPU_TABLES).items():
+            if found := [row for row in own if row["benchmark"] == name]:
+                page = replaced(page, f"{name} {device}", f"{heading(found)}\n\n{table(found)}")
+        if device == "cuda" and (known := [row for row in own if row.get("estimate_bytes")]):
+            table = f"{heading(known)}\n\n{whole.memory_table(known)}"
+            page = replaced(page, "memory cuda", table)
     return page
 
 
+def heading(rows: Rows) -> str:
+    """Where and when the rows were measured."""
+    last = rows[-1]
+    versions = [f"{p} {last['versions'][p]}" for p in PACKAGES if p in last["versions"]]
+    driver = [f"driver {last['driver']}"] if last.get("driver") else []
+    return "; ".join([last["name"], ", ".join([*driver, *versions]), last["date"]]) + "."
+
+
+def replaced(page: str, name: str, text: str) -> str:
+    """The page with the text between the two comments of that name.
+
+    Raises:
+        ValueError: if they are not there.
+    """
+    begin, end = (f"<!-- {word} {name} -->" for word in ("begin", "end"))
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise ValueError(f"the page needs {begin} and, after it, {end}, once each")
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}"
+
+
 def main(
-    out: Annotated[Path, typer.Option(help="JSON file.")] = Path("runs/results.json"),
+    out: Annotated[Path, typer.Option(help="File of lines of JSON, added to.")] = Path(
+        "runs/results.jsonl"
+    ),
     docs: Annotated[Path, typer.Option(help="Page with the tables.")] = PAGE,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = (
         "cuda" if torch.cuda.is_available() else "cpu"
@@ -101,16 +111,13 @@ def main(
     ] = None,
 ) -> None:
     """Run, write and render."""
-    if from_file is not None:
-        results = json.loads(from_file.read_text())
-    else:
-        results = {"machine": machine(device), "rows": {}}
-        for name, job in jobs(device, tiny).items():
+    if from_file is None:
+        results = Results(out, device, **({"tiny": True} if tiny else {}))
+        for name, job in jobs(results, tiny).items():
             if not only or only == name:
-                results["rows"][name] = job()
-                out.parent.mkdir(parents=True, exist_ok=True)
-                out.write_text(json.dumps(results, indent=2) + "\n")
-    docs.write_text(render(results, docs.read_text()))
+                job()
+    if not tiny:
+        docs.write_text(render(read(from_file or out), docs.read_text()))
 
 
 if __name__ == "__main__":

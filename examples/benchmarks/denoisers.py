@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +33,15 @@ TINY_UNET = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
 }
+TINY_XL_UNET = {
+    **TINY_UNET,
+    "cross_attention_dim": 64,
+    "transformer_layers_per_block": (1, 2),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 32 + 6 * 8,
+}
 VAE = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -60,9 +69,25 @@ TINY_CLIP = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
+TINY_CLIP_2 = {**TINY_CLIP, "projection_dim": 32}
 TOKENS = 77
-FLUX_TOKENS = 512
-FLUX_PATCHES = 64 * 64  # of an image of 1024 x 1024
+FLUX = {
+    "guidance_embeds": True,
+    "in_channels": 64,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+}
+TINY_FLUX = {
+    "guidance_embeds": True,
+    "in_channels": 16,
+    "joint_attention_dim": 64,
+    "pooled_projection_dim": 32,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 4,
+    "axes_dims_rope": (4, 6, 6),
+}
 
 
 @dataclass(frozen=True)
@@ -70,25 +95,35 @@ class Size:
     """One family: what its denoiser is made of and asked.
 
     Args:
-        unet: configuration of the UNet; None: FLUX's transformer.
+        unet: configuration of the UNet; None: it is FLUX's transformer.
         texts: configurations of its text encoders.
         image: side of its pictures in pixels.
-        parameters: of the denoiser, billions.
         modules: adapted by this library.
+        transformer: configuration of FLUX's transformer.
+        tokens: length of a text.
     """
 
     unet: dict[str, Any] | None
     texts: tuple[dict[str, Any], ...]
     image: int
-    parameters: float
     modules: tuple[str, ...] = ("attn2.to_k", "attn2.to_v")
+    transformer: dict[str, Any] = field(default_factory=dict)
+    tokens: int = TOKENS
+
+    @property
+    def patches(self) -> int:
+        """Tokens of a picture, each of 16 x 16 pixels, in FLUX."""
+        return (self.image // 16) ** 2
 
 
+FLUX_MODULES = ("attn.add_k_proj", "attn.add_v_proj")
 SIZES = {
-    "tiny": Size(TINY_UNET, (TINY_CLIP,), 64, 0.001),
-    "sd1": Size(SD1_UNET, (CLIP_L,), 512, 0.86),
-    "sdxl": Size(SDXL_UNET, (CLIP_L, CLIP_G), 1024, 2.57),
-    "flux": Size(None, (), 1024, 11.9, ("attn.add_k_proj", "attn.add_v_proj")),
+    "tiny": Size(TINY_UNET, (TINY_CLIP,), 64),
+    "tiny_xl": Size(TINY_XL_UNET, (TINY_CLIP, TINY_CLIP_2), 64),
+    "tiny_flux": Size(None, (), 64, FLUX_MODULES, TINY_FLUX, 16),
+    "sd1": Size(SD1_UNET, (CLIP_L,), 512),
+    "sdxl": Size(SDXL_UNET, (CLIP_L, CLIP_G), 1024),
+    "flux": Size(None, (), 1024, FLUX_MODULES, FLUX, 512),
 }
 
 
@@ -107,7 +142,7 @@ def build(kind: type, config: dict[str, Any], device: str, dtype: torch.dtype) -
 def denoiser(size: Size, device: str, dtype: torch.dtype) -> nn.Module:
     """The UNet, or FLUX's transformer."""
     if size.unet is None:
-        return build(FluxTransformer2DModel, {"guidance_embeds": True}, device, dtype)
+        return build(FluxTransformer2DModel, size.transformer, device, dtype)
     return build(UNet2DConditionModel, size.unet, device, dtype)
 
 
@@ -122,9 +157,9 @@ def quantize(model: nn.Module) -> None:
     """Put the weights of all linear layers into NF4, one by one."""
     import bitsandbytes as bnb
 
-    for name, module in list(model.named_modules()):
-        if not isinstance(module, nn.Linear):
-            continue
+    # Names alone, since a list of modules would keep all weights until the end.
+    for name in [n for n, module in model.named_modules() if isinstance(module, nn.Linear)]:
+        module = model.get_submodule(name)
         weight, bias = module.weight, module.bias
         dtype = weight.dtype
         made = bnb.nn.Linear4bit(
@@ -135,9 +170,9 @@ def quantize(model: nn.Module) -> None:
             quant_type="nf4",
             device="meta",
         )
-        made.weight = bnb.nn.Params4bit(
-            weight.data.cpu(), requires_grad=False, quant_type="nf4"
-        ).to(weight.device)
+        made.weight = bnb.nn.Params4bit(weight.data, requires_grad=False, quant_type="nf4").to(
+            weight.device
+        )
         made.bias = bias
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, made)
@@ -177,20 +212,23 @@ def encode(encoders: list[nn.Module], count: int, device: str) -> dict[str, Any]
 def row(size: Size, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A random state and a random text of one denoiser call, as a replay buffer keeps them."""
     if size.unet is None:
+        config = size.transformer
         state = {
-            "hidden_states": torch.randn(FLUX_PATCHES, 64),
+            "hidden_states": torch.randn(size.patches, config["in_channels"]),
             "timestep": torch.rand(()),
             "guidance": torch.tensor(3.5),
         }
+        width, pooled = config["joint_attention_dim"], config["pooled_projection_dim"]
         text = {
-            "encoder_hidden_states": torch.randn(FLUX_TOKENS, 4096, dtype=dtype),
-            "pooled_projections": torch.randn(768, dtype=dtype),
+            "encoder_hidden_states": torch.randn(size.tokens, width, dtype=dtype),
+            "pooled_projections": torch.randn(pooled, dtype=dtype),
         }
         return state, text
     side, width = size.unet["sample_size"], size.unet["cross_attention_dim"]
     state = {"sample": torch.randn(4, side, side), "timestep": torch.randint(1000, ())}
     text = {"encoder_hidden_states": torch.randn(TOKENS, width, dtype=dtype)}
     if len(size.texts) == 2:
-        text["added_cond_kwargs.text_embeds"] = torch.randn(1280, dtype=dtype)
+        pooled = size.texts[1]["projection_dim"]
+        text["added_cond_kwargs.text_embeds"] = torch.randn(pooled, dtype=dtype)
         state["added_cond_kwargs.time_ids"] = torch.tensor([1024.0, 1024, 0, 0, 1024, 1024])
     return state, text

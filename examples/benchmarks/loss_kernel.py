@@ -1,20 +1,21 @@
 """Time the loss: the fused kernel against eager PyTorch and torch.compile.
 
-    python -m examples.benchmarks.loss_kernel --output runs/loss_kernel.json
+    python -m examples.benchmarks.loss_kernel --output runs/loss_kernel.jsonl
 
 On a CUDA device: medians of forward and of forward + backward over buffers that together exceed
-the L2 cache, kernel launches counted by the profiler, peak memory beyond the inputs, and the
-floor: the bytes that must move at the bandwidth measured for a copy, plus three launches at the
-time measured for an empty one. On the CPU only eager and torch.compile are timed, in smaller
+the L2 cache, as a training calls them; forward + backward replayed from a CUDA graph, where the
+host launches nothing; kernel launches counted by the profiler, peak memory beyond the inputs, and
+the floor: the bytes that must move at the bandwidth measured for a copy, plus three launches at
+the time measured for an empty one. On the CPU only eager and torch.compile are timed, in smaller
 sizes: Triton runs there in an interpreter.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,10 +24,24 @@ import typer
 from torch import Tensor
 
 from diffusers_fdu import DivergenceLoss
+from diffusers_fdu import loss as loss_module
 
-SIZES = ((4, 4, 64, 64), (8, 4, 128, 128), (2, 4096, 64), (16, 16, 128, 128))
-SMALL = ((4, 4, 16, 16), (2, 64, 16))
-JOBS = (("kl", False), ("hellinger", False), ("hellinger", True), ("js", False))
+from .lines import Results
+from .tables import Column, markdown
+
+SIZES = (  # predictions of Stable Diffusion 1, FLUX and SDXL
+    ((16, 4, 64, 64), torch.bfloat16),
+    ((16, 4096, 64), torch.bfloat16),
+    ((16, 4, 128, 128), torch.float32),
+)
+SMALL = tuple(
+    (size, dtype)
+    for size in ((4, 4, 16, 16), (2, 64, 16))
+    for dtype in (torch.float32, torch.bfloat16)
+)
+JOBS = (("kl", False), ("hellinger", False), ("js", False), ("hellinger", True))
+FALLBACK = ".*loss kernel cannot run"
+GRAPHED = 20  # calls in a graph
 ROTATE_BYTES = 256 * 2**20  # five times the L2 cache of an H100
 REPEATS = 200
 Pair = tuple[Tensor, Tensor]
@@ -65,9 +80,24 @@ def launches(device: str, work: Callable[[int], Any]) -> int | None:
     return len(events)
 
 
-def floors() -> tuple[float, float]:
+def replayed(work: Callable[[int], Any], repeats: int) -> float:
+    """Microseconds of `work(i)` in a CUDA graph of `GRAPHED` calls."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # capture wants a stream that is warm
+        for i in range(3):
+            work(i)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(GRAPHED):
+            work(i)
+    return clock("cuda", lambda i: graph.replay(), repeats) / GRAPHED
+
+
+def floors(count: int) -> tuple[float, float]:
     """Bytes a microsecond of a large copy, and microseconds of an empty launch."""
-    source = torch.empty(2**28, device="cuda")
+    source = torch.empty(count, device="cuda")
     target = torch.empty_like(source)
     copied = clock("cuda", lambda i: target.copy_(source), 20)
     one = torch.zeros(1, device="cuda")
@@ -85,8 +115,13 @@ def buffers(size: tuple[int, ...], dtype: torch.dtype, device: str) -> list[Pair
 
 def measure(
     kernel: str, f: str, masked: bool, pairs: list[Pair], device: str, repeats: int
-) -> dict[str, Any]:
-    """Times, launches and memory of one way to compute one loss."""
+) -> Iterator[dict[str, Any]]:
+    """Times, launches and memory of one way to compute one loss; then the same with a graph's.
+
+    Raises:
+        RuntimeWarning: where the kernel would fall back to another.
+    """
+    loss_module._broken.clear()  # or what failed once would be timed in eager
     loss = DivergenceLoss(f, kernel=kernel)  # type: ignore[arg-type]
     pred = pairs[0][0]
     shape = (pred.shape[0], 1, *pred.shape[2:]) if pred.dim() == 4 else (*pred.shape[:2], 1)
@@ -96,10 +131,8 @@ def measure(
         student, teacher = pairs[i % len(pairs)]
         return loss(student, teacher, mask)
 
-    def both(i: int) -> None:
-        student = pairs[i % len(pairs)][0]
-        student.grad = None
-        forward(i).backward()
+    def both(i: int) -> Tensor:
+        return torch.autograd.grad(forward(i), pairs[i % len(pairs)][0])[0]
 
     row = {
         "forward_us": clock(device, forward, repeats),
@@ -108,66 +141,80 @@ def measure(
     }
     if device == "cuda":
         student = pairs[0][0]
-        student.grad = None
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         both(0)
         # The gradient itself is the caller's.
         own = student.numel() * student.element_size()
         row["memory_kib"] = (torch.cuda.max_memory_allocated() - before - own) / 1024
-    return row
+    yield row
+    if device == "cuda":
+        yield {**row, "graph_us": replayed(both, max(1, repeats // 10))}
 
 
-def run(device: str, repeats: int = REPEATS) -> list[dict[str, Any]]:
-    """Time every size, dtype and profile."""
+def run(results: Results, tiny: bool = False, repeats: int = REPEATS) -> None:
+    """Time every size and profile.
+
+    Args:
+        results: where the lines go.
+        tiny: in the CPU's sizes, a few calls of each.
+        repeats: timed calls of each.
+    """
+    repeats = 2 if tiny else repeats
+    device = results.device
     kernels = ("eager", "compile", "triton") if device == "cuda" else ("eager", "compile")
-    sizes = SIZES if device == "cuda" else SMALL
-    rate, launch = floors() if device == "cuda" else (0.0, 0.0)
-    rows: list[dict[str, Any]] = []
-    for size in sizes:
-        for dtype in (torch.float32, torch.bfloat16):
-            torch.compiler.reset()  # or later sizes would be compiled for any
-            pairs = buffers(size, dtype, device)
-            # Two reads forward, two reads and a write backward.
-            moved = 5 * pairs[0][0].numel() * dtype.itemsize
-            floor = moved / rate + 3 * launch if rate else None
-            for f, masked in JOBS:
-                for kernel in kernels:
-                    row = measure(kernel, f, masked, pairs, device, repeats)
-                    row |= {"size": size, "dtype": str(dtype).removeprefix("torch."), "f": f}
-                    row |= {"mask": masked, "kernel": kernel, "floor_us": floor}
-                    rows.append(row)
-    return rows
+    sizes = SIZES if device == "cuda" and not tiny else SMALL
+    rate, launch = 0.0, 0.0
+    if device == "cuda":
+        rate, launch = floors(2**20 if tiny else 2**28)
+        results.add("floors", copy_bytes_s=rate * 1e6, launch_us=launch)
+    for size, dtype in sizes:
+        torch.compiler.reset()  # or later sizes would be compiled for any
+        pairs = buffers(size, dtype, device)
+        # Two reads forward, two reads and a write backward.
+        moved = 5 * pairs[0][0].numel() * dtype.itemsize
+        floor = moved / rate + 3 * launch if rate else None
+        for f, masked in JOBS:
+            for kernel in kernels:
+                row = {"size": size, "dtype": str(dtype).removeprefix("torch."), "f": f}
+                row |= {"mask": masked, "kernel": kernel}
+                with results.attempt("loss_kernel", **row), warnings.catch_warnings():
+                    warnings.filterwarnings("error", FALLBACK, RuntimeWarning)
+                    # Written twice on a GPU, so that a graph that fails takes no more with it.
+                    for found in measure(kernel, f, masked, pairs, device, repeats):
+                        results.add("loss_kernel", **row, **found, floor_us=floor)
+
+
+COLUMNS = (
+    Column("size", "size"),
+    Column("dtype", "dtype"),
+    Column("f", "f"),
+    Column("mask", "mask"),
+    Column("kernel", "kernel"),
+    Column("forward_us", "forward us", ".0f"),
+    Column("both_us", "both us", ".0f"),
+    Column("graph_us", "both in a graph us", ".1f"),
+    Column("launches", "launches"),
+    Column("memory_kib", "KiB", ".0f"),
+    Column("floor_us", "floor us", ".1f"),
+)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown."""
-    columns = {
-        "forward_us": "forward us",
-        "both_us": "both us",
-        "launches": "launches",
-        "memory_kib": "KiB",
-        "floor_us": "floor us",
-    }
-    lines = [f"| size | dtype | f | mask | kernel | {' | '.join(columns.values())} |"]
-    lines.append("|---" * (5 + len(columns)) + "|")
-    for row in rows:
-        size = "x".join(map(str, row["size"]))
-        cells = [size, row["dtype"], row["f"], "yes" if row["mask"] else "", row["kernel"]]
-        cells += ["" if row.get(k) is None else f"{row[k]:.0f}" for k in columns]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return markdown(rows, COLUMNS, labels=5)
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="JSON file.")] = Path("runs/loss_kernel.json"),
+    output: Annotated[Path, typer.Option(help="File of lines of JSON, added to.")] = Path(
+        "runs/loss_kernel.jsonl"
+    ),
     repeats: Annotated[int, typer.Option(help="Timed calls of each.")] = REPEATS,
 ) -> None:
     """Time every size, dtype and profile."""
-    rows = run("cuda" if torch.cuda.is_available() else "cpu", repeats)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(rows, indent=2) + "\n")
-    print(table(rows))
+    results = Results(output, "cuda" if torch.cuda.is_available() else "cpu")
+    run(results, repeats=repeats)
+    print(table([row for row in results.rows if row["benchmark"] == "loss_kernel"]))
 
 
 if __name__ == "__main__":

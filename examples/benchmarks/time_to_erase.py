@@ -1,6 +1,6 @@
 """Wall clock from a loaded pipe to an erased concept, on the embedded model.
 
-    python -m examples.benchmarks.time_to_erase --output runs/time_to_erase.json
+    python -m examples.benchmarks.time_to_erase --output runs/time_to_erase.jsonl
 
 dog -> cat with kl: this library with its defaults against the usual loop (`usual_loop`) as
 released, and both with the settings that were fastest for this model and concept. Erased is
@@ -13,7 +13,6 @@ loop and prints them all.
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import time
 from dataclasses import replace
@@ -34,6 +33,8 @@ from diffusers_fdu.emoji import (
 from diffusers_fdu.emoji.canvas import Cell
 from diffusers_fdu.words import vocabulary
 
+from .lines import Results
+from .tables import Column, markdown
 from .usual_loop import UsualConfig, UsualLoop
 
 TARGET, ANCHOR = "dog", "cat"
@@ -113,7 +114,8 @@ def row(name: str, watch: Watch, prepared: float, steps: int) -> Row:
 def ours(name: str, ira: float, device: str, tiny: bool, **options: Any) -> list[Row]:
     """This library: until the first look that meets both, and until it stops by itself."""
     pipe = load_emoji_pipeline().to(device)
-    worker = FDUnlearner(pipe, {"guidance_scale": 4.0}, progress=False, **options)
+    # The callback draws, for which text encoder and autoencoder must be where the denoiser is.
+    worker = FDUnlearner(pipe, {"guidance_scale": 4.0}, progress=False, offload=False, **options)
     watch = Watch(pipe, ira, tiny)
 
     def look(record: StepRecord) -> None:
@@ -156,57 +158,78 @@ def usual(name: str, config: UsualConfig, ira: float, device: str, tiny: bool) -
     return row(name, watch, prepared, step + 1)
 
 
-def run(device: str, tiny: bool = False, sweep: bool = False) -> list[Row]:
-    """Every method; `ratio` is the time of ours against theirs, default and tuned."""
+def run(results: Results, tiny: bool = False, sweep: bool = False) -> None:
+    """Every method, a line for each.
+
+    Args:
+        results: where the lines go.
+        tiny: as little as shows that it runs.
+        sweep: also try settings of the usual loop.
+    """
+    device = results.device
     base = load_emoji_pipeline().to(device)
     ua, ira = erased(base, tiny), kept(base, tiny)
-    defaults = ours("ours", ira, device, tiny, **({"steps": 2, "trajectories": 2} if tiny else {}))
-    tuned = ours("ours, tuned", ira, device, tiny, **OURS_TUNED)[:1]  # it stops at once
+    results.add("time_to_erase", method="(before)", ua=ua, ira=ira)
+    few = {"steps": 2, "trajectories": 2} if tiny else {}
+    for name, options in (("ours", few), ("ours, tuned", OURS_TUNED)):
+        with results.attempt("time_to_erase", method=name):
+            rows = ours(name, ira, device, tiny, **options)
+            for one in rows[: 1 if options is OURS_TUNED else 2]:  # tuned it stops at once
+                results.add("time_to_erase", **one)
     small = {"images": 2, "draw_steps": 2, "steps": 2} if tiny else {}
     others = {
-        "usual, as released": (replace(UsualConfig(), **small), defaults),
-        "usual, tuned": (replace(TUNED, **small), tuned),
+        "usual, tuned": replace(TUNED, **small),
+        "usual, as released": replace(UsualConfig(), **small),
     }
-    rows: list[Row] = [{"method": "(before)", "ua": ua, "ira": ira}, *defaults, *tuned]
-    for name, (config, rival) in others.items():
-        rows.append(usual(name, config, ira, device, tiny))
-        mine, theirs = rival[0]["total_s"], rows[-1]["total_s"]
-        rows[-1]["ratio"] = mine / theirs if mine and theirs else None
     for rate, images, batch in itertools.product(RATES, IMAGES, BATCHES) if sweep else ():
-        config = replace(TUNED, learning_rate=rate, images=images, batch_size=batch)
         name = f"usual, lr {rate:g}, {images} images, batch {batch}"
-        rows.append(usual(name, config, ira, device, tiny))
-        print(rows[-1], flush=True)
-    return rows
+        others[name] = replace(TUNED, learning_rate=rate, images=images, batch_size=batch)
+    for name, config in others.items():
+        with results.attempt("time_to_erase", method=name):
+            results.add("time_to_erase", **usual(name, config, ira, device, tiny))
+
+
+COLUMNS = (
+    Column("method", "method"),
+    Column("prepare_s", "prepare s", ".1f"),
+    Column("train_s", "train s", ".1f"),
+    Column("total", "total s"),
+    Column("steps", "steps"),
+    Column("ua", "UA", ".3f"),
+    Column("ira", "IRA", ".3f"),
+    Column("ratio", "ours / this", ".2f"),
+)
+RIVALS = {"usual, as released": "ours", "usual, tuned": "ours, tuned"}
 
 
 def table(rows: list[Row]) -> str:
-    """The rows in Markdown."""
-    columns = ("prepare_s", "train_s", "total_s", "steps", "ua", "ira", "ratio")
-    titles = ("prepare s", "train s", "total s", "steps", "UA", "IRA", "ours / this")
-    forms = (".1f", ".1f", ".1f", "d", ".3f", ".3f", ".2f")
-    lines = [f"| method | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
+    """The rows in Markdown; `ratio` is the time of ours against theirs, default and tuned."""
+    totals = {row["method"]: row.get("total_s") for row in rows}
+    shown = []
     for one in rows:
-        values = zip(columns, forms, strict=True)
-        cells = ["" if one.get(c) is None else format(one[c], form) for c, form in values]
-        if one["method"] != "(before)" and one.get("total_s") is None:
-            cells[2] = f"not in {one['steps_run']} steps"
-        lines.append(f"| {one['method']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        total, mine = one.get("total_s"), totals.get(RIVALS.get(one["method"], ""))
+        found = dict(one, ratio=mine / total if mine and total else None)
+        if total is not None:
+            found["total"] = f"{total:.1f}"
+        elif "steps_run" in one:
+            found["total"] = f"not in {one['steps_run']} steps"
+        shown.append(found)
+    return markdown(shown, COLUMNS)
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="JSON file.")] = Path("runs/time_to_erase.json"),
+    output: Annotated[Path, typer.Option(help="File of lines of JSON, added to.")] = Path(
+        "runs/time_to_erase.jsonl"
+    ),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = (
         "cuda" if torch.cuda.is_available() else "cpu"
     ),
     sweep: Annotated[bool, typer.Option("--sweep", help="Also tune the usual loop.")] = False,
 ) -> None:
     """Time ours and the usual loop."""
-    rows = run(device, sweep=sweep)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(rows, indent=2) + "\n")
-    print(table(rows))
+    results = Results(output, device)
+    run(results, sweep=sweep)
+    print(table(results.rows))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,179 @@
+"""Runs parts one after another, each in a process of its own, within a time of their own.
+
+Only the standard library is imported: the wheels that the parts need may be installed here.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from examples.benchmarks.lines import LONGEST, Results, Row, read
+
+from .plan import Part
+
+ROOT = Path(__file__).parents[2]
+SLOWER = 6.0  # what limits are multiplied by in --tiny, which is for CPUs, too
+GRACE = 5.0  # seconds between asking a process to end and ending it
+LONGEST_LOG = 15 * 2**20  # bytes of the log that are kept
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONUNBUFFERED": "1",
+    "TRITON_INTERPRET": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+PIP = ("-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile", "--upgrade")
+
+
+@dataclass
+class Driver:
+    """Where parts run, and what is left of the time.
+
+    Args:
+        out: folder of `results.jsonl` and `log.txt`, which are added to.
+        device: "cpu" or "cuda".
+        tiny: every part in its smallest size.
+        deadline: seconds after which no part runs any more.
+
+    Attributes:
+        ended: how each part ended, and after how many seconds.
+    """
+
+    out: Path
+    device: str
+    tiny: bool = False
+    deadline: float = 480.0
+    ended: dict[str, tuple[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.started = time.monotonic()
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.results, self.log = self.out / "results.jsonl", self.out / "log.txt"
+        self.log.touch()
+        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        self.environment = {**os.environ, **ENVIRONMENT}
+        self.environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - (time.monotonic() - self.started)
+
+    @property
+    def failed(self) -> bool:
+        """Whether any part failed."""
+        return any(how == "failed" for how, _ in self.ended.values())
+
+    def install(self, wheels: Path) -> None:
+        """Put the wheels of a folder into a temporary one, from which the parts import."""
+        files = sorted(str(wheel) for wheel in wheels.glob("*.whl"))
+        if not files:
+            return
+        self._site = tempfile.TemporaryDirectory(prefix="site-")  # as long as this object
+        site = self._site.name
+        part = Part(0, "wheels", 60, 0, (*PIP, "--target", site, *files))
+        before = self.environment["PYTHONPATH"]
+        self.environment["PYTHONPATH"] = os.pathsep.join((site, before))
+        sys.path.append(site)  # for the versions in the lines
+        self.run_part(part, own=False)
+
+    def run(self, parts: Sequence[Part]) -> None:
+        """Run parts, as long as there is time for them."""
+        for part in parts:
+            if self.left < part.expected:
+                reason = f"{max(0.0, self.left):.0f} s were left, it needs {part.expected:.0f}"
+                self._add(part, skipped=reason)
+                self.ended[part.name] = "skipped", 0.0
+            else:
+                self.run_part(part)
+        self._cut_log()
+
+    def run_part(self, part: Part, own: bool = True) -> None:
+        """Run one part, and write a line if it left none that says why it failed.
+
+        Args:
+            part: what to run.
+            own: whether it takes the options of a part and writes lines.
+        """
+        begun, known = time.monotonic(), len(self._lines())
+        limit = min(part.limit * (SLOWER if self.tiny else 1), self.left)
+        command = [sys.executable, *part.command]
+        if own:
+            command += ["--results", str(self.results), "--device", self.device]
+            command += ["--part", str(part.number), *(["--tiny"] if self.tiny else [])]
+        with self.log.open("ab") as log:
+            log.write(f"\n=== part {part.number}, {part.name}, at most {limit:.0f} s\n".encode())
+            log.flush()
+            start = log.tell()
+            code = self._ended(command, log, limit)
+        written = self._lines()[known:]
+        how = "ok" if code == 0 and (written or not own) else "failed"
+        if how == "failed" and not any("error" in row for row in written):
+            reasons = {None: f"stopped after {limit:.0f} s", 0: "it wrote no results"}
+            reason = reasons.get(code, f"ended with {code}")
+            self._add(part, error=f"{reason}: {self._last_words(start)}"[:LONGEST])
+        self.ended[part.name] = how, time.monotonic() - begun
+        print(f"{part.number} {part.name}: {how}, {self.ended[part.name][1]:.0f} s", flush=True)
+
+    def _ended(self, command: Sequence[str], log: IO[bytes], limit: float) -> int | None:
+        """The exit code of a command; None if it was stopped, with all that it started."""
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=self.environment,
+            start_new_session=True,
+        )
+        code = None
+        try:
+            code = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            _signal(process.pid, signal.SIGTERM)
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                pass
+        finally:
+            _signal(process.pid, signal.SIGKILL)  # and what it left behind
+            process.wait()
+        return code
+
+    def _lines(self) -> list[Row]:
+        return read(self.results) if self.results.exists() else []
+
+    def _add(self, part: Part, **row: Any) -> None:
+        common = {"part": part.number, **({"tiny": True} if self.tiny else {})}
+        Results(self.results, self.device, **common).add("part", check=part.name, **row)
+
+    def _last_words(self, start: int) -> str:
+        """The last line that a part has logged."""
+        with self.log.open("rb") as log:
+            log.seek(start)
+            words = log.read().decode(errors="replace").strip().splitlines()
+        return words[-1] if words else "it logged nothing"
+
+    def _cut_log(self) -> None:
+        """Keep the log's end, if it is too long to be fetched."""
+        if self.log.stat().st_size > LONGEST_LOG:
+            with self.log.open("rb") as log:
+                log.seek(-LONGEST_LOG, os.SEEK_END)
+                end = log.read()
+            self.log.write_bytes(end)
+
+
+def _signal(group: int, number: int) -> None:
+    """Send a signal to a group of processes, if it is still there."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return
