@@ -170,9 +170,9 @@ class _Recording:
         groups = [part for kind in _by_kind(runs) for part in chunks(kind, recorder.group)]
         plan = _staged(groups, stages)
         scheduler = getattr(recorder.pipe, "scheduler", None)
-        total = sum(len(groups[i]) for own in plan for i in self.processes.own(own))
-        with tqdm(total=total, desc="record", disable=not progress, unit="image") as bar:
+        with tqdm(total=0, desc="record", disable=not progress, unit="image") as bar:
             for number, own in enumerate(plan):
+                bar.total += sum(len(groups[i]) for i in self.processes.own(own))
                 self._draw_groups(own, groups, scheduler, bar)
                 config: Any = getattr(scheduler, "config", {})
                 length = config.get("num_train_timesteps", 1000)
