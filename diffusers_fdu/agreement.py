@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from .loss import DivergenceLoss
 from .micro_batches import MicroBatches
 from .objective import Objective, answer_batch, initial_distances
 from .offload import is_streamed, onloaded, placement, streamed
-from .performance import checkpointed, precision
+from .performance import checkpointed, precision, set_aside
 from .replay import Half, ReplayBuffer, Row
 from .sampling import Batch, Sampler
 from .targets import has_cross_attention
@@ -62,10 +63,12 @@ class Agreement:
     """Tells whether two halves of a recording agree, for each concept.
 
     Args:
-        model: the denoiser, without the new adapter.
+        pipe: the pipeline.
+        model: its denoiser, without the new adapter.
         settings: of the training.
     """
 
+    pipe: Any
     model: nn.Module
     settings: Settings
 
@@ -76,7 +79,8 @@ class Agreement:
             buffer: what was recorded so far.
             halves: of each concept, the rows of the two halves of its pictures.
         """
-        return all(self.cosine(buffer, own) >= ENOUGH for own in halves)
+        with set_aside(self.pipe, self.model, self.settings.offloads):
+            return all(self.cosine(buffer, own) >= ENOUGH for own in halves)
 
     def cosine(self, buffer: ReplayBuffer, halves: Half) -> float:
         """Between the halves' mean gradients; 0 where one cannot be told from noise."""
@@ -117,7 +121,7 @@ class Agreement:
                 parts = torch.autograd.grad(SCALE * value, list(parameters))
             return torch.cat([one.flatten() for one in parts]) * (len(own) / len(rows))
 
-        limit = 2 * chosen.micro_batch(self.settings.train.batch_size)
+        limit = self.settings.roles * chosen.micro_batch(self.settings.train.batch_size)
         found = MicroBatches(min(SIZE, limit)).map(part, rows)
         return torch.stack(found).sum(0).double().cpu()
 

@@ -185,6 +185,11 @@ class Settings(NamedTuple):
         """Whether text encoders and autoencoder leave the accelerator, but for robust training."""
         return self.performance.offload is not False and self.data.defence is None
 
+    @property
+    def roles(self) -> int:
+        """How many roles, to unlearn and to retain, the rows of one pass have."""
+        return 1 if self.train.surgery or not self.train.retain_weight else 2
+
 
 def settings(options: dict[str, Any]) -> Settings:
     """What keyword arguments say of the training, its data and the machine.

@@ -1,4 +1,4 @@
-"""Whether gradients reach an adapter through the frozen layers after it.
+"""Whether gradients reach an adapter through the frozen layers after it, and are right.
 
 Some kernels, those of quantised layers above all, compute without gradients. Weights in front of
 such a layer would stay as they are, without a word.
@@ -7,11 +7,28 @@ such a layer would stay as they are, without a word.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 REASON = "frozen layers after it compute without gradients, as kernels made for inference do"
+
+
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """Let PyTorch choose among its other attention kernels for a while.
+
+    On an H200 with PyTorch 2.11, which prefers cuDNN's there, its backward pass failed for
+    FLUX, and gave NaN for small heads; see docs/hardware.md.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def check_depends(value: Tensor) -> None:

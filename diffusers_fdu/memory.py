@@ -21,8 +21,10 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from . import adapters
+from .agreement import SIZE, starts_in_closed_form
 from .config import Settings
 from .denoiser import predicted, sample_name
+from .gradients import without_cudnn_attention
 from .identity import plain_tensors
 from .memory_trace import peak_bytes, twin
 from .offload import is_offloaded, is_streamed, onloaded, placement, streamed
@@ -139,7 +141,7 @@ class Footprint:
         self.device, self.streams = placement(model).device, is_streamed(model)
         self.lora = adapters.lora_config(model, train.rank, train.alpha, train.target_modules)
         self.width = input_width(model, sorted(self.lora.target_modules or ()))
-        self.roles = 1 if train.surgery or not train.retain_weight else 2
+        self.roles = settings.roles
         self.rows = len(calls[0][sample_name(model)])
         parts = model.modules() if self.streams else [model]
         self.denoiser = max(weight_bytes(part, recurse=not self.streams) for part in parts)
@@ -151,6 +153,7 @@ class Footprint:
         self.can_take_turns = hasattr(pipe, "enable_model_cpu_offload") and all(
             map(can_set_aside, modules)
         )
+        self._twin: tuple[nn.Module, list[nn.Parameter]] | None = None
 
     def estimate(
         self,
@@ -184,6 +187,9 @@ class Footprint:
         start = training - step(rows) + self.inference(rows) + MOMENTS * self.width**2
         weights = self.largest if turns else self.whole
         recording = weights + self.inference(GUIDED * record_batch * self.rows) + workspace
+        if starts_in_closed_form(self.settings, self.model):
+            asked = min(SIZE, micro_batch * self.roles) * self.rows
+            recording = max(recording, training - step(rows) + step(asked))
         decoding = self.decoder
         drawing = None if decoding is None else self.whole + self.adapter + decoding + workspace
         return Estimate(recording, start, training, drawing, parts)
@@ -241,12 +247,9 @@ class Footprint:
     def _passes(self, trains: bool, checkpoints: bool) -> Passes | None:
         autocast, _ = precision(self.model, self.settings.performance.mixed_precision)
         with self.adapted() as (model, trained), checkpointed(model, checkpoints):
-            infer = Pass(model, autocast)
-            function = Pass(model, autocast, trained) if trains else infer
-            # The first call may fill caches, such as tables of positions.
-            peaks = [peak_bytes(model, infer, self.calls[0])]
-            peaks += [peak_bytes(model, function, call) for call in self.calls]
-        found = [peak for peak in peaks[1:] if peak is not None]
+            function = Pass(model, autocast, trained if trains else ())
+            peaks = [peak_bytes(model, function, call) for call in self.calls]
+        found = [peak for peak in peaks if peak is not None]
         if len(found) < len(self.calls):
             return None
         one, two = found
@@ -264,6 +267,7 @@ class Footprint:
         blocks = [m for members in lists for m in members if not _has_blocks(m)]
         return max((weight_bytes(block) for block in blocks), default=0)
 
+    @without_cudnn_attention()
     def seconds(self, checkpoints: bool) -> tuple[float, float]:
         """Seconds of a row's forward pass, and of its forward and backward pass, run for real.
 
@@ -276,6 +280,7 @@ class Footprint:
         autocast, _ = precision(self.model, self.settings.performance.mixed_precision)
         inputs = self.calls[-1]
         rows = len(inputs[sample_name(self.model)])
+        self._twin = None  # what was traced may hold fake tensors
         with self.adapted() as (model, trained), checkpointed(model, checkpoints):
             with streamed(model, self.device, self.streams):
                 both = Pass(model, autocast, trained)
@@ -290,10 +295,23 @@ class Footprint:
         before = adapters.snapshot(self.model)
         try:
             with onloaded(self.model), torch.inference_mode(False):
-                model = twin(self.model)
-                yield model, adapters.attach(model, "fdu-estimate", self.lora, seed=0)
+                if self._twin is None or self.streams:
+                    self._twin = self._made()
+                model, trained = self._twin
+                model.requires_grad_(False)
+                for parameter in trained:
+                    parameter.requires_grad_(True)
+                yield self._twin
         finally:
             adapters.restore_flags(self.model, before)
+
+    def _made(self) -> tuple[nn.Module, list[nn.Parameter]]:
+        model = twin(self.model)
+        trained = adapters.attach(model, "fdu-estimate", self.lora, seed=0)
+        autocast, _ = precision(model, self.settings.performance.mixed_precision)
+        # The first call may fill caches, such as tables of positions.
+        peak_bytes(model, Pass(model, autocast), self.calls[0])
+        return model, trained
 
 
 def clocked(function: Callable[[Any], None], inputs: Any, device: torch.device) -> float:

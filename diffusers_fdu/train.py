@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from .checkpoint import Checkpoints
 from .config import TrainConfig
-from .gradients import check_depends, warn_if_left_out
+from .gradients import check_depends, warn_if_left_out, without_cudnn_attention
 from .micro_batches import MicroBatches
 from .objective import Objective, answer_batch
 from .performance import (
@@ -57,6 +57,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tenso
     return largest
 
 
+@without_cudnn_attention()
 def train(
     model: nn.Module,
     parameters: Sequence[nn.Parameter],

@@ -21,6 +21,7 @@ from .config import Settings, TrainConfig, settings
 from .conjugates import Conjugate
 from .denoiser import denoiser_name, denoiser_names
 from .divergences import Divergence, Generator
+from .gradients import without_cudnn_attention
 from .offload import placement
 from .processes import Processes
 from .recorder import BATCH
@@ -105,6 +106,7 @@ class FDUnlearner:
             fit = min(self.processes.gather([fit]), key=lambda fit: fit.available)
         return fit
 
+    @without_cudnn_attention()
     def record(
         self, target: Target | Sequence[Target], anchor: Anchor | Sequence[Anchor] = None
     ) -> ReplayBuffer:
@@ -137,6 +139,7 @@ class FDUnlearner:
         finally:
             adapters.restore_flags(self.model, before)
 
+    @without_cudnn_attention()
     def unlearn(
         self,
         target: Target | Sequence[Target],
@@ -283,7 +286,7 @@ class FDUnlearner:
             self.processes,
             self.component,
             BATCH if batch == "auto" else batch,
-            Agreement(model, settings) if stops else None,
+            Agreement(self.pipe, model, settings) if stops else None,
         )
 
     def save(self, directory: str | Path, format: weights.Format = "diffusers") -> Path:

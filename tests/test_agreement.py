@@ -24,7 +24,7 @@ def recorded(pipe):
 
 
 def agreement(pipe, **options) -> Agreement:
-    return Agreement(pipe.unet, settings({"rank": 4, **options}))
+    return Agreement(pipe, pipe.unet, settings({"rank": 4, **options}))
 
 
 def away(pipe, buffer, rows) -> None:

@@ -11,7 +11,7 @@ from families import FAMILIES
 from diffusers_fdu import FDUnlearner, NegativeGuidance, Watch, evaluate
 from diffusers_fdu.emoji import STYLES, judge_cells, load_emoji_judge, load_emoji_pipeline
 from diffusers_fdu.evaluation.attacks import ATTACKS
-from diffusers_fdu.memory import weight_bytes
+from diffusers_fdu.memory import WORKSPACE, weight_bytes
 
 pytestmark = [
     pytest.mark.gpu,
@@ -47,7 +47,7 @@ def test_idle_parts_wait_on_the_cpu_and_come_back() -> None:
         places.add((pipe.text_encoder.device.type, pipe.vae.device.type))
 
     FDUnlearner(
-        pipe, {"guidance_scale": 4.0}, progress=False, steps=3, trajectories=4, early_stop=0.0
+        pipe, {"guidance_scale": 4.0}, False, steps=3, trajectories=4, early_stop=0.0, offload=True
     ).unlearn("dog", "cat", callback=look)
     assert places == {("cpu", "cpu")}
     assert pipe.text_encoder.device.type == pipe.vae.device.type == "cuda"
@@ -129,7 +129,7 @@ def test_the_estimate_is_near_what_is_allocated(options) -> None:
     """Beside what cuBLAS keeps for itself, which is more than this small model takes."""
     pipe = load_emoji_pipeline().to("cuda")
     worker = FDUnlearner(pipe, {"guidance_scale": 4.0}, False, trajectories=8, steps=3, **options)
-    expected = worker.estimate().training
+    expected = worker.estimate().training - WORKSPACE
     buffer = worker.record("dog", "cat")
     worker.unlearn("dog", "cat", buffer=buffer)  # makes the workspaces of both directions
     pipe.unload_lora_weights()
@@ -138,7 +138,7 @@ def test_the_estimate_is_near_what_is_allocated(options) -> None:
     own = torch.cuda.memory_allocated() - sum(weight_bytes(module) for module in modules)
     torch.cuda.reset_peak_memory_stats()
     worker.unlearn("dog", "cat", buffer=buffer)
-    assert 0.7 < expected / (torch.cuda.max_memory_allocated() - own) < 1.5
+    assert 0.7 < expected / (torch.cuda.max_memory_allocated() - own) < 1.3
 
 
 def test_evaluates_and_attacks_on_cuda() -> None:

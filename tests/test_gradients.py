@@ -40,3 +40,34 @@ def test_nothing_is_said_otherwise(pipe, options) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         unlearner(pipe, steps=2, **options).unlearn("dog", "cat")
+
+
+def cudnn_in_training(pipe, monkeypatch, **options) -> set[bool]:
+    """Whether PyTorch may choose cuDNN's attention, at every gradient of an unlearning."""
+    seen = set()
+    for owner, name in ((torch.autograd, "grad"), (torch.Tensor, "backward")):
+        plain = getattr(owner, name)
+
+        def watched(*args, plain=plain, **kwargs):
+            seen.add(torch.backends.cuda.cudnn_sdp_enabled())
+            return plain(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, watched)
+    unlearner(pipe, steps=2, **options).unlearn("dog", "cat")
+    return seen
+
+
+@pytest.mark.parametrize("options", [{}, {"trajectories": "auto"}, {"robust": True}], ids=str)
+def test_gradients_go_through_no_cudnn_attention(pipe, monkeypatch, options) -> None:
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    assert cudnn_in_training(pipe, monkeypatch, **options) == {False}
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_it_is_allowed_again_after_an_error(pipe) -> None:
+    def callback(record) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        unlearner(pipe).unlearn("dog", "cat", callback=callback)
+    assert torch.backends.cuda.cudnn_sdp_enabled()

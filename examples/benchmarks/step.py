@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -63,6 +63,7 @@ class Ours:
     device: str
     model: nn.Module
     buffer: ReplayBuffer
+    _footprints: dict[str, Footprint] = field(default_factory=dict)
 
     @classmethod
     def build(cls, size: Size, device: str, four_bit: bool = False) -> Ours:
@@ -102,8 +103,10 @@ class Ours:
         calls = [self.buffer.calls(entries[:n], device, dtype)[0].inputs for n in (1, 2)]
         chosen = settings.performance
         size = chosen.micro_batch(settings.train.batch_size)
-        pipe = SimpleNamespace(components={})
-        found = Footprint(pipe, self.model, settings, calls).estimate(
+        pipe, key = SimpleNamespace(components={}), chosen.mixed_precision
+        if key not in self._footprints:
+            self._footprints[key] = Footprint(pipe, self.model, settings, calls)
+        found = self._footprints[key].estimate(
             size, 1, chosen.gradient_checkpointing is True, False
         )
         if found is None:

@@ -74,11 +74,11 @@ class Unlearning:
         worker = FDUnlearner(
             self.pipe, progress=False, learning_rate=RATE, early_stop=0.0, **self.options
         )
-        if self.estimates is None:
-            phases.begin("estimate")
-            self.estimates = worker.estimate()
-            phases.end()
-            phases.estimates = self.estimates
+        phases.begin("estimate")
+        fit = worker._fit(worker.config, traces=True)
+        phases.end()
+        self.estimates = phases.estimates = fit.estimate
+        worker._fit = lambda *_, **__: fit  # type: ignore[method-assign] # traced once, not thrice
         if self.buffer is None:
             phases.begin("recording")
             self.buffer = worker.record(TARGET, ANCHOR)
@@ -94,7 +94,6 @@ class Unlearning:
         """Train once more on what was recorded, without the adapter that is there."""
         self.pipe.unload_lora_weights()
         self.settings, self.options = settings, {**self.options, **options}
-        self.estimates = None
         self.run()
 
     def draw(self) -> None:

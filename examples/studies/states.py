@@ -132,7 +132,7 @@ class Study:
             buffer = self.prefixes.first(count)
             worker = self._worker(seed, count)
             settings = Settings(worker.config, worker.data, worker.performance)
-            agreement = Agreement(worker.model, settings)
+            agreement = Agreement(worker.pipe, worker.model, settings)
             cosine = agreement.cosine(buffer, self.prefixes.halves(buffer, count))
             self.results.add({**key, "cosine": cosine})
 

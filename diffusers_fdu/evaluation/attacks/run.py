@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tqdm.auto import tqdm
 
+from ...gradients import without_cudnn_attention
 from ..bootstrap import bootstrap
 from ..result import AttackResult, Metric
 from .inversion import ConceptInversion
@@ -28,6 +29,7 @@ ATTACKS: Mapping[str, Callable[[], Attack]] = {
 """Every attack at its default budget."""
 
 
+@without_cudnn_attention()
 def attack(
     scene: Scene,
     attacks: Sequence[str | Attack] = tuple(ATTACKS),
