@@ -1,29 +1,33 @@
 """Concept unlearning for diffusers pipelines under any f-divergence, as a standard LoRA."""
 
-from .adversary import Robust
-from .compare import compare
-from .comparison import Comparison, load_comparison
-from .concepts import Concept, NegativeGuidance
-from .config import DataConfig, TrainConfig
-from .conjugates import CONJUGATES, Conjugate
-from .divergences import DIVERGENCES, Divergence, divergence
-from .evaluate import evaluate
-from .export import export
-from .fuse import fuse
-from .hub import FoundAdapter, HubError, find_adapters, pull, push, render_card
-from .info import describe
-from .loss import DivergenceLoss
-from .merging import Conflicts, Merged, conflicts, merge
-from .performance import Performance
+from .adapters.download import pull
+from .adapters.export.export import export
+from .adapters.fuse import fuse
+from .adapters.info import describe
+from .adapters.loading import load_unlearned
+from .adapters.merging.conflicts import Conflicts, conflicts
+from .adapters.merging.merge import merge
+from .adapters.merging.merged import Merged
+from .adapters.stacking import stack, strengths, unstack
+from .config import DataConfig, Performance, Robust, TrainConfig, Variational
+from .data.concepts import Concept, NegativeGuidance
+from .divergences.conjugates import CONJUGATES, Conjugate
+from .divergences.loss import DivergenceLoss
+from .divergences.profiles import DIVERGENCES, Divergence, divergence
+from .evaluation.compare import compare
+from .evaluation.comparison import Comparison, load_comparison
+from .evaluation.evaluate import evaluate
+from .evaluation.watch import Watch
+from .hub.card import render_card
+from .hub.push import push
+from .hub.search import FoundAdapter, find_adapters
 from .retrain import retrain
-from .stacking import stack, strengths, unstack
-from .steps import StepRecord
+from .training.callbacks import StepRecord
 from .unlearner import FDUnlearner
-from .variational import Variational
-from .watching import Watch
-from .weights import load_unlearned
+from .utils.hub_errors import HubError
+from .utils.version import VERSION
 
-__version__ = "0.1.0.dev0"
+__version__ = VERSION
 
 __all__ = [
     "CONJUGATES",

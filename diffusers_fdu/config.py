@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
-
-from .adversary import Robust
-from .drawing import States
-from .performance import Auto, Performance
-from .retain import SOURCES, RetainFrom
-from .timesteps import Weighting
-from .variational import Variational
 
 RETAIN_PER_TRAJECTORY = 3
 STAGES = (16, 32, 64, 96)
@@ -26,6 +20,50 @@ is as good at 768 and 2048 as at 128, where it was chosen. A plain start has B =
 rate grows too slowly on a wide model: there the rate falls with the root of the width alone, from
 the same one at `NARROW`. `examples/studies/width.py` measures both.
 """
+
+
+Auto = Literal["auto"]
+States = Literal["trajectory", "renoise"]
+SOURCES = ("vocabulary", "neighbours", "mined")
+RetainFrom = Literal["vocabulary", "neighbours", "mined"]
+Weighting = Literal["uniform", "min_snr"] | Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Variational:
+    """The variational estimator and its critic's training.
+
+    The release of f-DMU takes 500 steps with a rate of 1e-4 and no penalty. In the 100 steps that
+    are the default here such a critic learns too little, and a student that follows one can lose
+    what it has: with one step of the critic at 1e-3 for each of its own less of the embedded
+    model's style "fluent" was erased than by the closed-form start (docs/benchmarks.md).
+
+    Args:
+        learning_rate: of the critic's AdamW.
+        warmup_steps: steps of the critic alone before the student's first.
+        critic_steps: steps of the critic for one of the student.
+        gradient_penalty: weight of E |grad v|^2 / 2 on the teacher's predictions (R1, Mescheder
+            et al., arXiv 1801.04406), v the critic's output before its activation; 0: none.
+        width: channels of the critic.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+
+    learning_rate: float = 3e-3
+    warmup_steps: int = 30
+    critic_steps: int = 8
+    gradient_penalty: float = 10.0
+    width: int = 64
+
+    def __post_init__(self) -> None:
+        least = {"warmup_steps": 0, "critic_steps": 1, "width": 1, "gradient_penalty": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if not low <= value < math.inf:
+                raise ValueError(f"{name} must be at least {low}, got {value!r}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate!r}")
 
 
 @dataclass(frozen=True)
@@ -104,6 +142,35 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class Robust:
+    """How a training defends what it unlearns against concept inversion.
+
+    Args:
+        every: steps between two searches.
+        steps: gradient steps of a search.
+        batch: rows in one of them.
+        tokens: length of the embeddings searched for.
+        prompts: that they stand in, for each concept.
+        pictures: of each concept, drawn by the original model.
+
+    Raises:
+        ValueError: for numbers below 1.
+    """
+
+    every: int = 5
+    steps: int = 20
+    batch: int = 16
+    tokens: int = 1
+    prompts: int = 8
+    pictures: int = 32
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What a training sees: prompts, states and timesteps.
 
@@ -171,6 +238,74 @@ class DataConfig:
         if isinstance(self.robust, Robust):
             return self.robust
         return Robust() if self.robust else None
+
+
+@dataclass(frozen=True)
+class Performance:
+    """What trades time and memory. "auto" leaves a choice to `auto_fit`.
+
+    Args:
+        mixed_precision: "no", "fp16" or "bf16" autocast of the denoiser.
+        compile: compile the denoiser's repeated blocks with `torch.compile` while training; worth
+            it where training takes minutes, see docs/benchmarks.md.
+        micro_batch_size: rows of each role (unlearn, retain) in one pass of the denoiser; a step
+            of `batch_size` rows takes as many passes as it needs. "auto": as many as fit.
+        record_batch: pictures recorded at once. "auto": as many as fit, at most 8.
+        gradient_checkpointing: keep fewer activations and compute them again. "auto": where a
+            micro-batch of one row does not fit without.
+        optimizer: "adamw", or "adamw_8bit" of bitsandbytes.
+        offload: keep text encoders and autoencoder off the accelerator while training. "auto":
+            where the memory that they take is needed.
+        data_parallel: the processes that `accelerate launch` started train one adapter together,
+            each with `batch_size` rows; otherwise every process trains its own.
+        shard: share the denoiser's frozen weights out over the processes while training (FSDP);
+            needs `data_parallel`.
+    """
+
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    compile: bool = False
+    micro_batch_size: int | Auto = "auto"
+    record_batch: int | Auto = "auto"
+    gradient_checkpointing: bool | Auto = "auto"
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    offload: bool | Auto = "auto"
+    data_parallel: bool = False
+    shard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("compile", "data_parallel", "shard"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {value!r}")
+        for name in ("gradient_checkpointing", "offload"):
+            if not isinstance(value := getattr(self, name), bool) and value != "auto":
+                raise ValueError(f"{name} must be True, False or 'auto', got {value!r}")
+        for name in ("micro_batch_size", "record_batch"):
+            value = getattr(self, name)
+            if value != "auto" and (type(value) is not int or value < 1):
+                raise ValueError(
+                    f"{name} must be an integer of at least 1 or 'auto', got {value!r}"
+                )
+        for name, known in (
+            ("mixed_precision", ("no", "fp16", "bf16")),
+            ("optimizer", ("adamw", "adamw_8bit")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"unknown {name} {getattr(self, name)!r}: choose {', '.join(known)}"
+                )
+        if self.shard and not self.data_parallel:
+            raise ValueError("shard=True needs data_parallel=True, and several processes")
+        if self.shard and self.compile:
+            raise ValueError("shard=True and compile=True do not go together: choose one")
+        if self.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+            raise ImportError(
+                'optimizer="adamw_8bit" needs bitsandbytes: pip install "diffusers-fdu[8bit]"'
+            )
+
+    def micro_batch(self, batch_size: int) -> int:
+        """Rows of each role in one pass of the denoiser; all of a step's if nothing was chosen."""
+        size = self.micro_batch_size
+        return batch_size if size == "auto" else min(size, batch_size)
 
 
 class Settings(NamedTuple):

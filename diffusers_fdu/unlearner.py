@@ -12,24 +12,43 @@ from typing import Any
 
 import torch
 
-from . import adapters, auto_fit, hub, memory, recipe, weights
-from .agreement import Agreement, starts_in_closed_form
-from .checkpoint import EVERY, Checkpoints, folder_of
-from .choice import Compared, Preference, choose
-from .concepts import Anchor, Concept, Target, concepts
+from . import hub
+from .adapters import loading as weights
+from .adapters import lora as adapters
+from .adapters import recipe
+from .adapters.target_modules import has_cross_attention
 from .config import Settings, TrainConfig, settings
-from .conjugates import Conjugate
-from .denoiser import denoiser_name, denoiser_names
-from .divergences import Divergence, Generator
-from .gradients import without_cudnn_attention
-from .offload import placement
-from .processes import Processes
-from .recorder import BATCH
-from .recording import Recording
-from .replay import ReplayBuffer
-from .settling import divergence_of, f_name, origin_of, settled
-from .steps import Callback, StepRecord
-from .training import Training
+from .data.concepts import (
+    Anchor,
+    Concept,
+    Target,
+    concepts,
+)
+from .data.plan import Recording
+from .data.replay_buffer import ReplayBuffer
+from .divergences.choice import Compared, Preference, choose
+from .divergences.conjugates import Conjugate
+from .divergences.profiles import Divergence, Generator
+from .pipelines.denoiser import denoiser_name, denoiser_names
+from .pipelines.offload import placement
+from .pipelines.recorder import BATCH
+from .training import auto_fit, memory
+from .training.acceleration import check_supported
+from .training.agreement import Agreement, starts_in_closed_form
+from .training.callbacks import Callback, StepRecord
+from .training.checkpoint import EVERY, Checkpoints, folder_of
+from .training.gradients import without_cudnn_attention
+from .training.identity import active_strengths
+from .training.resolve import (
+    divergence_of,
+    f_name,
+    origin_of,
+    settled,
+)
+from .training.robust import expose_concepts
+from .training.trainer import Training
+from .utils.distributed import Processes
+from .utils.io import writable_folder
 
 
 class FDUnlearner:
@@ -135,7 +154,7 @@ class FDUnlearner:
                 torch.inference_mode(False),
                 auto_fit.taking_turns(self.pipe, device, fit.offloads_recording),
             ):
-                return self._recording(found, settings).run(self.progress)
+                return self._record(self._recording(found, settings))
         finally:
             adapters.restore_flags(self.model, before)
 
@@ -203,7 +222,7 @@ class FDUnlearner:
         name = adapter_name or adapters.default_adapter_name(targets, self.model)
         adapters.check_adapter_name(name, self.model)
         adapters.check_denoiser(self.model)
-        self.performance.check(self.model)
+        check_supported(self.performance, self.model)
         before = adapters.snapshot(self.model)
         pictures = (
             0 if buffer is not None else self.data.pictures(len(found), config.retain_weight > 0)
@@ -236,7 +255,7 @@ class FDUnlearner:
                         self.processes.is_main,
                     )
                     self.processes.check_same("the checkpoint's step", checkpoints.step)
-                buffer = recording.obtain(buffer, checkpoints, self.progress)
+                buffer = self._obtain(recording, buffer, checkpoints)
                 recorded = time.monotonic()
                 done = training.run(buffer, name, lora, before, callback, checkpoints)
             trained = time.monotonic()
@@ -287,7 +306,43 @@ class FDUnlearner:
             self.component,
             BATCH if batch == "auto" else batch,
             Agreement(self.pipe, model, settings) if stops else None,
+            has_cross_attention(model),
+            {n: active_strengths(getattr(self.pipe, n)) for n in denoiser_names(self.pipe)},
         )
+
+    def _record(self, recording: Recording) -> ReplayBuffer:
+        """Draw, and for robust training what an adversary looks for."""
+        buffer, defence = recording.run(self.progress), self.data.defence
+        if defence is not None:
+            recorder, words = recording.recorder(), recording.words
+            seed, progress, processes = self.config.seed, self.progress, self.processes
+            expose_concepts(
+                recorder, recording.concepts, words, buffer, defence, seed, progress, processes
+            )
+        return buffer
+
+    def _obtain(
+        self, recording: Recording, buffer: ReplayBuffer | None, checkpoints: Checkpoints | None
+    ) -> ReplayBuffer:
+        """What was recorded: given, kept by a training that is gone on with, or recorded now.
+
+        Raises:
+            ValueError: see `Recording.check` and `record`.
+        """
+        new = None
+        if buffer is not None:
+            buffer = recording.check(buffer)
+        else:
+            kept = checkpoints.recorded() if checkpoints is not None else None
+            # Either all processes have it, or all record.
+            if all(self.processes.gather([kept is not None])) and kept is not None:
+                buffer = ReplayBuffer.from_state(kept)
+            else:
+                buffer = self._record(recording)
+                new = buffer.state()
+        if checkpoints is not None:
+            checkpoints.begin(new)
+        return buffer
 
     def save(self, directory: str | Path, format: weights.Format = "diffusers") -> Path:
         """Write the adapter and its recipe.
@@ -316,7 +371,7 @@ class FDUnlearner:
         weights.check_format(self.pipe, format)
         folder = Path(directory)
         if self.processes.is_main:
-            folder = recipe.writable_folder(directory)
+            folder = writable_folder(directory)
             weights.save_adapter(self.pipe, self.component, self.adapter_name, folder, format)
             recipe.write(self.recipe, folder)
         self.processes.wait()

@@ -20,16 +20,15 @@ from typing import Annotated, Any
 import typer
 
 from diffusers_fdu import Concept, FDUnlearner
-from diffusers_fdu.concepts import Kind
-from diffusers_fdu.emoji import (
-    CONCEPTS,
+from diffusers_fdu.data.concepts import Kind
+from diffusers_fdu.emoji.benchmark import (
     Scores,
     cells,
     judge_cells,
-    load_emoji_judge,
-    load_emoji_pipeline,
     scores,
 )
+from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.emoji.vocabulary import CONCEPTS
 
 FS = ("kl", "hellinger", "chi2", "js", "tv")
 JOBS = [("dog", "cat", f) for f in FS] + [("blob", "noto", f) for f in FS[:4]]

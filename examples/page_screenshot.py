@@ -16,8 +16,8 @@ import typer
 from playwright.sync_api import sync_playwright
 
 from diffusers_fdu import FDUnlearner
-from diffusers_fdu.emoji import load_emoji_pipeline
-from diffusers_fdu.page import serve
+from diffusers_fdu.app.server import serve
+from diffusers_fdu.emoji.loading import load_emoji_pipeline
 
 PROMPT, SEED = "a dog emoji in fluent style on a blue background", "5"
 FLAGS = [

@@ -19,7 +19,7 @@ from emoji_training.art import load_sprites
 from emoji_training.clip import MEAN, STD, STEPS, train_clip, zero_shot_accuracy
 from transformers import CLIPImageProcessor
 
-from diffusers_fdu.emoji import CLIP_WEIGHTS, load_emoji_pipeline
+from diffusers_fdu.emoji.loading import CLIP_WEIGHTS, load_emoji_pipeline
 
 
 def main(

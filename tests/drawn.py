@@ -6,8 +6,9 @@ import sys
 
 from conftest import build_tiny_pipe
 
-from diffusers_fdu.evaluation import Request, draw
-from diffusers_fdu.processes import Processes
+from diffusers_fdu.evaluation.images import draw
+from diffusers_fdu.evaluation.request import Request
+from diffusers_fdu.utils.distributed import Processes
 
 if __name__ == "__main__":
     requests = [Request(prompt, i, "target") for i, prompt in enumerate(["a dog", "a cat"] * 3)]

@@ -13,8 +13,8 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file
 
 from diffusers_fdu import load_unlearned
-from diffusers_fdu.files import write_adapter
-from diffusers_fdu.targets import target_modules
+from diffusers_fdu.adapters.target_modules import target_modules
+from diffusers_fdu.adapters.write import write_adapter
 
 PIPELINES = {
     "sd": "StableDiffusionPipeline",

@@ -9,8 +9,9 @@ import torch
 from conftest import build_tiny_pipe
 from peft import LoraConfig, get_peft_model_state_dict
 
-from diffusers_fdu.files import read_adapter, write_adapter
-from diffusers_fdu.weights import lora_metadata
+from diffusers_fdu.adapters.loading import lora_metadata
+from diffusers_fdu.adapters.read import read_adapter
+from diffusers_fdu.adapters.write import write_adapter
 
 PARTS = {"dog": (2, ["attn2.to_k"]), "cat": (3, ["attn2.to_k", "attn2.to_v"])}
 

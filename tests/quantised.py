@@ -17,7 +17,7 @@ from families import FAMILIES
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from diffusers_fdu.denoiser import denoiser_name
+from diffusers_fdu.pipelines.denoiser import denoiser_name
 
 PRODUCT = 6.200124e-05  # what bitsandbytes has for 1 / 127^2: not quite, and inputs are rounded
 

@@ -20,14 +20,22 @@ from families import FAMILIES, Family
 from paired import errors
 from peft import LoraConfig
 
-from diffusers_fdu import FDUnlearner, adapters, load_unlearned, targets, weights
-from diffusers_fdu.answers import ask, predict
-from diffusers_fdu.concepts import Pair
-from diffusers_fdu.denoiser import denoiser_name, denoiser_names, predicted, sample_name
-from diffusers_fdu.offload import onloaded
-from diffusers_fdu.recorder import Recorder
-from diffusers_fdu.replay import ReplayBuffer
-from diffusers_fdu.trajectories import record
+from diffusers_fdu import FDUnlearner, load_unlearned
+from diffusers_fdu.adapters import loading as weights
+from diffusers_fdu.adapters import lora as adapters
+from diffusers_fdu.adapters import target_modules as targets
+from diffusers_fdu.data.concepts import Pair
+from diffusers_fdu.data.recording import record
+from diffusers_fdu.data.replay_buffer import ReplayBuffer
+from diffusers_fdu.data.teacher import ask, predict
+from diffusers_fdu.pipelines.denoiser import (
+    denoiser_name,
+    denoiser_names,
+    predicted,
+    sample_name,
+)
+from diffusers_fdu.pipelines.offload import onloaded
+from diffusers_fdu.pipelines.recorder import Recorder
 
 TARGET, ANCHOR = "a snoopy", "a dog in a red house"
 ROOT = Path(__file__).parents[1]

@@ -3,12 +3,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusers_fdu import Concept, FDUnlearner, NegativeGuidance, Robust, retrain
-from diffusers_fdu.answers import ask
-from diffusers_fdu.inversion import Goal, Inversion
-from diffusers_fdu.recorder import Recorder
-from diffusers_fdu.slots import Slots
-from diffusers_fdu.tokens import single_tokens
+from diffusers_fdu import (
+    Concept,
+    FDUnlearner,
+    NegativeGuidance,
+    Robust,
+    retrain,
+)
+from diffusers_fdu.data.teacher import ask
+from diffusers_fdu.pipelines.placeholder_tokens import Slots
+from diffusers_fdu.pipelines.recorder import Recorder
+from diffusers_fdu.pipelines.tokenizers import single_tokens
+from diffusers_fdu.training.inversion import Goal, Inversion
 
 RUNS = {"guidance_scale": 3.0, "num_inference_steps": 2}
 ROBUST = Robust(every=2, steps=2, batch=4, prompts=2, pictures=2)
@@ -193,7 +199,7 @@ def test_what_was_recorded_is_not_recorded_again(pipe, tmp_path, monkeypatch) ->
     def refused(*args, **kwargs):
         raise AssertionError("recorded again")
 
-    monkeypatch.setattr("diffusers_fdu.recording.record", refused)
+    monkeypatch.setattr("diffusers_fdu.data.plan.record", refused)
     worker(pipe).unlearn("dog", "cat", resume_from_checkpoint=True, **where)
 
 

@@ -10,10 +10,10 @@ from conftest import build_tiny_pipe
 from tiny import state, unlearner
 
 from diffusers_fdu import NegativeGuidance
-from diffusers_fdu.agreement import ENOUGH, Agreement, _product
-from diffusers_fdu.answers import ask
 from diffusers_fdu.config import STAGES, settings
-from diffusers_fdu.drawing import Drawing
+from diffusers_fdu.data.rollout import Drawing
+from diffusers_fdu.data.teacher import ask
+from diffusers_fdu.training.agreement import ENOUGH, Agreement, _product
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_it_is_the_cosine_of_the_mean_gradients(recorded, monkeypatch) -> None:
             value = difference.square().sum() / len(half)
             means.append(torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters)]))
     exact = torch.cosine_similarity(*means, dim=0).item()
-    monkeypatch.setattr("diffusers_fdu.agreement.CALLS", 200)
+    monkeypatch.setattr("diffusers_fdu.training.agreement.CALLS", 200)
     found = agreement(pipe).cosine(buffer, (first, second))
     assert abs(exact) < 0.9
     assert found == pytest.approx(exact, abs=0.2)

@@ -19,9 +19,9 @@ from tiny import state, unlearner
 from torch import nn
 
 from diffusers_fdu import NegativeGuidance, Robust, Variational
-from diffusers_fdu.auto_fit import SHARE, choose, taking_turns
 from diffusers_fdu.config import Settings, settings
-from diffusers_fdu.memory import GIB, Estimate
+from diffusers_fdu.training.auto_fit import SHARE, choose, taking_turns
+from diffusers_fdu.training.memory import GIB, Estimate
 
 
 class Checkpointable(nn.Module):

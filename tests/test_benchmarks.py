@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from diffusers_fdu import FDUnlearner
-from diffusers_fdu.emoji import load_emoji_pipeline
+from diffusers_fdu.emoji.loading import load_emoji_pipeline
 from examples.benchmarks import all as everything
 from examples.benchmarks import closed_form, hardware, step, time_to_erase, train_step, whole
 from examples.benchmarks.lines import Results, machine, read

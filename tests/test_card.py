@@ -17,13 +17,18 @@ from markdown_it.token import Token
 from PIL import Image
 from tiny import add_other_adapter, state, unlearner
 
-from diffusers_fdu import Concept, FDUnlearner, NegativeGuidance, render_card
-from diffusers_fdu.demo import evaluation
+from diffusers_fdu import (
+    Concept,
+    FDUnlearner,
+    NegativeGuidance,
+    render_card,
+)
+from diffusers_fdu.adapters.measured import read_evaluation, write_evaluation
+from diffusers_fdu.cli.demo import evaluation
 from diffusers_fdu.hub import facts
 from diffusers_fdu.hub.markup import cleaned, escaped, slug
-from diffusers_fdu.hub.pictures import draw_pictures, prompt_of, prompts
-from diffusers_fdu.intervals import wilson
-from diffusers_fdu.measured import read_evaluation, write_evaluation
+from diffusers_fdu.hub.preview import draw_pictures, prompt_of, prompts
+from diffusers_fdu.utils.statistics import wilson
 
 DOCS = Path(__file__).parents[1] / "docs"
 EVALUATION = {

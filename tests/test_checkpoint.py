@@ -11,8 +11,8 @@ import torch
 from conftest import build_tiny_pipe
 from tiny import unlearner
 
-from diffusers_fdu import checkpoint
-from diffusers_fdu.checkpoint import read, step_files, write
+from diffusers_fdu.training import checkpoint
+from diffusers_fdu.training.checkpoint import read, step_files, write
 
 TESTS = Path(__file__).parent
 KILLED = -9

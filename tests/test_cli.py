@@ -8,8 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from diffusers_fdu import order
-from diffusers_fdu.cli import app
+from diffusers_fdu.cli import app, order
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusers_fdu.clock import Clock, find_clock
+from diffusers_fdu.pipelines.timestep_convention import Clock, find_clock
 
 RUN = torch.tensor([999.0, 601.5, 20.0])
 

@@ -9,15 +9,25 @@ from conftest import latents
 from peft import LoraConfig, inject_adapter_in_model
 from tiny import RUNS, add_other_adapter, state, unlearner
 
-from diffusers_fdu import FDUnlearner, adapters, closed_form
-from diffusers_fdu.alignment import align
-from diffusers_fdu.closed_form import KEEP, RIDGE, Moments, closed_form_start, solve
-from diffusers_fdu.concepts import Concept, NegativeGuidance
-from diffusers_fdu.emoji import STYLES, cells, judge_cells, load_emoji_judge, load_emoji_pipeline
-from diffusers_fdu.recorder import Recorder
-from diffusers_fdu.retain import retain_prompts
-from diffusers_fdu.trajectories import record
-from diffusers_fdu.words import vocabulary
+from diffusers_fdu import FDUnlearner
+from diffusers_fdu.adapters import lora as adapters
+from diffusers_fdu.data.concepts import Concept, NegativeGuidance
+from diffusers_fdu.data.recording import record
+from diffusers_fdu.data.retain import retain_prompts
+from diffusers_fdu.emoji.benchmark import cells, judge_cells
+from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.emoji.vocabulary import STYLES
+from diffusers_fdu.pipelines.recorder import Recorder
+from diffusers_fdu.pipelines.tokenizers import vocabulary
+from diffusers_fdu.training import closed_form
+from diffusers_fdu.training.alignment import align
+from diffusers_fdu.training.closed_form import (
+    KEEP,
+    RIDGE,
+    Moments,
+    closed_form_start,
+    solve,
+)
 
 WIDTH = 16  # of the tiny pipe's text
 

@@ -10,8 +10,8 @@ from PIL import Image
 from tiny import FAST, RUNS, add_other_adapter, state
 
 from diffusers_fdu import FDUnlearner, compare, load_comparison
-from diffusers_fdu.comparison import Comparison, Point
-from diffusers_fdu.plots import plot_profiles, plot_tradeoff
+from diffusers_fdu.evaluation.comparison import Comparison, Point
+from diffusers_fdu.evaluation.plots import plot_profiles, plot_tradeoff
 
 CALLS = []
 

@@ -5,8 +5,13 @@ import random
 import pytest
 
 from diffusers_fdu import Concept
-from diffusers_fdu.concepts import TEMPLATES, NegativeGuidance, Pair, concepts
-from diffusers_fdu.retain import retain_prompts
+from diffusers_fdu.data.concepts import (
+    TEMPLATES,
+    NegativeGuidance,
+    Pair,
+    concepts,
+)
+from diffusers_fdu.data.retain import retain_prompts
 
 WORDS = ["cat", "dog", "apple", "blue"]
 

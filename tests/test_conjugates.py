@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffusers_fdu.conjugates import CONJUGATES, Conjugate, conjugate
+from diffusers_fdu.divergences.conjugates import CONJUGATES, Conjugate, conjugate
 
 GENERATORS = {
     "kl": lambda t: t * torch.log(t),

@@ -9,8 +9,8 @@ import psutil
 import pytest
 import torch
 
-from diffusers_fdu import device_memory
-from diffusers_fdu.device_memory import free_memory
+from diffusers_fdu.training import device_memory
+from diffusers_fdu.training.device_memory import free_memory
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GIB = 2**30

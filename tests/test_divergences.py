@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusers_fdu.divergences import DIVERGENCES, Divergence, divergence
+from diffusers_fdu.divergences.profiles import DIVERGENCES, Divergence, divergence
 
 PROFILES = json.loads((Path(__file__).parent / "data" / "profiles.json").read_text())
 CLOSED = [n for n in PROFILES if n not in ("js", "le_cam")]

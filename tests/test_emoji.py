@@ -8,21 +8,21 @@ import torch
 from PIL import Image
 
 from diffusers_fdu import Concept, FDUnlearner
-from diffusers_fdu.emoji import (
-    BACKGROUNDS,
-    CONCEPTS,
-    STYLES,
-    WEIGHTS,
+from diffusers_fdu.emoji.benchmark import (
     Verdict,
     accuracy,
-    caption,
     cells,
     draw,
     judge_cells,
-    load_emoji_judge,
-    load_emoji_pipeline,
     scores,
     tradeoff,
+)
+from diffusers_fdu.emoji.loading import WEIGHTS, load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.emoji.vocabulary import (
+    BACKGROUNDS,
+    CONCEPTS,
+    STYLES,
+    caption,
 )
 
 DRAWING = {"num_inference_steps": 15}  # the stated figures are of 25, and hold with these

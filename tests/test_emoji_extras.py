@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from diffusers_fdu.emoji import (
+from diffusers_fdu.emoji.benchmark import accuracy, cells, judge_cells
+from diffusers_fdu.emoji.loading import (
     CLIP_WEIGHTS,
-    CONCEPTS,
     ORACLE,
     ORACLE_WEIGHTS,
-    STYLES,
-    accuracy,
-    cells,
-    judge_cells,
+    from_8_bits,
     load_emoji_judge,
     load_emoji_oracle,
     load_emoji_pipeline,
+    to_8_bits,
 )
-from diffusers_fdu.emoji.loading import from_8_bits, to_8_bits
+from diffusers_fdu.emoji.vocabulary import CONCEPTS, STYLES
 
 
 def test_eight_bits_keep_a_weight_to_half_a_step() -> None:

@@ -8,21 +8,24 @@ import pytest
 import torch
 from conftest import build_tiny_pipe, latents
 
-from diffusers_fdu import Concept, FDUnlearner, Watch, evaluate
-from diffusers_fdu.emoji import (
-    CONCEPTS,
-    STYLES,
-    load_emoji_clip,
-    load_emoji_judge,
-    load_emoji_pipeline,
+from diffusers_fdu import (
+    Concept,
+    FDUnlearner,
+    Watch,
+    evaluate,
 )
-from diffusers_fdu.emoji import (
-    draw as draw_emoji,
-)
-from diffusers_fdu.evaluation import Canvas, ClipJudge, ClipScorer, from_json, protocol
-from diffusers_fdu.evaluation.attacks import NoiseProbing, Removal
-from diffusers_fdu.subjects import concepts_of
-from diffusers_fdu.watching import check_together
+from diffusers_fdu.emoji.benchmark import draw as draw_emoji
+from diffusers_fdu.emoji.loading import load_emoji_clip, load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.emoji.vocabulary import CONCEPTS, STYLES
+from diffusers_fdu.evaluation.attacks.probing import NoiseProbing
+from diffusers_fdu.evaluation.attacks.relearning import Removal
+from diffusers_fdu.evaluation.judges import ClipJudge
+from diffusers_fdu.evaluation.metrics.clip import ClipScorer
+from diffusers_fdu.evaluation.prompt_grid import Canvas
+from diffusers_fdu.evaluation.protocols import protocol
+from diffusers_fdu.evaluation.report.files import from_json
+from diffusers_fdu.evaluation.subject import concepts_of
+from diffusers_fdu.evaluation.watch import check_together
 
 CANVAS = Canvas(
     {"object": ("dog", "cat", "tree", "apple"), "style": ("blue", "red")},
@@ -125,7 +128,7 @@ def test_an_interrupted_evaluation_goes_on(trained, tmp_path, monkeypatch) -> No
     def refused(*args, **kwargs):
         raise AssertionError("drawn again")
 
-    monkeypatch.setattr("diffusers_fdu.evaluation.gallery.untouched", refused)
+    monkeypatch.setattr("diffusers_fdu.evaluation.images.untouched", refused)
     monkeypatch.setattr(type(trained.pipe), "encode_prompt", refused)
     with pytest.raises(AssertionError, match="drawn again"):
         measure(trained.pipe, trained)

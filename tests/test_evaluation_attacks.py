@@ -4,26 +4,17 @@ import pytest
 import torch
 from conftest import build_tiny_pipe, latents
 
-from diffusers_fdu import adapters
-from diffusers_fdu.answers import ask
-from diffusers_fdu.evaluation.attacks import (
-    ATTACKS,
-    Completion,
-    ConceptInversion,
-    GreedySearch,
-    NoiseProbing,
-    Outcome,
-    PromptSearch,
-    Relearning,
-    Removal,
-    Scene,
-    attack,
-    check_names,
-)
+from diffusers_fdu.adapters import lora as adapters
+from diffusers_fdu.data.teacher import ask
+from diffusers_fdu.evaluation.attacks.inversion import ConceptInversion
+from diffusers_fdu.evaluation.attacks.outcome import Outcome
 from diffusers_fdu.evaluation.attacks.prefix import Prefix
-from diffusers_fdu.evaluation.attacks.probing import scaled_noise
-from diffusers_fdu.evaluation.attacks.search import simplex
-from diffusers_fdu.inversion import Inversion
+from diffusers_fdu.evaluation.attacks.probing import Completion, NoiseProbing, scaled_noise
+from diffusers_fdu.evaluation.attacks.relearning import Relearning, Removal
+from diffusers_fdu.evaluation.attacks.run import ATTACKS, attack, check_names
+from diffusers_fdu.evaluation.attacks.scene import Scene
+from diffusers_fdu.evaluation.attacks.search import GreedySearch, PromptSearch, simplex
+from diffusers_fdu.training.inversion import Inversion
 
 SETTINGS = {"num_inference_steps": 3, "guidance_scale": 2.0}
 

@@ -9,11 +9,11 @@ from conftest import latents
 from launched import run
 from tiny import add_other_adapter
 
-from diffusers_fdu.boards import EMOJI
-from diffusers_fdu.evaluation import Canvas, Request, draw, load_gallery, protocol
-from diffusers_fdu.evaluation.canvas import CIFAR10, UNLEARNCANVAS
-from diffusers_fdu.evaluation.gallery import MANIFEST, check_pipeline
-from diffusers_fdu.evaluation.protocols import PROTOCOLS, Asked
+from diffusers_fdu.evaluation.images import MANIFEST, check_pipeline, draw, load_gallery
+from diffusers_fdu.evaluation.prompt_grid import CIFAR10, UNLEARNCANVAS, Canvas
+from diffusers_fdu.evaluation.protocols import PROTOCOLS, Asked, protocol
+from diffusers_fdu.evaluation.request import Request
+from diffusers_fdu.evaluation.setup import EMOJI
 
 SETTINGS = {"num_inference_steps": 2, "guidance_scale": 3.0, "eta": None}
 REQUESTS = [

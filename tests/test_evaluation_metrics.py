@@ -9,11 +9,7 @@ from conftest import tiny_tokenizer
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
-from diffusers_fdu.evaluation.accuracy import Judged, accuracies, harmonic
 from diffusers_fdu.evaluation.bootstrap import bootstrap, bootstrap_of, means
-from diffusers_fdu.evaluation.clip import ClipScorer
-from diffusers_fdu.evaluation.distances import features, fid, interval, kid
-from diffusers_fdu.evaluation.drift import feature_drift, pixel_drift
 from diffusers_fdu.evaluation.judges import (
     ClassifierJudge,
     ClipJudge,
@@ -22,8 +18,17 @@ from diffusers_fdu.evaluation.judges import (
     asked,
     name_of,
 )
+from diffusers_fdu.evaluation.metrics.accuracy import Judged, accuracies, harmonic
+from diffusers_fdu.evaluation.metrics.clip import ClipScorer
+from diffusers_fdu.evaluation.metrics.distances import (
+    features,
+    fid,
+    interval,
+    kid,
+)
+from diffusers_fdu.evaluation.metrics.drift import feature_drift, pixel_drift
 from diffusers_fdu.evaluation.request import Request
-from diffusers_fdu.intervals import wilson
+from diffusers_fdu.utils.statistics import wilson
 
 
 def pictures(count: int, seed: int = 0, size: int = 16) -> list[Image.Image]:
@@ -236,7 +241,7 @@ def test_clip_score_agrees_with_torchmetrics(scorer: ClipScorer) -> None:
 def test_batches_do_not_change_features(scorer: ClipScorer, monkeypatch) -> None:
     images = pictures(5)
     whole = scorer.image_features(images)
-    monkeypatch.setattr("diffusers_fdu.evaluation.clip.BATCH", 2)
+    monkeypatch.setattr("diffusers_fdu.evaluation.metrics.clip.BATCH", 2)
     assert torch.allclose(scorer.image_features(images), whole, atol=1e-6)
     assert torch.allclose(whole.norm(dim=1), torch.ones(5), atol=1e-5)
 

@@ -9,19 +9,19 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from diffusers_fdu.evaluation import (
-    AttackResult,
-    Evaluation,
-    Gallery,
-    Metric,
-    Request,
-    from_json,
-    to_json,
-    write_report,
+from diffusers_fdu.adapters.measured import checked
+from diffusers_fdu.evaluation.images import Gallery
+from diffusers_fdu.evaluation.report.charts import (
+    LEFT,
+    WIDTH,
+    bars,
+    curve,
 )
-from diffusers_fdu.evaluation.report import to_html, to_markdown
-from diffusers_fdu.evaluation.report.charts import LEFT, WIDTH, bars, curve
-from diffusers_fdu.measured import checked
+from diffusers_fdu.evaluation.report.files import from_json, to_json, write_report
+from diffusers_fdu.evaluation.report.markdown import to_markdown
+from diffusers_fdu.evaluation.report.page import to_html
+from diffusers_fdu.evaluation.request import Request
+from diffusers_fdu.evaluation.result import AttackResult, Evaluation, Metric
 
 HOSTILE = '<script>alert("x")</script>\n| $title &amp; \'"'
 

@@ -19,9 +19,11 @@ from exporting import (
 )
 from safetensors.torch import load_file, save_file
 
-from diffusers_fdu.emoji import load_emoji_pipeline
-from diffusers_fdu.export import export, read_exported
-from diffusers_fdu.files import read_adapter, write_adapter
+from diffusers_fdu.adapters.export.export import export
+from diffusers_fdu.adapters.export.exported import read_exported
+from diffusers_fdu.adapters.read import read_adapter
+from diffusers_fdu.adapters.write import write_adapter
+from diffusers_fdu.emoji.loading import load_emoji_pipeline
 
 READ_BY_DIFFUSERS = {
     "sd": None,

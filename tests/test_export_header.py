@@ -14,8 +14,10 @@ from exporting import (
 )
 from safetensors.torch import save_file
 
-from diffusers_fdu.export import export, read_exported
-from diffusers_fdu.files import read_adapter, write_adapter
+from diffusers_fdu.adapters.export.export import export
+from diffusers_fdu.adapters.export.exported import read_exported
+from diffusers_fdu.adapters.read import read_adapter
+from diffusers_fdu.adapters.write import write_adapter
 
 RECIPE = {
     "pipeline": "StableDiffusionPipeline",
@@ -43,7 +45,7 @@ def test_the_header_says_what_it_is(tmp_path) -> None:
     data = content[8 + int.from_bytes(content[:8], "little") :]
     assert digest == hashlib.sha256(data).hexdigest()
     known = {**RECIPE, "base_model": "stable-diffusion-v1-5"}
-    assert json.loads(header.pop("diffusers_fdu.recipe")) == known
+    assert json.loads(header.pop("diffusers_fdu.adapters.recipe")) == known
     told = header.pop("modelspec.description")
     assert "'dog'" in told and "'cat'" in told and "trigger" in told
     assert header == {

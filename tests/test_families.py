@@ -7,16 +7,18 @@ from families import FAMILIES
 from safetensors.torch import load_file, save_file
 from support import BEGIN, END, ROOT, measure, readme_table
 
-from diffusers_fdu import Concept, FDUnlearner, Robust, load_unlearned
-from diffusers_fdu.answers import ask
-from diffusers_fdu.evaluation.attacks import (
-    Completion,
-    ConceptInversion,
-    NoiseProbing,
-    Relearning,
-    Scene,
+from diffusers_fdu import (
+    Concept,
+    FDUnlearner,
+    Robust,
+    load_unlearned,
 )
-from diffusers_fdu.inversion import Inversion
+from diffusers_fdu.data.teacher import ask
+from diffusers_fdu.evaluation.attacks.inversion import ConceptInversion
+from diffusers_fdu.evaluation.attacks.probing import Completion, NoiseProbing
+from diffusers_fdu.evaluation.attacks.relearning import Relearning
+from diffusers_fdu.evaluation.attacks.scene import Scene
+from diffusers_fdu.training.inversion import Inversion
 
 
 @pytest.mark.parametrize("key", FAMILIES)

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from diffusers_fdu import load_unlearned
-from diffusers_fdu.files import read_adapter, write_adapter
-from diffusers_fdu.weights import save_adapter
+from diffusers_fdu.adapters.loading import save_adapter
+from diffusers_fdu.adapters.read import read_adapter
+from diffusers_fdu.adapters.write import write_adapter
 
 MODULE = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
 CONFIG = {

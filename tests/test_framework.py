@@ -20,11 +20,12 @@ from diffusers_fdu import (
     divergence,
     retrain,
 )
-from diffusers_fdu.answers import ask
-from diffusers_fdu.emoji import cells, judge_cells, load_emoji_judge, load_emoji_pipeline
-from diffusers_fdu.mining import KEPT
-from diffusers_fdu.recipe import as_json
-from diffusers_fdu.variational import VariationalLoss
+from diffusers_fdu.data.teacher import ask
+from diffusers_fdu.divergences.variational import VariationalLoss
+from diffusers_fdu.emoji.benchmark import cells, judge_cells
+from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.training.mining import KEPT
+from diffusers_fdu.utils.io import as_json
 
 OPTIONS = [
     {"surgery": True},

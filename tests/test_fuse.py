@@ -12,9 +12,9 @@ from quantised import BACKENDS
 from torch import nn
 
 from diffusers_fdu import strengths
-from diffusers_fdu.adapters import activate, set_strength
-from diffusers_fdu.emoji import load_emoji_pipeline
-from diffusers_fdu.fuse import fuse
+from diffusers_fdu.adapters.fuse import fuse
+from diffusers_fdu.adapters.lora import activate, set_strength
+from diffusers_fdu.emoji.loading import load_emoji_pipeline
 
 
 def attach(model: nn.Module, name: str, modules: list[str], strength: float = 1.0) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diffusers_fdu import DIVERGENCES, DivergenceLoss, divergence
-from diffusers_fdu import loss as loss_module
+from diffusers_fdu.divergences import loss as loss_module
 
 pytest.importorskip("triton", reason="the kernel needs Triton, which is for Linux")
 
@@ -257,7 +257,7 @@ def test_one_graph_under_compile(name) -> None:
 
 
 def test_operators_pass_pytorchs_own_checks() -> None:
-    from diffusers_fdu import fused as operators
+    from diffusers_fdu.divergences.triton import launch as operators
 
     pred, target = pair((2, 3, 4, 5))
     mask, weights = torch.rand(2, 1, 4, 5, device=DEVICE), torch.rand(2, device=DEVICE)

@@ -8,10 +8,17 @@ import pytest
 import torch
 from families import FAMILIES
 
-from diffusers_fdu import FDUnlearner, NegativeGuidance, Watch, evaluate
-from diffusers_fdu.emoji import STYLES, judge_cells, load_emoji_judge, load_emoji_pipeline
-from diffusers_fdu.evaluation.attacks import ATTACKS
-from diffusers_fdu.memory import WORKSPACE, weight_bytes
+from diffusers_fdu import (
+    FDUnlearner,
+    NegativeGuidance,
+    Watch,
+    evaluate,
+)
+from diffusers_fdu.emoji.benchmark import judge_cells
+from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.emoji.vocabulary import STYLES
+from diffusers_fdu.evaluation.attacks.run import ATTACKS
+from diffusers_fdu.training.memory import WORKSPACE, weight_bytes
 
 pytestmark = [
     pytest.mark.gpu,

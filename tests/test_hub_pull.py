@@ -9,8 +9,13 @@ import torch
 from local_hub import FIXTURES, content, refused
 from safetensors.torch import load_file, save_file
 
-from diffusers_fdu.files import read_adapter
-from diffusers_fdu.hub.contents import PNG, chosen, contents, is_repo_id
+from diffusers_fdu.adapters.contents import (
+    PNG,
+    chosen,
+    contents,
+    is_repo_id,
+)
+from diffusers_fdu.adapters.read import read_adapter
 
 _hub, local_hub, hub_client, trained, folder = FIXTURES
 WEIGHTS = "pytorch_lora_weights.safetensors"

@@ -15,10 +15,10 @@ from tiny import unlearner
 from typer.testing import CliRunner
 
 from diffusers_fdu import Concept, NegativeGuidance, merge
+from diffusers_fdu.adapters.export.export import export
+from diffusers_fdu.adapters.info import describe
+from diffusers_fdu.adapters.write import write_adapter
 from diffusers_fdu.cli import sharing
-from diffusers_fdu.export import export
-from diffusers_fdu.files import write_adapter
-from diffusers_fdu.info import describe
 
 LAYERS = [f"mid_block.attentions.0.transformer_blocks.0.attn2.to_{p}" for p in "kv"]
 
@@ -211,7 +211,7 @@ def test_recipes_of_strangers_do_no_harm(tmp_path) -> None:
             str(told_or_refused(write(tmp_path, {name: value})))
     path = tmp_path / "x.safetensors"
     recipe = {**NASTY, "concepts": ["dog", {"target": ["a"]}], "merged": [3, None]}
-    header = {"diffusers_fdu.recipe": json.dumps(recipe)}
+    header = {"diffusers_fdu.adapters.recipe": json.dumps(recipe)}
     save_file(
         {"a.lora_down.weight": torch.ones(1, 1), "a.lora_up.weight": torch.ones(1, 1)},
         path,

@@ -10,9 +10,12 @@ import typer
 from diffusers import DiffusionPipeline
 from typer.testing import CliRunner
 
-from diffusers_fdu import files, hub, order, page, subjects
-from diffusers_fdu.cli import app, evaluating, sharing, training
-from diffusers_fdu.inputs import load_pipeline, resolve_placement
+from diffusers_fdu import app as page
+from diffusers_fdu import files, hub
+from diffusers_fdu.cli import app, order, sharing, training
+from diffusers_fdu.cli import evaluate as evaluating
+from diffusers_fdu.cli.inputs import load_pipeline, resolve_placement
+from diffusers_fdu.evaluation import subject as subjects
 
 COMMANDS = typer.main.get_command(app).commands
 LOADING = {  # every command that loads a pipeline, and the least that makes it do so

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from diffusers_fdu.intervals import estimate, t_quantile
+from diffusers_fdu.utils.statistics import estimate, t_quantile
 
 
 def density_integral(t: float, freedom: int) -> float:

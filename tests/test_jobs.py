@@ -5,8 +5,8 @@ import json
 import pytest
 
 from diffusers_fdu import NegativeGuidance
-from diffusers_fdu.jobs import own_jobs, read_jobs
-from diffusers_fdu.recipe import as_json
+from diffusers_fdu.cli.jobs import own_jobs, read_jobs
+from diffusers_fdu.utils.io import as_json
 
 LIST = """
 - {target: Snoopy, anchor: dog, aliases: [Snoopy the beagle]}

@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffusers_fdu import order
-from diffusers_fdu.recipe import writable_folder
+from diffusers_fdu.cli import order
+from diffusers_fdu.utils.io import writable_folder
 
 TESTS = Path(__file__).parent
 FSDP = ("--config_file", str(TESTS.parent / "examples" / "fsdp.yaml"), "--mixed_precision", "no")

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusers_fdu.layout import find_layout
-from diffusers_fdu.values import cloned, close, same
+from diffusers_fdu.pipelines.call_signature import find_layout
+from diffusers_fdu.utils.nested import cloned, close, same
 
 LENGTHS = (2, 2, 5)  # tokens of each prompt
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusers_fdu import DIVERGENCES, DivergenceLoss
-from diffusers_fdu.loss import MEDIAN_S
+from diffusers_fdu.divergences.loss import MEDIAN_S
 
 SHAPES = [(3, 4, 5, 7), (2, 41, 6), (1, 1, 1, 1)]
 

@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from diffusers_fdu import FDUnlearner
 from diffusers_fdu.config import settings
-from diffusers_fdu.denoiser import denoiser_name
-from diffusers_fdu.emoji import load_emoji_pipeline
-from diffusers_fdu.memory import footprint, weight_bytes
+from diffusers_fdu.emoji.loading import load_emoji_pipeline
+from diffusers_fdu.pipelines.denoiser import denoiser_name
+from diffusers_fdu.training.memory import footprint, weight_bytes
 
 
 class Account(TorchDispatchMode):

@@ -9,13 +9,13 @@ import torch
 from families import FAMILIES
 from torch import nn
 
-from diffusers_fdu import adapters
-from diffusers_fdu.denoiser import denoiser_name
-from diffusers_fdu.memory import Pass
-from diffusers_fdu.memory_trace import StorageCounter, peak_bytes, twin
-from diffusers_fdu.performance import checkpointed
-from diffusers_fdu.recorder import Recorder, untouched
-from diffusers_fdu.values import unflatten
+from diffusers_fdu.adapters import lora as adapters
+from diffusers_fdu.pipelines.denoiser import denoiser_name
+from diffusers_fdu.pipelines.recorder import Recorder, untouched
+from diffusers_fdu.training.acceleration import checkpointed
+from diffusers_fdu.training.memory import Pass
+from diffusers_fdu.training.memory_trace import StorageCounter, peak_bytes, twin
+from diffusers_fdu.utils.nested import unflatten
 
 CHECKPOINTED = ("sd", "sd3", "flux", "wan")  # of each kind of denoiser one
 

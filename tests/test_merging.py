@@ -7,10 +7,18 @@ import torch
 from conftest import build_tiny_pipe, latents
 from made import both, made, update
 
-from diffusers_fdu import FDUnlearner, conflicts, load_unlearned, merge, retrain, stack
-from diffusers_fdu.files import read_adapter, write_adapter
-from diffusers_fdu.merging.methods import ortho, truncated
-from diffusers_fdu.merging.parts import Update
+from diffusers_fdu import (
+    FDUnlearner,
+    conflicts,
+    load_unlearned,
+    merge,
+    retrain,
+    stack,
+)
+from diffusers_fdu.adapters.merging.methods import ortho, truncated
+from diffusers_fdu.adapters.merging.parts import Update
+from diffusers_fdu.adapters.read import read_adapter
+from diffusers_fdu.adapters.write import write_adapter
 
 METHODS = ("concat", "svd", "ties", "dare", "ortho")
 

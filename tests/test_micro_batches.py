@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusers_fdu.micro_batches import MicroBatches, is_out_of_memory
+from diffusers_fdu.utils.micro_batches import MicroBatches, is_out_of_memory
 
 CPU = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"
 

@@ -4,12 +4,12 @@ import torch
 from conftest import build_tiny_pipe
 from tiny import RUNS, add_other_adapter, unlearner
 
-from diffusers_fdu import adapters
-from diffusers_fdu.answers import ask
-from diffusers_fdu.concepts import Pair
-from diffusers_fdu.mining import EVERY, KEPT, Miner
-from diffusers_fdu.recorder import Recorder
-from diffusers_fdu.trajectories import record
+from diffusers_fdu.adapters import lora as adapters
+from diffusers_fdu.data.concepts import Pair
+from diffusers_fdu.data.recording import record
+from diffusers_fdu.data.teacher import ask
+from diffusers_fdu.pipelines.recorder import Recorder
+from diffusers_fdu.training.mining import EVERY, KEPT, Miner
 
 CANDIDATES = ["a tree", "a house", "red apple", "blue photo"]
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from diffusers_fdu import DivergenceLoss, Variational, divergence
-from diffusers_fdu.loss import MEDIAN_S
-from diffusers_fdu.objective import Objective
-from diffusers_fdu.sampling import Batch
-from diffusers_fdu.variational import VariationalLoss
+from diffusers_fdu.data.sampler import Batch
+from diffusers_fdu.divergences.loss import MEDIAN_S
+from diffusers_fdu.divergences.variational import VariationalLoss
+from diffusers_fdu.training.objective import Objective
 
 SHAPE = (4, 3, 3)
 

@@ -9,7 +9,12 @@ from families import FAMILIES
 from tiny import add_other_adapter, unlearner
 
 from diffusers_fdu import FDUnlearner
-from diffusers_fdu.offload import is_streamed, onloaded, placement, streamed
+from diffusers_fdu.pipelines.offload import (
+    is_streamed,
+    onloaded,
+    placement,
+    streamed,
+)
 
 CPU = torch.device("cpu")
 

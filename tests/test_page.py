@@ -15,13 +15,21 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import diffusers_fdu
-from diffusers_fdu import adapters, cli
+from diffusers_fdu import cli
+from diffusers_fdu.adapters import lora as adapters
+from diffusers_fdu.app import server as blocks
+from diffusers_fdu.app.renderer import (
+    KEPT,
+    Painter,
+    Wish,
+    at_strengths,
+    code,
+)
+from diffusers_fdu.app.replies import answers, unlearns
+from diffusers_fdu.app.server import build_page, serve
 from diffusers_fdu.cli import sharing
-from diffusers_fdu.denoiser import denoiser_names
-from diffusers_fdu.emoji import load_emoji_pipeline
-from diffusers_fdu.page import blocks, build_page, serve
-from diffusers_fdu.page.painter import KEPT, Painter, Wish, at_strengths, code
-from diffusers_fdu.page.replies import answers, unlearns
+from diffusers_fdu.emoji.loading import load_emoji_pipeline
+from diffusers_fdu.pipelines.denoiser import denoiser_names
 
 WISH = Wish("a dog", "", 3, 2, 5.0)
 
@@ -274,7 +282,7 @@ def test_what_an_adapter_unlearns(recipe, text) -> None:
 
 def test_without_gradio(pipe, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    spec = importlib.util.spec_from_file_location("diffusers_fdu.page.again", blocks.__file__)
+    spec = importlib.util.spec_from_file_location("diffusers_fdu.app.again", blocks.__file__)
     again = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(again)  # which needs no gradio
     with pytest.raises(ImportError, match=r'pip install "diffusers-fdu\[app\]"'):

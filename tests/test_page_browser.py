@@ -18,7 +18,7 @@ from PIL import Image
 from test_page import same
 
 from diffusers_fdu import FDUnlearner
-from diffusers_fdu.emoji import load_emoji_pipeline
+from diffusers_fdu.emoji.loading import load_emoji_pipeline
 
 WATCHED = """
 import socket, sys

@@ -11,8 +11,13 @@ from tiny import state, unlearner
 from torch import nn
 
 from diffusers_fdu import Performance
-from diffusers_fdu.performance import checkpointed, compiled, make_optimizer, set_aside
-from diffusers_fdu.recording import Recording
+from diffusers_fdu.data.plan import Recording
+from diffusers_fdu.training.acceleration import (
+    checkpointed,
+    compiled,
+    make_optimizer,
+    set_aside,
+)
 
 
 def records(worker):

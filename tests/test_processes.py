@@ -6,7 +6,7 @@ import pytest
 import torch
 from launched import run
 
-from diffusers_fdu.processes import Processes
+from diffusers_fdu.utils.distributed import Processes
 
 OPTIONS = {
     "plain": [],

@@ -14,12 +14,12 @@ from quantised import BACKENDS, dequantised, is_quantised, kept, on_device, quan
 from torch import Tensor
 
 from diffusers_fdu import FDUnlearner, load_unlearned
-from diffusers_fdu.adapters import tuner_layers
-from diffusers_fdu.answers import ask
-from diffusers_fdu.memory import weight_bytes
-from diffusers_fdu.offload import onloaded
-from diffusers_fdu.replay import ReplayBuffer
-from diffusers_fdu.weights import has_loader
+from diffusers_fdu.adapters.loading import has_loader
+from diffusers_fdu.adapters.lora import tuner_layers
+from diffusers_fdu.data.replay_buffer import ReplayBuffer
+from diffusers_fdu.data.teacher import ask
+from diffusers_fdu.pipelines.offload import onloaded
+from diffusers_fdu.training.memory import weight_bytes
 
 TARGET, ANCHOR = "dog", "a grey cat"
 # FLUX reads the text by joint attention, Stable Diffusion by cross-attention, where the closed

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusers_fdu.replay import ReplayBuffer
-from diffusers_fdu.values import flatten, on_cpu, unflatten
+from diffusers_fdu.data.replay_buffer import ReplayBuffer
+from diffusers_fdu.utils.nested import flatten, on_cpu, unflatten
 
 
 def test_flatten_and_back() -> None:

@@ -5,9 +5,9 @@ import random
 import pytest
 
 from diffusers_fdu import Concept
-from diffusers_fdu.emoji import load_emoji_pipeline
-from diffusers_fdu.retain import neighbours, retain_prompts
-from diffusers_fdu.words import vocabulary
+from diffusers_fdu.data.retain import neighbours, retain_prompts
+from diffusers_fdu.emoji.loading import load_emoji_pipeline
+from diffusers_fdu.pipelines.tokenizers import vocabulary
 
 WORDS = ["cat", "dog", "apple", "blue"]
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from diffusers_fdu.answers import predict
-from diffusers_fdu.clock import Clock
-from diffusers_fdu.processes import Processes
-from diffusers_fdu.replay import ReplayBuffer
-from diffusers_fdu.sampling import Sampler
+from diffusers_fdu.data.replay_buffer import ReplayBuffer
+from diffusers_fdu.data.sampler import Sampler
+from diffusers_fdu.data.teacher import predict
+from diffusers_fdu.pipelines.timestep_convention import Clock
+from diffusers_fdu.utils.distributed import Processes
 
 COUNTS = (9, 3, 1)  # rows of each concept
 

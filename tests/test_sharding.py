@@ -13,8 +13,8 @@ from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 
 from diffusers_fdu import FDUnlearner
-from diffusers_fdu.performance import Performance
-from diffusers_fdu.sharding import blocks, sharded
+from diffusers_fdu.config import Performance
+from diffusers_fdu.training.fsdp import blocks, sharded
 
 FLUX = 'family="flux"'
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusers_fdu.recorder import Recorder
-from diffusers_fdu.slots import Slots
-from diffusers_fdu.tokens import single_tokens
+from diffusers_fdu.pipelines.placeholder_tokens import Slots
+from diffusers_fdu.pipelines.recorder import Recorder
+from diffusers_fdu.pipelines.tokenizers import single_tokens
 
 
 def given(pipe, prompt: str) -> torch.Tensor:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusers_fdu.divergences import divergence
-from diffusers_fdu.spline import profile_table
+from diffusers_fdu.divergences.profiles import divergence
+from diffusers_fdu.divergences.triton.profile_table import profile_table
 
 PROFILES = json.loads((Path(__file__).parent / "data" / "profiles.json").read_text())
 

@@ -7,7 +7,7 @@ from families import FAMILIES
 from made import both, update
 
 from diffusers_fdu import stack, strengths, unstack
-from diffusers_fdu.files import write_adapter
+from diffusers_fdu.adapters.write import write_adapter
 
 
 @pytest.fixture

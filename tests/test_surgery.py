@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_fdu.surgery import project
+from diffusers_fdu.training.surgery import project
 
 
 def pair(angle: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

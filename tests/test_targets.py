@@ -4,8 +4,8 @@ import pytest
 from families import FAMILIES
 from torch import nn
 
-from diffusers_fdu.adapters import attach, lora_config
-from diffusers_fdu.targets import input_width, target_modules, text_attention
+from diffusers_fdu.adapters.lora import attach, lora_config
+from diffusers_fdu.adapters.target_modules import input_width, target_modules, text_attention
 
 
 def test_default_targets_are_keys_and_values_of_cross_attention(pipe) -> None:

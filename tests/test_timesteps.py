@@ -9,7 +9,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
-from diffusers_fdu.timesteps import GAMMA, noise_levels, timestep_weights
+from diffusers_fdu.data.timesteps import GAMMA, noise_levels, timestep_weights
 
 T = torch.tensor([1.0, 10.0, 250.0, 500.0, 980.0])
 

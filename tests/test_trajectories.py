@@ -12,13 +12,13 @@ from diffusers import (
     PNDMScheduler,
 )
 
-from diffusers_fdu.concepts import Pair
-from diffusers_fdu.denoiser import denoiser_name
-from diffusers_fdu.drawing import OTHER_EVERY
-from diffusers_fdu.recorder import Recorder
-from diffusers_fdu.renoise import COPIES
-from diffusers_fdu.replay import Entry
-from diffusers_fdu.trajectories import record
+from diffusers_fdu.data.concepts import Pair
+from diffusers_fdu.data.recording import record
+from diffusers_fdu.data.renoise import COPIES
+from diffusers_fdu.data.replay_buffer import Entry
+from diffusers_fdu.data.rollout import OTHER_EVERY
+from diffusers_fdu.pipelines.denoiser import denoiser_name
+from diffusers_fdu.pipelines.recorder import Recorder
 
 PAIRS = [Pair("a dog", "a cat"), Pair("red dog", "red cat"), Pair("dog", "cat")]
 RETAIN = ["a tree", "house"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_fdu.truncated_svd import OVERSAMPLE, STEPS, truncated_svd
+from diffusers_fdu.training.truncated_svd import OVERSAMPLE, STEPS, truncated_svd
 
 RANK = 8
 SHAPES = [(300, 500), (500, 300)]

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from diffusers_fdu import divergence
-from diffusers_fdu.conjugates import CONJUGATES
-from diffusers_fdu.variational import Critic, Variational, VariationalLoss
+from diffusers_fdu.config import Variational
+from diffusers_fdu.divergences.conjugates import CONJUGATES
+from diffusers_fdu.divergences.variational import Critic, VariationalLoss
 
 S = 1.0  # squared distance of the two means in the test below
 

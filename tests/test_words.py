@@ -2,7 +2,13 @@ from __future__ import annotations
 
 import random
 
-from diffusers_fdu.words import fill, fill_words, slots, vocabulary, without
+from diffusers_fdu.data.templates import (
+    fill,
+    fill_words,
+    slots,
+    without,
+)
+from diffusers_fdu.pipelines.tokenizers import vocabulary
 
 
 def rng() -> random.Random:

@@ -21,8 +21,9 @@ from conftest import build_tiny_pipe
 from families import FAMILIES
 from torch.distributed.tensor import DTensor
 
-from diffusers_fdu import FDUnlearner, Variational, training
-from diffusers_fdu.offload import onloaded
+from diffusers_fdu import FDUnlearner, Variational
+from diffusers_fdu.pipelines.offload import onloaded
+from diffusers_fdu.training import trainer as training
 
 CONCEPTS = (["dog", "tree"], ["cat", "house"])
 

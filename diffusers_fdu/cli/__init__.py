@@ -7,7 +7,14 @@ import sys
 import typer
 from transformers.utils import logging as transformers_logging
 
-from . import evaluating, hub, sharing, training
+from . import (
+    evaluate as evaluating,
+)
+from . import (
+    hub,
+    sharing,
+    training,
+)
 
 app = typer.Typer(
     help="Make a text-to-image model forget a concept, as a standard LoRA.",

@@ -55,7 +55,7 @@ def push(
     token: Token = None,
 ) -> None:
     """Put an adapter on the Hub, with a model card; plain diffusers loads it from there."""
-    from ..hub import push as run
+    from ..hub.push import push as run
 
     url = run(
         folder,
@@ -78,7 +78,7 @@ def pull(
     token: Token = None,
 ) -> None:
     """Take an adapter from the Hub: safetensors, recipe and card alone, and checked."""
-    from ..hub import pull as run
+    from ..adapters.download import pull as run
 
     folder = run(repo_id, output_dir, revision=revision, token=token)
     typer.echo(f"pulled to {folder}")
@@ -91,8 +91,8 @@ def list_adapters(
     token: Token = None,
 ) -> None:
     """List adapters on the Hub that were pushed by this library, most downloaded first."""
-    from ..hub import find_adapters
-    from ..told import shown
+    from ..adapters.summary import shown
+    from ..hub.search import find_adapters
 
     found = find_adapters(base_model, target, token=token, limit=limit)
     for one in found:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..inputs import load_pipeline, resolve_placement, run_arguments
+from .inputs import load_pipeline, resolve_placement, run_arguments
 from .options import Device, Dtype
 
 STACK_EXAMPLES = """
@@ -82,8 +82,8 @@ def stack(
     """Load adapters side by side, show where they conflict, and draw with them."""
     import torch
 
-    from ..merging import conflicts
-    from ..stacking import stack as load
+    from ..adapters.merging.conflicts import conflicts
+    from ..adapters.stacking import stack as load
 
     placed = resolve_placement(device, dtype)
     pipe = load_pipeline(model, placed.device, placed.dtype)
@@ -129,14 +129,10 @@ def merge(
     dtype: Dtype = "auto",
 ) -> None:
     """Make one LoRA of several, which costs one at inference."""
-    from ..merging import merge as run
+    from ..adapters.merging.merge import merge as run
 
     if refine and model is None:
         raise ValueError("--refine needs --model, what the adapters were trained on")
-    pipe = None
-    if refine:
-        placed = resolve_placement(device, dtype)
-        pipe = load_pipeline(str(model), placed.device, placed.dtype)
     merged = run(
         adapters,
         weight,
@@ -144,9 +140,14 @@ def merge(
         rank=rank,
         density=density,
         seed=seed,
-        refine=(True if steps is None else {"steps": steps}) if refine else False,
-        pipe=pipe,
     )
+    if refine:
+        from ..retrain import refine as run_refinement
+
+        placed = resolve_placement(device, dtype)
+        pipe = load_pipeline(str(model), placed.device, placed.dtype)
+        options: dict[str, Any] = {} if steps is None else {"steps": steps}
+        merged = run_refinement(pipe, merged, **options)
     merged.save(output_dir)
     off = f"{merged.error:.2%} from their sum{' before it was refined' if refine else ''}"
     typer.echo(f"{len(adapters)} adapters, rank {merged.rank}, {off}; written to {output_dir}")
@@ -166,10 +167,10 @@ def show_page(
     dtype: Dtype = "auto",
 ) -> None:
     """Show a page for the browser: the base model beside the unlearned one, at any strength."""
-    from ..files import read_adapter
-    from ..hub import local_folder
-    from ..page import check_gradio, serve
-    from ..stacking import stack as load
+    from ..adapters.download import local_folder
+    from ..adapters.read import read_adapter
+    from ..adapters.stacking import stack as load
+    from ..app.server import check_gradio, serve
 
     # What can be refused at once is refused before a model is loaded.
     check_gradio()
@@ -187,7 +188,7 @@ def info(
     path: Annotated[str, typer.Argument(help="Folder, Hub id, or an exported file.")],
 ) -> None:
     """Show what an adapter unlearns, how strongly, how it was trained, and how to load it."""
-    from ..info import describe
+    from ..adapters.info import describe
 
     typer.echo(str(describe(path)))
 
@@ -206,7 +207,7 @@ def export(
     ] = None,
 ) -> None:
     """Write an adapter as one file for other programs: for SD 1.x and 2.x, SDXL, FLUX.1, SD3."""
-    from ..export import export as run
+    from ..adapters.export.export import export as run
 
     path = run(folder, output, format, title=title, family=family)
     typer.echo(f"written to {path}, {path.stat().st_size:,} bytes")

@@ -8,7 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ..inputs import load_pipeline, named_concepts, resolve_placement, run_arguments, values
+from .inputs import (
+    load_pipeline,
+    named_concepts,
+    resolve_placement,
+    run_arguments,
+    values,
+)
 from .options import Device, Dtype
 
 DEMO_EXAMPLES = """
@@ -56,7 +62,7 @@ def demo(
     dtype: Dtype = "auto",
 ) -> None:
     """Unlearn on the embedded emoji model, measure it and draw before and after."""
-    from ..demo import run_demo
+    from .demo import run_demo
 
     placed = resolve_placement(device, dtype)
     load = partial(load_pipeline, "emoji", placed.device, placed.dtype)
@@ -157,14 +163,19 @@ def unlearn(
 
     With `accelerate launch -m diffusers_fdu unlearn`, processes train it together.
     """
-    from ..checkpoint import EVERY
-    from ..choice import choose
-    from ..concepts import NegativeGuidance
     from ..config import settings
-    from ..divergences import divergence
-    from ..jobs import read_jobs
-    from ..order import Order, launched_precision, unlearn_each, unlearn_together
-    from ..tracking import check_trackers
+    from ..data.concepts import NegativeGuidance
+    from ..divergences.choice import choose
+    from ..divergences.profiles import divergence
+    from ..training.checkpoint import EVERY
+    from ..training.tracking import check_trackers
+    from .jobs import read_jobs
+    from .order import (
+        Order,
+        launched_precision,
+        unlearn_each,
+        unlearn_together,
+    )
 
     # What can be refused at once is refused before a model is loaded, the rest before training.
     if (concepts is None) == (not target):
@@ -264,10 +275,11 @@ def compare(
     dtype: Dtype = "auto",
 ) -> None:
     """Train several divergences and show what each trades; run it again to go on."""
-    from ..compare import FS, STRENGTHS
-    from ..compare import compare as run
-    from ..emoji import CONCEPTS, STYLES, tradeoff
-    from ..plots import plot_tradeoff
+    from ..emoji.benchmark import tradeoff
+    from ..emoji.vocabulary import CONCEPTS, STYLES
+    from ..evaluation.compare import FS, STRENGTHS
+    from ..evaluation.compare import compare as run
+    from ..evaluation.plots import plot_tradeoff
 
     found = named_concepts([target], [anchor], kind, None, None)
     placed = resolve_placement(device, dtype)

@@ -4,8 +4,17 @@ It plays the part that UnlearnCanvas plays for large models: concepts x styles, 
 unlearn a concept or a style and measure what happened to everything else, without a download.
 """
 
-from .canvas import Scores, Verdict, accuracy, cells, draw, judge_cells, scores, tradeoff
-from .judge import EmojiJudge
+from .benchmark import (
+    Scores,
+    Verdict,
+    accuracy,
+    cells,
+    draw,
+    judge_cells,
+    scores,
+    tradeoff,
+)
+from .classifier import EmojiJudge
 from .loading import (
     CLIP_WEIGHTS,
     ORACLE,
@@ -16,7 +25,13 @@ from .loading import (
     load_emoji_oracle,
     load_emoji_pipeline,
 )
-from .vocabulary import BACKGROUNDS, CONCEPTS, STYLES, SYNONYMS, caption
+from .vocabulary import (
+    BACKGROUNDS,
+    CONCEPTS,
+    STYLES,
+    SYNONYMS,
+    caption,
+)
 
 __all__ = [
     "BACKGROUNDS",

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from .judge import EmojiJudge, JudgeNetwork
+from .classifier import EmojiJudge, JudgeNetwork
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the shipped weights: a diffusers pipeline, and `judge.safetensors`."""

@@ -3,12 +3,17 @@
 `diffusers_fdu.evaluate` puts them together.
 """
 
-from .canvas import CIFAR10, UNLEARNCANVAS, Canvas
-from .clip import ClipScorer
-from .gallery import Gallery, draw, load_gallery
-from .judges import ClassifierJudge, ClipJudge, NamedJudge, NudeNetJudge
+from .images import Gallery, draw, load_gallery
+from .judges import (
+    ClassifierJudge,
+    ClipJudge,
+    NamedJudge,
+    NudeNetJudge,
+)
+from .metrics.clip import ClipScorer
+from .prompt_grid import CIFAR10, UNLEARNCANVAS, Canvas
 from .protocols import PROTOCOLS, Protocol, protocol
-from .report import from_json, to_json, write_report
+from .report.files import from_json, to_json, write_report
 from .request import Judge, Request
 from .result import AttackResult, Evaluation, Metric
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..intervals import wilson
+from ..utils.statistics import wilson
 
 RESAMPLES = 2000
 SHARE = (2.5, 97.5)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from .clip import ClipScorer
+from .metrics.clip import ClipScorer
 
 Answers = list[dict[str, str]]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from ..words import fill
-from .canvas import Canvas
+from ..data.templates import fill
+from .prompt_grid import Canvas
 from .request import Request
 
 FIRST = 1000

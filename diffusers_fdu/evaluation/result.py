@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .gallery import Gallery
+from .images import Gallery
 
 
 @dataclass(frozen=True)

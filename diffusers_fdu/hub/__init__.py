@@ -4,12 +4,12 @@ What is pushed loads in plain diffusers by `pipe.load_lora_weights("user/name")`
 safetensors and JSON alone, and is checked before it is used.
 """
 
+from ..adapters.download import local_folder, pull
+from ..utils.hub_errors import HubError
 from .card import render_card
-from .errors import HubError
-from .find import FoundAdapter, find_adapters
-from .pictures import draw_pictures
-from .pull import local_folder, pull
+from .preview import draw_pictures
 from .push import check_pushable, push
+from .search import FoundAdapter, find_adapters
 
 __all__ = [
     "FoundAdapter",

@@ -9,11 +9,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..files import AdapterFile, read_adapter
-from ..measured import EVALUATION_NAME, read_evaluation
-from ..told import METRICS, mapping
-from . import facts
-from .contents import (
+from ..adapters.adapter_file import AdapterFile
+from ..adapters.contents import (
     EMBEDDED,
     PICTURE,
     SHEET_NAME,
@@ -22,8 +19,12 @@ from .contents import (
     is_repo_id,
     weights_path,
 )
+from ..adapters.measured import EVALUATION_NAME, read_evaluation
+from ..adapters.read import read_adapter
+from ..adapters.summary import METRICS, mapping
+from . import facts
 from .markup import cleaned, escaped, slug
-from .pictures import prompt_of
+from .preview import prompt_of
 
 TEMPLATE = Path(__file__).parent / "card.md"
 OWN_TAG = "diffusers-fdu"

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..files import AdapterFile
-from ..told import METRICS, mapping
-from ..told import number as finite
-from .contents import weights_path
+from ..adapters.adapter_file import AdapterFile
+from ..adapters.contents import weights_path
+from ..adapters.summary import METRICS, mapping
+from ..adapters.summary import number as finite
 from .markup import cleaned, escaped
 
 SHOWN = 12  # names of a list

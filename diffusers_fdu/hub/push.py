@@ -7,14 +7,20 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from ..files import AdapterFile, read_adapter
-from ..recipe import RECIPE_NAME, public
+from ..adapters.adapter_file import AdapterFile
+from ..adapters.contents import (
+    CARD_NAME,
+    EMBEDDED,
+    check_repo_id,
+    contents,
+    is_ours,
+)
+from ..adapters.download import LIBRARY
+from ..adapters.read import read_adapter
+from ..adapters.recipe import RECIPE_NAME, public
+from ..utils.hub_errors import explained
 from .card import base_name, card
-from .contents import CARD_NAME, EMBEDDED, check_repo_id, contents, is_ours
-from .errors import explained
 from .markup import cleaned
-
-LIBRARY = "diffusers-fdu"
 
 
 def push(

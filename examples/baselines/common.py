@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from diffusers_fdu import Concept
-from diffusers_fdu.concepts import Pair
-from diffusers_fdu.recorder import untouched
-from diffusers_fdu.words import vocabulary
+from diffusers_fdu.data.concepts import Pair
+from diffusers_fdu.pipelines.recorder import untouched
+from diffusers_fdu.pipelines.tokenizers import vocabulary
 
 TRAINED = ("attn2.to_k", "attn2.to_v")
 """Keys and values of cross-attention."""

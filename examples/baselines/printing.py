@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from diffusers_fdu.intervals import estimate
+from diffusers_fdu.utils.statistics import estimate
 
 from ..studies.bench import line
 

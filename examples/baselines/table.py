@@ -25,28 +25,29 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from diffusers_fdu import FDUnlearner
-from diffusers_fdu.emoji import (
-    CONCEPTS,
-    STYLES,
+from diffusers_fdu import (
+    FDUnlearner,
+    concept_ablation,
+    esd,
+    fdmu_full,
+    uce,
+)
+from diffusers_fdu.data.replay_buffer import ReplayBuffer
+from diffusers_fdu.emoji.benchmark import (
+    Cell,
     Verdict,
-    caption,
     cells,
     draw,
-    load_emoji_clip,
-    load_emoji_judge,
-    load_emoji_pipeline,
     scores,
 )
-from diffusers_fdu.emoji.canvas import Cell
-from diffusers_fdu.evaluation.attacks import ConceptInversion
-from diffusers_fdu.evaluation.clip import ClipScorer
-from diffusers_fdu.evaluation.distances import fid
-from diffusers_fdu.inversion import Inversion
-from diffusers_fdu.replay import ReplayBuffer
+from diffusers_fdu.emoji.loading import load_emoji_clip, load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.emoji.vocabulary import CONCEPTS, STYLES, caption
+from diffusers_fdu.evaluation.attacks.inversion import ConceptInversion
+from diffusers_fdu.evaluation.metrics.clip import ClipScorer
+from diffusers_fdu.evaluation.metrics.distances import fid
+from diffusers_fdu.training.inversion import Inversion
 
 from ..studies.bench import ALL, OTHER, OWN, RUNS, STYLE, Results, concept, scene
-from . import concept_ablation, esd, fdmu_full, uce
 from .common import DRAW_STEPS, HALF
 from .printing import ahead, by_target, printed
 

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from diffusers_fdu import Concept
-from diffusers_fdu.words import fill, vocabulary, without
+from diffusers_fdu.data.templates import fill, without
+from diffusers_fdu.pipelines.tokenizers import vocabulary
 
 from .common import Bench, Forgotten
 

@@ -24,7 +24,7 @@ import typer
 from torch import Tensor
 
 from diffusers_fdu import DivergenceLoss
-from diffusers_fdu import loss as loss_module
+from diffusers_fdu.divergences import loss as loss_module
 
 from .lines import Results
 from .tables import Column, markdown

@@ -23,15 +23,9 @@ import torch
 import typer
 
 from diffusers_fdu import Concept, FDUnlearner, StepRecord
-from diffusers_fdu.emoji import (
-    accuracy,
-    cells,
-    judge_cells,
-    load_emoji_judge,
-    load_emoji_pipeline,
-)
-from diffusers_fdu.emoji.canvas import Cell
-from diffusers_fdu.words import vocabulary
+from diffusers_fdu.emoji.benchmark import Cell, accuracy, cells, judge_cells
+from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.pipelines.tokenizers import vocabulary
 
 from .lines import Results
 from .tables import Column, markdown

@@ -27,7 +27,8 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from . import denoisers
+from diffusers_fdu import denoisers
+
 from .denoisers import SIZES
 from .lines import Results, Skipped, newest, read
 from .measuring import GIB, peak_bytes, reset_peak, wait

@@ -20,7 +20,7 @@ import torch
 import typer
 
 from diffusers_fdu import FDUnlearner
-from diffusers_fdu import training as training_module
+from diffusers_fdu.training import trainer as training_module
 
 from .lines import Results
 from .measuring import GIB, Phases, capped

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor
 
-from diffusers_fdu.emoji.judge import JudgeNetwork
+from diffusers_fdu.emoji.classifier import JudgeNetwork
 
 from .art import compose, sample_labels
 from .loop import cosine, train

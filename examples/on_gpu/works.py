@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusers_fdu import DIVERGENCES, DivergenceLoss, FDUnlearner, divergence
-from diffusers_fdu.emoji import (
-    cells,
-    judge_cells,
-    load_emoji_judge,
-    load_emoji_pipeline,
-    scores,
+from diffusers_fdu import (
+    DIVERGENCES,
+    DivergenceLoss,
+    FDUnlearner,
+    divergence,
 )
+from diffusers_fdu.emoji.benchmark import cells, judge_cells, scores
+from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
 from examples.benchmarks.lines import Results, Skipped
 
 PROFILES = (*DIVERGENCES, "alpha=0.3", "alpha=3")

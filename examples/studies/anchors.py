@@ -15,8 +15,9 @@ from typing import Annotated, Any
 import typer
 
 from diffusers_fdu import FDUnlearner, NegativeGuidance
-from diffusers_fdu.concepts import Anchor
-from diffusers_fdu.emoji import cells, judge_cells, load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.data.concepts import Anchor
+from diffusers_fdu.emoji.benchmark import cells, judge_cells
+from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
 
 from .bench import ALL, DRAW, OWN, RUNS, Results, judged, line, over
 

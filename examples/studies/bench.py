@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_fdu import Concept
-from diffusers_fdu.emoji import (
-    CONCEPTS,
-    STYLES,
+from diffusers_fdu.emoji.benchmark import (
     Scores,
     cells,
     judge_cells,
-    load_emoji_judge,
     scores,
 )
-from diffusers_fdu.evaluation.attacks import Scene
-from diffusers_fdu.intervals import Estimate, estimate
+from diffusers_fdu.emoji.loading import load_emoji_judge
+from diffusers_fdu.emoji.vocabulary import CONCEPTS, STYLES
+from diffusers_fdu.evaluation.attacks.scene import Scene
+from diffusers_fdu.utils.statistics import Estimate, estimate
 
 RUNS = {"guidance_scale": 4.0}
 ALL: dict[str, Any] = {"trajectories": 96}

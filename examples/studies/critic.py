@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from diffusers_fdu import FDUnlearner, Variational
-from diffusers_fdu.emoji import load_emoji_pipeline
+from diffusers_fdu.emoji.loading import load_emoji_pipeline
 
 from ..baselines.table import Table
 from .bench import ALL, RUNS, Results, concept, line, over

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusers_fdu import Concept, FDUnlearner
-from diffusers_fdu.answers import ask
-from diffusers_fdu.replay import Entry, ReplayBuffer, Role
+from diffusers_fdu.data.replay_buffer import Entry, ReplayBuffer, Role
+from diffusers_fdu.data.teacher import ask
 
 from .bench import RUNS
 

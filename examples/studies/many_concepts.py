@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from diffusers_fdu import FDUnlearner
-from diffusers_fdu.emoji import accuracy, cells, judge_cells, load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.emoji.benchmark import accuracy, cells, judge_cells
+from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
 
 from .bench import ALL, DRAW, RUNS, Results, line
 

@@ -17,9 +17,9 @@ from typing import Annotated, Any
 import typer
 
 from diffusers_fdu import FDUnlearner
-from diffusers_fdu.emoji import load_emoji_pipeline
-from diffusers_fdu.intervals import estimate
-from diffusers_fdu.replay import ReplayBuffer
+from diffusers_fdu.data.replay_buffer import ReplayBuffer
+from diffusers_fdu.emoji.loading import load_emoji_pipeline
+from diffusers_fdu.utils.statistics import estimate
 
 from .bench import ALL, RUNS, Results, concept, judged, line, over
 

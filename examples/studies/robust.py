@@ -20,9 +20,15 @@ from typing import Annotated, Any
 
 import typer
 
-from diffusers_fdu import Concept, FDUnlearner, NegativeGuidance, Robust
-from diffusers_fdu.emoji import load_emoji_pipeline
-from diffusers_fdu.evaluation.attacks import ConceptInversion, GreedySearch
+from diffusers_fdu import (
+    Concept,
+    FDUnlearner,
+    NegativeGuidance,
+    Robust,
+)
+from diffusers_fdu.emoji.loading import load_emoji_pipeline
+from diffusers_fdu.evaluation.attacks.inversion import ConceptInversion
+from diffusers_fdu.evaluation.attacks.search import GreedySearch
 
 from .bench import ALL, RUNS, Results, concept, judged, line, scene
 

@@ -19,15 +19,14 @@ from typing import Annotated, Any
 import typer
 
 from diffusers_fdu import Concept, FDUnlearner, StepRecord
-from diffusers_fdu.emoji import (
-    CONCEPTS,
+from diffusers_fdu.emoji.benchmark import (
     Scores,
     cells,
     judge_cells,
-    load_emoji_judge,
-    load_emoji_pipeline,
     scores,
 )
+from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.emoji.vocabulary import CONCEPTS
 
 ANCHORS = {"dog": "cat", "blob": "noto"}
 GONE = {"dog": 0.95, "blob": 0.9}  # noto itself is judged blob now and then

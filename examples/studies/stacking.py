@@ -23,16 +23,20 @@ from typing import Annotated, Any
 
 import typer
 
-from diffusers_fdu import FDUnlearner, load_unlearned, merge, stack
-from diffusers_fdu.emoji import (
+from diffusers_fdu import (
+    FDUnlearner,
+    load_unlearned,
+    merge,
+    stack,
+)
+from diffusers_fdu.emoji.benchmark import (
     accuracy,
-    caption,
     cells,
     draw,
     judge_cells,
-    load_emoji_judge,
-    load_emoji_pipeline,
 )
+from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.emoji.vocabulary import caption
 
 from .bench import ALL, DRAW, RUNS, Results, line
 from .many_concepts import PAIRS

@@ -3,8 +3,8 @@
     python -m examples.studies.states --output runs/states.jsonl
 
 trains with kl and the closed-form start on the first 4, 8, 16, 32, ... of 96 recorded pictures of
-the anchor and on three times as many to retain, and asks `diffusers_fdu.agreement` at each of
-these counts whether the two halves of what is there agree. Pictures are judged as in
+the anchor and on three times as many to retain, and asks `training.agreement` at each of these
+counts whether the two halves of what is there agree. Pictures are judged as in
 `bench.judged`; "left" and "drift" are the held-out errors of `held_out.Left`, which are far less
 noisy. Steps 0 are the start alone. With `--texts` the closed form is given the texts of all 96 and
 288 pictures, as the library does, without it those of the first ones alone. An interrupted study
@@ -23,11 +23,11 @@ from unittest import mock
 import typer
 
 from diffusers_fdu import FDUnlearner
-from diffusers_fdu.agreement import Agreement
 from diffusers_fdu.config import RETAIN_PER_TRAJECTORY, Settings
-from diffusers_fdu.drawing import Drawing, Drawn, Run
-from diffusers_fdu.emoji import load_emoji_pipeline
-from diffusers_fdu.replay import Half, ReplayBuffer
+from diffusers_fdu.data.replay_buffer import Half, ReplayBuffer
+from diffusers_fdu.data.rollout import Drawing, Drawn, Run
+from diffusers_fdu.emoji.loading import load_emoji_pipeline
+from diffusers_fdu.training.agreement import Agreement
 
 from .bench import RUNS, Results, concept, judged, line
 from .held_out import HeldOut

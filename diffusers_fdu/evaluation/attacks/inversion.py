@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ...inversion import Inversion
-from ...recorder import untouched
-from ...slots import Slots
+from ...pipelines.placeholder_tokens import Slots
+from ...pipelines.recorder import untouched
+from ...training.inversion import Inversion
 from .outcome import Outcome
 from .scene import Scene
 

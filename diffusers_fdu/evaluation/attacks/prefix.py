@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...recorder import Recorder
-from ...replay import Entry
-from ...slots import Slots
-from ...tokens import BEFORE, single_tokens
-from ...words import vocabulary
+from ...data.replay_buffer import Entry
+from ...pipelines.placeholder_tokens import Slots
+from ...pipelines.recorder import Recorder
+from ...pipelines.tokenizers import BEFORE, single_tokens, vocabulary
 from .scene import Scene
 
 Words = tuple[int, ...]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...values import chunks
+from ...utils.nested import chunks
 from .outcome import Outcome
 from .scene import Scene
 

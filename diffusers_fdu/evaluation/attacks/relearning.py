@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ... import adapters
-from ...recorder import untouched
+from ...adapters import lora as adapters
+from ...pipelines.recorder import untouched
 from .outcome import Outcome
 from .scene import Scene
 

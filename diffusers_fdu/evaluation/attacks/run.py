@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tqdm.auto import tqdm
 
-from ...gradients import without_cudnn_attention
+from ...training.gradients import without_cudnn_attention
 from ..bootstrap import bootstrap
 from ..result import AttackResult, Metric
 from .inversion import ConceptInversion

@@ -16,15 +16,15 @@ import torch
 from PIL.Image import Image
 from torch import nn
 
-from ... import adapters
-from ...concepts import Pair
-from ...denoiser import denoiser_name
-from ...inversion import Goal
-from ...recorder import Recorder, untouched
-from ...trajectories import record
-from ...values import chunks
-from ...words import fill
-from ..gallery import for_each
+from ...adapters import lora as adapters
+from ...data.concepts import Pair
+from ...data.recording import record
+from ...data.templates import fill
+from ...pipelines.denoiser import denoiser_name
+from ...pipelines.recorder import Recorder, untouched
+from ...training.inversion import Goal
+from ...utils.nested import chunks
+from ..images import for_each
 
 FIRST_SEED = 50_000
 """Of the pictures that attacks are judged on; recorded runs use small seeds."""

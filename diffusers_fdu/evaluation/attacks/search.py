@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...recorder import untouched
-from ...replay import Entry
+from ...data.replay_buffer import Entry
+from ...pipelines.recorder import untouched
 from .outcome import Outcome
 from .prefix import Prefix, Words
 from .scene import Scene

@@ -1,6 +1,11 @@
 """The report of an evaluation: JSON, Markdown, and one page."""
 
-from .files import from_json, is_evaluation, to_json, write_report
+from .files import (
+    from_json,
+    is_evaluation,
+    to_json,
+    write_report,
+)
 from .markdown import to_markdown
 from .page import to_html
 

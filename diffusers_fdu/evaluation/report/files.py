@@ -9,8 +9,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ...measured import EVALUATION_NAME, write_evaluation
-from ...recipe import as_json, writable_folder
+from ...adapters.measured import EVALUATION_NAME, write_evaluation
+from ...utils.io import as_json, writable_folder
 from ..result import AttackResult, Evaluation, Metric
 from .markdown import to_markdown
 from .page import to_html

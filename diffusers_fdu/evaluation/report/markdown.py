@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ...told import sections, shown
+from ...adapters.summary import sections, shown
 from ..result import AttackResult, Evaluation
-from .words import headline, interval, named, written
+from .words import (
+    headline,
+    interval,
+    named,
+    written,
+)
 
 
 def to_markdown(evaluation: Evaluation) -> str:

@@ -12,13 +12,18 @@ from typing import Any
 
 from PIL.Image import Image, Resampling
 
-from ...told import shown
-from ..gallery import Gallery
+from ...adapters.summary import shown
+from ..images import Gallery
 from ..request import Request
 from ..result import AttackResult, Evaluation
 from .charts import bars, curve
 from .markdown import about, budget, recipe_rows
-from .words import headline, interval, named, written
+from .words import (
+    headline,
+    interval,
+    named,
+    written,
+)
 
 TEMPLATE = Path(__file__).parent / "page.html"
 SIDE = 192

@@ -1,0 +1,194 @@
+"""LoRA layers by the names, and in the layout, of the models' original code.
+
+diffusers splits what the original transformers have in one matrix: FLUX.1's double blocks and
+SD3's blocks make queries, keys and values at once, and FLUX.1's single blocks the MLP's inputs,
+too. The update of such a matrix stacks those of its parts. With dW_i = s_i B_i A_i,
+
+    [0; dW_k; dW_v] = s [[0, 0], [B_k, 0], [0, B_v]] [A_k; A_v]
+
+so the ranks add up and nothing is lost; parts that are not adapted get rows of zeros.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..adapter_file import AdapterFile
+from .families import Family
+
+
+class Layer(NamedTuple):
+    """The update alpha / rank up @ down of one layer.
+
+    Args:
+        down: (rank, in, ...).
+        up: (out, rank, ...).
+        alpha: its scale, times the rank.
+    """
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        """Of the update."""
+        return self.down.shape[0]
+
+
+UNET = re.compile(
+    r"(?P<side>down_blocks|mid_block|up_blocks)(\.(?P<block>\d+))?\.attentions\.(?P<layer>\d+)\."
+    r"(?P<rest>proj_in|proj_out|transformer_blocks\.\d+\."
+    r"(attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2)))"
+)
+SDXL_LAYERS = 2  # a block of SDXL's UNet; with what follows them, 3 make up a block's numbers
+
+BLOCK = re.compile(r"(?P<kind>\w*transformer_blocks)\.(?P<block>\d+)\.(?P<rest>.+)")
+PICTURE, TEXT = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
+HEIGHTS = {"proj_mlp": 4}  # FLUX.1's MLPs are 4 times as wide as its attention
+
+FLUX: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
+    "transformer_blocks": (
+        "double_blocks",
+        {
+            "img_attn_qkv": tuple(f"attn.{part}" for part in PICTURE),
+            "txt_attn_qkv": tuple(f"attn.{part}" for part in TEXT),
+            "img_attn_proj": ("attn.to_out.0",),
+            "txt_attn_proj": ("attn.to_add_out",),
+            "img_mlp_0": ("ff.net.0.proj",),
+            "img_mlp_2": ("ff.net.2",),
+            "txt_mlp_0": ("ff_context.net.0.proj",),
+            "txt_mlp_2": ("ff_context.net.2",),
+        },
+    ),
+    "single_transformer_blocks": (
+        "single_blocks",
+        {
+            "linear1": (*(f"attn.{part}" for part in PICTURE), "proj_mlp"),
+            "linear2": ("proj_out",),
+        },
+    ),
+}
+SD3: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
+    "transformer_blocks": (
+        "joint_blocks",
+        {
+            "x_block_attn_qkv": tuple(f"attn.{part}" for part in PICTURE),
+            "x_block_attn2_qkv": tuple(f"attn2.{part}" for part in PICTURE),
+            "context_block_attn_qkv": tuple(f"attn.{part}" for part in TEXT),
+            "x_block_attn_proj": ("attn.to_out.0",),
+            "x_block_attn2_proj": ("attn2.to_out.0",),
+            "context_block_attn_proj": ("attn.to_add_out",),
+            "x_block_mlp_fc1": ("ff.net.0.proj",),
+            "x_block_mlp_fc2": ("ff.net.2",),
+            "context_block_mlp_fc1": ("ff_context.net.0.proj",),
+            "context_block_mlp_fc2": ("ff_context.net.2",),
+        },
+    ),
+}
+
+
+def named_layers(found: AdapterFile, family: Family) -> dict[str, Layer]:
+    """An adapter's layers by the names that other programs know them by, without "lora_unet_".
+
+    Raises:
+        ValueError: for a layer that has no such name.
+    """
+    own = {name: Layer(down, up, found.alpha(name)) for name, (down, up) in found.modules.items()}
+    if family in ("sd", "sdxl"):
+        return {_unet_name(name, family): layer for name, layer in alike(own).items()}
+    groups: dict[tuple[str, tuple[str, ...]], dict[str, Layer]] = {}
+    for name, layer in own.items():
+        whole, order, part = _place(name, FLUX if family == "flux" else SD3)
+        groups.setdefault((whole, order), {})[part] = layer
+    return {whole: fused(parts, order) for (whole, order), parts in groups.items()}
+
+
+def alike(layers: Mapping[str, Layer]) -> dict[str, Layer]:
+    """The same updates with one alpha, the most frequent; what differs goes into `up`.
+
+    diffusers 0.42 reads a UNet's alphas, and then gives that one to all attention layers.
+    """
+    [(alpha, _)] = Counter(layer.alpha for layer in layers.values()).most_common(1)
+    return {
+        name: layer
+        if layer.alpha == alpha
+        else Layer(layer.down, scaled(layer.up, layer.alpha / alpha), alpha)
+        for name, layer in layers.items()
+    }
+
+
+def scaled(value: Tensor, factor: float) -> Tensor:
+    """In its own dtype."""
+    return (value.float() * factor).to(value.dtype)
+
+
+def _unet_name(name: str, family: Family) -> str:
+    match = UNET.fullmatch(name)
+    if match is None:
+        raise ValueError(_no_name(name))
+    if family == "sd":
+        return name.replace(".", "_")
+    block, layer = int(match["block"] or 0), int(match["layer"])
+    start = {
+        "down_blocks": f"input_blocks_{block * (SDXL_LAYERS + 1) + layer + 1}",
+        "mid_block": "middle_block",
+        "up_blocks": f"output_blocks_{block * (SDXL_LAYERS + 1) + layer}",
+    }[match["side"]]
+    return f"{start}_1_{match['rest'].replace('.', '_')}"
+
+
+def _place(
+    name: str, layout: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]]
+) -> tuple[str, tuple[str, ...], str]:
+    """The original layer that a part belongs to, that layer's parts, and which of them it is."""
+    match = BLOCK.fullmatch(name)
+    if match is not None and match["kind"] in layout:
+        blocks, layers = layout[match["kind"]]
+        for whole, order in layers.items():
+            if match["rest"] in order:
+                return f"{blocks}_{match['block']}_{whole}", order, match["rest"]
+    raise ValueError(_no_name(name))
+
+
+def _no_name(name: str) -> str:
+    return (
+        f"layer {name!r} is not exported: only attention and feed-forward layers of the blocks "
+        "that read the text are"
+    )
+
+
+def fused(parts: Mapping[str, Layer], order: Sequence[str]) -> Layer:
+    """One layer that does what several parts of it do.
+
+    Args:
+        parts: the adapted ones by name, of shapes (rank, in) and (out, rank).
+        order: names of all parts, as their rows lie in the whole.
+    """
+    if len(order) == 1:
+        return parts[order[0]]
+    name, first = next(iter(parts.items()))
+    height = first.up.shape[0] // HEIGHTS.get(name, 1)
+    scales = {layer.alpha / layer.rank for layer in parts.values()}
+    total = sum(layer.rank for layer in parts.values())
+    up = first.up.new_zeros(height * sum(HEIGHTS.get(n, 1) for n in order), total)
+    row, column, downs = 0, 0, []
+    for name in order:
+        rows = height * HEIGHTS.get(name, 1)
+        if name in parts:
+            down, own, alpha = parts[name]
+            rank = parts[name].rank
+            # Where scales differ there is no one alpha: they go into the weights.
+            own = own if len(scales) == 1 else scaled(own, alpha / rank)
+            up[row : row + rows, column : column + rank] = own
+            downs.append(down)
+            column += rank
+        row += rows
+    alpha = sum(layer.alpha for layer in parts.values()) if len(scales) == 1 else float(total)
+    return Layer(torch.cat(downs), up, alpha)

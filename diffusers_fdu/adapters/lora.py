@@ -1,0 +1,282 @@
+"""LoRA adapters on a pipe's own denoiser: attach, remove, switch."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.training_utils import cast_training_params
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ..pipelines.offload import compute_dtype
+from .target_modules import target_modules
+
+NAMED = 3  # targets in the name of an adapter
+
+
+@dataclass(frozen=True)
+class AdapterState:
+    """What was on a denoiser before an adapter was attached."""
+
+    active: tuple[str, ...]
+    had_adapters: bool
+    requires_grad: dict[str, bool]
+    training: dict[str, bool]
+
+
+def check_adapter_name(name: str, model: nn.Module) -> None:
+    """Refuse names that PEFT cannot hold or that the denoiser already has.
+
+    Raises:
+        ValueError: with a name that would work.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ValueError(f"adapter_name {name!r}: use letters, digits, '_' and '-'")
+    if name in getattr(model, "peft_config", {}):
+        raise ValueError(f"adapter {name!r} is already on the pipe: pass another adapter_name")
+
+
+def default_adapter_name(targets: Sequence[str], model: nn.Module) -> str:
+    """A free name for the adapter that forgets these, see `name_for`."""
+    return free_name(name_for(targets), model)
+
+
+def name_for(targets: Sequence[str]) -> str:
+    """A name for the adapter that forgets these, such as "forget-dog"."""
+    shown = [*targets[:NAMED], *([f"{len(targets) - NAMED} more"] if targets[NAMED:] else [])]
+    return "forget-" + (slug("-".join(shown)).lower() or "concept")
+
+
+def slug(text: str) -> str:
+    """A text as a name: letters, digits and single hyphens."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
+
+
+def free_name(wanted: str, model: nn.Module) -> str:
+    """A name that no adapter of the denoiser has: the wanted one, or with a number."""
+    name, taken, i = wanted, getattr(model, "peft_config", {}), 2
+    while name in taken:
+        name, i = f"{wanted}-{i}", i + 1
+    return name
+
+
+def tuner_layers(model: nn.Module) -> list[BaseTunerLayer]:
+    """The layers of a denoiser that carry adapters."""
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def adapter_parameters(model: nn.Module, adapter_name: str) -> list[nn.Parameter]:
+    """The weights of one adapter."""
+    marked = re.compile(rf"\.lora_\w+\.{re.escape(adapter_name)}(\.|$)")
+    return [p for n, p in model.named_parameters() if marked.search(n)]
+
+
+def check_denoiser(model: nn.Module) -> None:
+    """Refuse a denoiser on which a new adapter would train against the wrong model.
+
+    Raises:
+        ValueError: if it is compiled, or its adapters are fused or switched off.
+    """
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("the denoiser is compiled: unlearn first, then compile it")
+    check_layers(model)
+
+
+def check_layers(model: nn.Module) -> None:
+    """Refuse a denoiser on which strengths of adapters have no effect.
+
+    Raises:
+        ValueError: if its adapters are fused or switched off.
+    """
+    for layer in tuner_layers(model):
+        if layer.merged:
+            raise ValueError(
+                "an adapter is fused into the denoiser: call pipe.unfuse_lora() first"
+            )
+        if layer.disable_adapters:
+            raise ValueError("the denoiser's adapters are off: call pipe.enable_lora() first")
+
+
+def strengths(model: nn.Module, names: Sequence[str]) -> dict[str, float]:
+    """Weight of each adapter, as `pipe.set_adapters` sets it, on the first layer that has it."""
+    found: dict[str, float] = {}
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    for layer in layers:
+        for name in names:
+            if name in layer.scaling and name not in found:
+                found[name] = layer.scaling[name] * layer.r[name] / layer.lora_alpha[name]
+    return found
+
+
+def snapshot(model: nn.Module) -> AdapterState:
+    """What `remove` and `finish` give back."""
+    layers = tuner_layers(model)
+    active = dict.fromkeys(a for layer in layers for a in layer.active_adapters)
+    return AdapterState(
+        active=tuple(active),
+        had_adapters=bool(layers),
+        requires_grad={n: p.requires_grad for n, p in model.named_parameters()},
+        training={n: m.training for n, m in model.named_modules()},
+    )
+
+
+def lora_config(
+    model: nn.Module, rank: int, alpha: float | None, wanted: Sequence[str] | None
+) -> LoraConfig:
+    """PEFT's configuration of a LoRA for this denoiser.
+
+    Args:
+        model: the denoiser.
+        rank: of the update.
+        alpha: the update is scaled by alpha / rank; None: alpha = rank.
+        wanted: see `target_modules`.
+
+    Raises:
+        ValueError: see `target_modules`.
+    """
+    return LoraConfig(
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,  # type: ignore[arg-type]  # any number
+        target_modules=target_modules(model, wanted),
+    )
+
+
+def attach(
+    model: nn.Module, adapter_name: str, config: LoraConfig, seed: int
+) -> list[nn.Parameter]:
+    """Put a new LoRA on a denoiser, active beside what was active; only it is trainable.
+
+    Args:
+        model: the denoiser.
+        adapter_name: its name.
+        config: see `lora_config`.
+        seed: of its initial weights.
+
+    Returns:
+        Its weights in float32.
+    """
+    before = snapshot(model)
+    # The CPU generator alone: torch.manual_seed would seed every device, and not give it back.
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        inject(model, config, adapter_name)
+    activate(model, [*before.active, adapter_name])
+    model.requires_grad_(False)
+    model.eval()
+    parameters = adapter_parameters(model, adapter_name)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    cast_training_params(model, torch.float32)
+    return parameters
+
+
+def inject(model: nn.Module, config: LoraConfig, adapter_name: str) -> None:
+    """Put a new LoRA on a denoiser; flags and what is active are then PEFT's."""
+    with warnings.catch_warnings():
+        # A second adapter is what is wanted here.
+        warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+        if hasattr(model, "add_adapter"):
+            model.add_adapter(config, adapter_name)  # type: ignore[operator]
+        else:  # PixArt and HunyuanDiT are without diffusers' own
+            inject_adapter_in_model(config, model, adapter_name)
+
+
+def checked_strengths(weights: Sequence[float] | None, count: int) -> list[float]:
+    """A strength for each of so many adapters; None: 1.
+
+    Raises:
+        ValueError: if there is not one finite number for each.
+    """
+    values = [1.0] * count if weights is None else list(weights)
+    if len(values) != count:
+        raise ValueError(f"{count} adapters and {len(values)} weights: pass one for each")
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"weights must be finite, got {values}")
+    return values
+
+
+def activate(model: nn.Module, names: Sequence[str]) -> None:
+    """Make these adapters active, whatever their strengths, which stay as they are."""
+    layers: list[Any] = tuner_layers(model)
+    for layer in layers:
+        before = [(p, p.requires_grad) for p in layer.parameters()]
+        layer.set_adapter(list(names))  # PEFT takes active ones to be in training
+        for parameter, is_trained in before:
+            parameter.requires_grad_(is_trained)
+
+
+def set_strength(model: nn.Module, adapter_name: str, strength: float) -> None:
+    """Set the weight of one adapter, active or not; the others stay as they are."""
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    for layer in layers:
+        if adapter_name in layer.scaling:
+            layer.set_scale(adapter_name, strength)
+
+
+@contextmanager
+def scaled(model: nn.Module, adapter_name: str, strength: float) -> Iterator[None]:
+    """One adapter at another strength for a while; the others, and what is trainable, stay."""
+    layers: list[Any] = [
+        layer for layer in tuner_layers(model) if adapter_name in getattr(layer, "scaling", {})
+    ]
+    before = [layer.scaling[adapter_name] for layer in layers]
+    try:
+        set_strength(model, adapter_name, strength)
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling[adapter_name] = scaling
+
+
+def finish(model: nn.Module, adapter_name: str, before: AdapterState) -> None:
+    """End training: the adapter stays, frozen and in the model's dtype; flags go back."""
+    for parameter in adapter_parameters(model, adapter_name):
+        parameter.requires_grad_(False)
+        parameter.grad = None
+        parameter.data = parameter.data.to(compute_dtype(model))
+    restore_flags(model, before)
+
+
+def remove(model: nn.Module, adapter_name: str, before: AdapterState) -> None:
+    """Take an adapter away and give everything back as it was; fine if it is not there."""
+    for layer in tuner_layers(model):
+        layer.delete_adapter(adapter_name)
+    _unwrap_empty(model)
+    configs: dict[str, Any] = getattr(model, "peft_config", {})
+    configs.pop(adapter_name, None)
+    if not configs:  # one that failed half-way may have set one of these and not the other
+        model.__dict__.pop("peft_config", None)
+        if "_hf_peft_config_loaded" in model.__dict__:
+            model._hf_peft_config_loaded = False  # type: ignore[assignment]
+    activate(model, before.active)
+    restore_flags(model, before)
+
+
+def _unwrap_empty(model: nn.Module) -> None:
+    """Put the plain layer back where a layer carries no adapter any more."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LoraLayer) and not child.lora_A:
+                setattr(parent, name, child.get_base_layer())
+
+
+def restore_flags(model: nn.Module, before: AdapterState) -> None:
+    """Give training and gradient flags back as they were."""
+    # A layer that carries an adapter for the first time has its weight under `base_layer`.
+    for name, parameter in model.named_parameters():
+        known = before.requires_grad.get(name)
+        if known is None:
+            known = before.requires_grad.get(name.replace(".base_layer.", "."), False)
+        parameter.requires_grad_(known)
+    for name, module in model.named_modules():
+        plain = name.replace(".base_layer", "")
+        module.training = before.training.get(name, before.training.get(plain, False))

@@ -1,0 +1,1 @@
+"""What is recorded of the frozen pipeline: concepts, prompts, runs, and the replay buffer."""

@@ -1,0 +1,53 @@
+"""Templates, and words to fill them with."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+
+_SLOT = re.compile(r"(\b[Aa] )?\{\}")
+_WORD_SLOT = re.compile(r"(\b[Aa] )?\{word\}")
+
+
+def fill(template: str, subject: str) -> str:
+    """Put a subject into every `{}`, with "an" for "a" where it begins with a vowel."""
+    return _SLOT.sub(lambda match: _with_article(match, subject), template)
+
+
+def fill_words(template: str, words: Sequence[str], rng: random.Random) -> str:
+    """Put a random word into every `{word}`."""
+    return _WORD_SLOT.sub(lambda match: _with_article(match, rng.choice(words)), template)
+
+
+def slots(template: str) -> set[str]:
+    """Everything in braces, and braces that are not closed."""
+    return set(re.findall(r"\{[^{}]*\}|[{}]", template))
+
+
+def _with_article(match: re.Match[str], noun: str) -> str:
+    article = match.group(1) or ""
+    if article and noun[:1].lower() in "aeiou":
+        article = f"{article[0]}n "
+    return article + noun
+
+
+def plain(text: str) -> str:
+    """In lower case, with single spaces."""
+    return " ".join(text.lower().split())
+
+
+def parts(name: str) -> set[str]:
+    """The words of a name in lower case, without punctuation."""
+    return set(re.findall(r"[\w'-]+", name.lower()))
+
+
+def with_plurals(words: set[str]) -> set[str]:
+    """The words, and what they are in the plural as a rule."""
+    return words | {word + ending for word in words for ending in ("s", "es")}
+
+
+def without(words: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """The words that are no part of the taken names, in the plural neither."""
+    names = with_plurals({part for name in taken for part in parts(name)})
+    return [word for word in words if plain(word) not in names]

@@ -1,0 +1,256 @@
+r"""The loss of one batch: the mean profile of the distance between two predictions.
+
+    s_b = sum(mask (pred - target)^2) / (sigma^2 n_b)      n_b elements under the mask, or 1
+    loss = sum_b w_b phi(s_b) / B
+
+See `divergences` for phi. Differences are taken in float32 whatever the inputs' dtype: a
+bfloat16 subtraction has a noise floor near s = 6e-6 per element.
+
+The plain PyTorch code here is the reference. On CUDA devices the fused kernel of `fused` takes
+its place, in float32 throughout.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from .profiles import (
+    EXPONENT_CAP,
+    Divergence,
+    Generator,
+    divergence,
+)
+from .triton.profile_table import Table, profile_table
+
+Reduction = Literal["mean", "sum"]
+Kernel = Literal["auto", "triton", "compile", "eager"]
+Parts = tuple[Tensor, Tensor]
+
+MEDIAN_S = 4.0
+"""Where `sigma="auto"` puts the median initial s.
+
+With s much below 1 every profile is a straight line and all divergences train alike; far above
+8 the bounded ones have no slope left. 4 lies where the profiles differ.
+"""
+
+
+class DivergenceLoss(nn.Module):
+    """An f-divergence between the reverse steps that two predictions imply.
+
+    Args:
+        f: name, `Divergence` or generator, see `divergence`.
+        sigma: standard deviation of the reverse step in units of the prediction, which sets
+            where on the profile a difference falls; "auto" takes it from the first batch, or
+            from `calibrate`, so that the median s is `MEDIAN_S`.
+        reduction: over the elements of one sample, "mean" or "sum".
+        kernel: "eager" is the reference in PyTorch, "compile" the same under `torch.compile`,
+            "triton" the fused kernel, "auto" the fused kernel on CUDA and else "eager". A kernel
+            that cannot run falls back to "eager" with one warning that says why; float64
+            predictions are always computed in "eager".
+
+    Raises:
+        ValueError: for an unknown divergence, reduction or kernel, or a sigma that is not
+            positive.
+    """
+
+    def __init__(
+        self,
+        f: str | Divergence | Generator,
+        sigma: float | Literal["auto"] = 1.0,
+        reduction: Reduction = "mean",
+        kernel: Kernel = "auto",
+    ) -> None:
+        super().__init__()
+        self.divergence = divergence(f)
+        if kernel not in get_args(Kernel):
+            raise ValueError(f"unknown kernel {kernel!r}: choose {', '.join(get_args(Kernel))}")
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"unknown reduction {reduction!r}: choose mean or sum")
+        if sigma != "auto" and not (isinstance(sigma, int | float) and 0 < sigma < float("inf")):
+            raise ValueError(f"sigma must be a positive number or 'auto', got {sigma!r}")
+        self.sigma = sigma
+        self.reduction = reduction
+        self.kernel = kernel
+        self._compiled: Callable[..., Parts] | None = None
+        self._table: Table | None = None
+        self._table_is_finite = False
+
+    def distance(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Squared distance per sample before sigma: (B,) float32 (float64 for float64 inputs).
+
+        Args:
+            pred: student's prediction, (B, C, H, W) or (B, N, C).
+            target: teacher's prediction, same shape.
+            mask: weights of the elements, broadcastable to the prediction: (B, 1, H, W) or
+                (B, N, 1).
+
+        Raises:
+            ValueError: if the shapes do not match.
+        """
+        _check_shapes(pred, target, mask)
+        dtype = torch.float64 if pred.dtype == torch.float64 else torch.float32
+        square = (pred.to(dtype) - target.to(dtype)).square()
+        if mask is None:
+            total = square.flatten(1).sum(1)
+            count = torch.full_like(total, square[0].numel())
+        else:
+            weight = mask.to(dtype).expand_as(square)
+            total = (square * weight).flatten(1).sum(1)
+            count = weight.flatten(1).sum(1)
+        if self.reduction == "sum":
+            return total
+        return total / torch.where(count > 0, count, 1)
+
+    def calibrate(self, distance: Tensor) -> float:
+        """Set sigma by `calibrated`, and return it."""
+        self.sigma = sigma = calibrated(distance)
+        return sigma
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        mask: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Scalar loss.
+
+        Args:
+            pred: student's prediction, (B, C, H, W) or (B, N, C), any floating dtype.
+            target: teacher's prediction, same shape; no gradient flows into it.
+            mask: see `distance`.
+            weights: weight of each sample, (B,).
+
+        Raises:
+            ValueError: if the shapes do not match.
+        """
+        return self.with_distance(pred, target, mask, weights)[0]
+
+    def with_distance(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        mask: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Parts:
+        """The scalar loss, and s of every sample, (B,), without gradient.
+
+        Args and errors are those of `forward`.
+        """
+        _check_shapes(pred, target, mask, weights)
+        target = target.detach()
+        if self.sigma == "auto":
+            self.calibrate(self.distance(pred, target, mask))
+        kernel = self._choose(pred, target)
+        if kernel == "eager":
+            return self._eager(pred, target, mask, weights)
+        compute = self._fused if kernel == "triton" else self._under_compile
+        if torch.compiler.is_compiling():
+            return compute(pred, target, mask, weights)
+        try:
+            return compute(pred, target, mask, weights)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # If the reference fails too, the arguments are at fault and not the kernel.
+            parts = self._eager(pred, target, mask, weights)
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            _broken.add(kernel)
+            warnings.warn(
+                f"the {kernel!r} loss kernel cannot run here, PyTorch takes its place: "
+                f"{reason[0]}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return parts
+
+    def _choose(self, pred: Tensor, target: Tensor) -> str:
+        """The kernel for these tensors, among those that have not failed."""
+        kernel = self.kernel
+        if kernel == "auto":
+            kernel = "triton" if pred.is_cuda else "eager"
+        if kernel in _broken or torch.float64 in (pred.dtype, target.dtype):
+            return "eager"
+        if kernel == "triton" and self.divergence.form[0] == "table":
+            # A generator that is flat around t = 1 has phi = 0 there, and no logarithm.
+            return "triton" if self._settled_table(pred.device) else "eager"
+        return kernel
+
+    def _settled_table(self, device: torch.device) -> bool:
+        """Make the profile's table and put it on the device; whether it is finite."""
+        if self._table is None:
+            d = self.divergence
+            self._table = profile_table(d.phi, d.dphi, d.last, d.bound < float("inf"))
+            self._table_is_finite = bool(torch.isfinite(self._table.rows).all())
+        if self._table.rows.device != device:
+            self._table = self._table._replace(rows=self._table.rows.to(device))
+        return self._table_is_finite
+
+    def _eager(
+        self, pred: Tensor, target: Tensor, mask: Tensor | None, weights: Tensor | None
+    ) -> Parts:
+        s = self.distance(pred, target, mask) / float(self.sigma) ** 2
+        phi = self.divergence.phi(s)
+        if weights is not None:
+            phi = phi * weights.to(phi.dtype)
+        return phi.mean(), s.detach()
+
+    def _under_compile(self, *args: Tensor | None) -> Parts:
+        if self._compiled is None:
+            self._compiled = torch.compile(self._eager)
+        return self._compiled(*args)
+
+    def _fused(
+        self, pred: Tensor, target: Tensor, mask: Tensor | None, weights: Tensor | None
+    ) -> Parts:
+        from .triton import launch as fused
+
+        cap = EXPONENT_CAP[torch.float32]
+        profile = fused.Profile(*self.divergence.form, cap=cap)
+        if self._table is not None:
+            rows, first, step, decay = self._table
+            profile = profile._replace(table=rows, first=first, step=step, decay=decay)
+        is_mean = self.reduction == "mean"
+        sigma = float(self.sigma)
+        return fused.fused_loss(pred, target, mask, weights, profile, sigma, is_mean)
+
+
+def calibrated(distance: Tensor) -> float:
+    """The sigma that puts the median of these distances, (N,), at s = `MEDIAN_S`.
+
+    Raises:
+        ValueError: if the median is 0 or not finite: then the two predictions are the same.
+    """
+    median = distance.detach().cpu().double().median().item()  # MPS has no float64
+    if not 0 < median < float("inf"):
+        raise ValueError(
+            f"cannot calibrate sigma: the median distance of the predictions is {median}"
+        )
+    return (median / MEDIAN_S) ** 0.5
+
+
+_broken: set[str] = set()
+
+
+def _check_shapes(
+    pred: Tensor, target: Tensor, mask: Tensor | None, weights: Tensor | None = None
+) -> None:
+    if pred.shape != target.shape:
+        raise ValueError(
+            f"pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape"
+        )
+    if pred.numel() == 0:
+        raise ValueError(f"pred {tuple(pred.shape)} is empty")
+    if mask is not None:
+        sizes = zip(reversed(mask.shape), reversed(pred.shape), strict=False)
+        if mask.dim() > pred.dim() or any(m not in (1, p) for m, p in sizes):
+            raise ValueError(f"mask {tuple(mask.shape)} does not broadcast to {tuple(pred.shape)}")
+    if weights is not None and weights.shape != pred.shape[:1]:
+        raise ValueError(
+            f"weights must have shape {tuple(pred.shape[:1])}, got {tuple(weights.shape)}"
+        )

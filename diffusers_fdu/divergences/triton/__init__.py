@@ -1,0 +1,1 @@
+"""The fused loss as Triton kernels."""

@@ -1,0 +1,208 @@
+r"""The variational estimator: a critic tells the student's predictions from the teacher's.
+
+    min over the student, max over T:   E_teacher[T(pred)] - E_student[f*(T(pred))]
+
+For the best T this is D_f(teacher || student) between the *distributions of predictions*, as in
+the min-max objective of f-DMU (arXiv 2509.21167) and in f-GAN (arXiv 1606.00709). It is another
+estimator than the closed profiles of `divergences`: those compare the two reverse steps at one
+x_t, this one compares what either model predicts over all of them, so it does not tie the
+student's answer at one state to the teacher's at the same state.
+
+The critic is trained beside the student and is never part of the adapter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.models.embeddings import get_timestep_embedding
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from ..config import Variational
+from ..utils.distributed import Processes
+from .conjugates import Conjugate, conjugate
+
+EMBEDDING = 64  # width of the sinusoidal embedding of t
+SLOPE = 0.2  # of the leaky ReLU, as usual in critics
+SMALLEST = 4  # a map is halved until its shorter side is this
+
+
+class Critic(nn.Module):
+    """A small spectrally normalised network over a prediction, its mask and its timestep.
+
+    Convolutions over (B, C, H, W), and over the frames of a video, (B, C, F, H, W), one below the
+    other; the same layers over tokens for (B, N, C); then the mean over positions, and a linear
+    head that is not normalised, so that the output can take any scale.
+
+    Args:
+        shape: of one prediction, (C, H, W), (C, F, H, W) or (N, C).
+        width: channels.
+
+    Raises:
+        ValueError: for predictions of another number of dimensions.
+    """
+
+    def __init__(self, shape: Sequence[int], width: int = 64) -> None:
+        super().__init__()
+        if len(shape) not in (2, 3, 4):
+            raise ValueError(
+                f"a critic takes predictions (B, C, H, W), (B, C, F, H, W) or (B, N, C), got (B, "
+                f"{', '.join(map(str, shape))})"
+            )
+        self.is_map = len(shape) > 2
+        if self.is_map:
+            channels, *sides = shape
+            sides = [math.prod(sides[:-1]), sides[-1]]
+            halvings = max(1, min(3, int(math.log2(max(1, min(sides) // SMALLEST)))))
+            self.first: nn.Module = spectral_norm(nn.Conv2d(channels + 1, width, 3, padding=1))
+            kernel = 4 if min(sides) > 1 else 1
+            self.blocks = nn.ModuleList(
+                spectral_norm(nn.Conv2d(width, width, kernel, 2, kernel // 2 - (kernel > 1)))
+                for _ in range(halvings)
+            )
+        else:
+            self.first = spectral_norm(nn.Linear(shape[-1] + 1, width))
+            self.blocks = nn.ModuleList(spectral_norm(nn.Linear(width, width)) for _ in range(2))
+        self.time = spectral_norm(nn.Linear(EMBEDDING, width))
+        self.head = nn.Linear(width, 1)
+
+    def forward(self, prediction: Tensor, timestep: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Raw output v, (B,).
+
+        Args:
+            prediction: (B, C, H, W), (B, C, F, H, W) or (B, N, C), float32.
+            timestep: (B,), in [0, 1000].
+            mask: 0 to 1, with a single channel in place of C; what is masked is not seen.
+        """
+        place = 1 if self.is_map else -1
+        if mask is None:
+            mask = torch.ones_like(prediction.narrow(place, 0, 1))
+        mask = mask.to(prediction).expand_as(prediction.narrow(place, 0, 1))
+        if prediction.dim() == 5:
+            prediction, mask = prediction.flatten(2, 3), mask.flatten(2, 3)
+        hidden = self.first(torch.cat([prediction * mask, mask], place))
+        time = self.time(get_timestep_embedding(timestep.float(), EMBEDDING))
+        hidden = hidden + (time[:, :, None, None] if self.is_map else time[:, None])
+        for block in self.blocks:
+            hidden = block(nn.functional.leaky_relu(hidden, SLOPE))
+        hidden = nn.functional.leaky_relu(hidden, SLOPE)
+        return self.head(hidden.mean((2, 3)) if self.is_map else hidden.mean(1)).squeeze(-1)
+
+
+class VariationalLoss:
+    """The bound of an f-divergence between two sets of predictions, and the critic that holds it.
+
+    Args:
+        f: a name of `CONJUGATES`, or a `Conjugate`.
+        shape: of one prediction, see `Critic`.
+        options: see `Variational`.
+        device: of the critic.
+        seed: of the critic's initial weights; the global RNG is not touched.
+        processes: hold one critic together, each with its own samples.
+
+    Raises:
+        ValueError: see `conjugate` and `Critic`.
+    """
+
+    def __init__(
+        self,
+        f: str | Conjugate,
+        shape: Sequence[int],
+        options: Variational | None = None,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        processes: Processes | None = None,
+    ) -> None:
+        self.options = options or Variational()
+        self.processes = processes or Processes()
+        self.conjugate = conjugate(f)
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(seed)
+            self.critic = Critic(shape, self.options.width).to(device)
+        rate = self.options.learning_rate
+        self.optimizer = torch.optim.AdamW(self.critic.parameters(), rate, betas=(0.5, 0.9))
+
+    def __call__(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        timestep: Tensor,
+        mask: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """The bound, a scalar in float32, differentiable in the student's predictions.
+
+        Args:
+            pred: the student's predictions, samples of Q.
+            target: the teacher's, samples of P, of the same shape.
+            timestep: (B,), in [0, 1000].
+            mask: see `Critic`.
+            weights: weight of each sample, (B,).
+        """
+        self.critic.eval()  # its spectral norms are estimated when it learns, not when it is asked
+        return self._bound(pred, target, timestep, mask, weights)
+
+    def _bound(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        timestep: Tensor,
+        mask: Tensor | None,
+        weights: Tensor | None,
+    ) -> Tensor:
+        real, other = self._terms(pred, target, timestep, mask)
+        gap = real - other
+        return (gap if weights is None else gap * weights).mean()
+
+    def state(self) -> dict[str, Any]:
+        """Of the critic and its optimiser, for a checkpoint."""
+        return {"critic": self.critic.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on as from that state."""
+        self.critic.load_state_dict(state["critic"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def update(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        timestep: Tensor,
+        mask: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """One step of the critic up the bound; returns the bound before it, detached.
+
+        Args are those of `__call__`; no gradient flows into the predictions.
+        """
+        pred, target = pred.detach(), target.detach().float()
+        penalty = self.options.gradient_penalty
+        target.requires_grad_(penalty > 0)
+        self.critic.train()
+        with torch.enable_grad():
+            bound = self._bound(pred, target, timestep, mask, weights)
+            loss = -bound
+            if penalty:
+                raw = self.critic(target, timestep, mask)
+                (slope,) = torch.autograd.grad(raw.sum(), target, create_graph=True)
+                loss = loss + penalty / 2 * slope.flatten(1).square().sum(1).mean()
+            self.optimizer.zero_grad()
+            loss.backward(inputs=list(self.critic.parameters()))
+        gradients = [p.grad for p in self.critic.parameters() if p.grad is not None]
+        self.processes.mean_(gradients)
+        self.optimizer.step()
+        return bound.detach()
+
+    def _terms(
+        self, pred: Tensor, target: Tensor, timestep: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        both = torch.cat([target.float(), pred.float()])
+        twice = torch.cat([timestep, timestep])
+        masks = None if mask is None else torch.cat([mask, mask])
+        with torch.autocast(pred.device.type, enabled=False):
+            real, other = self.critic(both, twice, masks).chunk(2)
+        return self.conjugate.bound(real, other)

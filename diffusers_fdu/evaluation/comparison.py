@@ -1,0 +1,144 @@
+"""What a comparison of divergences found: means over seeds, the Pareto front, what to take."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ..divergences.choice import Preference, choose
+from ..utils.io import as_json, writable_folder
+from ..utils.statistics import Estimate, estimate
+
+ENOUGH = 0.9
+"""Share of the largest erasure that `prefer="preserve"` asks for."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One trained adapter at one strength.
+
+    Args:
+        f: name of the divergence.
+        seed: of the training.
+        strength: weight of the adapter on the pipe.
+        erased: how far the target is gone, 0 to 1.
+        kept: how far the rest is still there, 0 to 1.
+        steps: of the training.
+        seconds: of the training, without recording.
+    """
+
+    f: str
+    seed: int
+    strength: float
+    erased: float
+    kept: float
+    steps: int
+    seconds: float
+
+
+class Average(NamedTuple):
+    """All seeds of one f at one strength."""
+
+    f: str
+    strength: float
+    erased: Estimate
+    kept: Estimate
+
+    @property
+    def harmonic(self) -> float:
+        """Harmonic mean of the two."""
+        a, b = self.erased.mean, self.kept.mean
+        return 2 * a * b / (a + b) if a + b > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` measured.
+
+    Args:
+        target: what was unlearned, for titles.
+        points: every adapter at every strength.
+        before: (erased, kept) of the pipe as it was.
+    """
+
+    target: str
+    points: tuple[Point, ...]
+    before: tuple[float, float]
+
+    def averages(self) -> list[Average]:
+        """Means over seeds, with 95 % confidence intervals, by f and strength."""
+        groups: dict[tuple[str, float], list[Point]] = {}
+        for point in self.points:
+            groups.setdefault((point.f, point.strength), []).append(point)
+        return [
+            Average(f, strength, estimate([p.erased for p in g]), estimate([p.kept for p in g]))
+            for (f, strength), g in groups.items()
+        ]
+
+    def front(self) -> list[Average]:
+        """The Pareto front: those that no other beats in one mean without losing in the other."""
+        found = self.averages()
+
+        def beats(a: Average, b: Average) -> bool:
+            ahead = a.erased.mean - b.erased.mean, a.kept.mean - b.kept.mean
+            return min(ahead) >= 0 and max(ahead) > 0
+
+        front = [one for one in found if not any(beats(other, one) for other in found)]
+        return sorted(front, key=lambda a: (a.erased.mean, a.f, a.strength))
+
+    def best(self, prefer: Preference = "balance") -> Average:
+        """The point that a preference picks.
+
+        Args:
+            prefer: "erase": the largest erasure, of equals the one that keeps most; "balance":
+                the largest harmonic mean of both; "preserve": what keeps most among those with
+                at least `ENOUGH` of the largest erasure.
+
+        Raises:
+            ValueError: for an unknown preference.
+        """
+        choose(prefer)  # refuses what it does not know
+        found = self.averages()
+        if prefer == "erase":
+            return max(found, key=lambda a: (a.erased.mean, a.kept.mean))
+        if prefer == "balance":
+            return max(found, key=lambda a: a.harmonic)
+        most = max(a.erased.mean for a in found)
+        enough = [a for a in found if a.erased.mean >= ENOUGH * most]
+        return max(enough, key=lambda a: (a.kept.mean, a.erased.mean))
+
+    def table(self) -> str:
+        """The averages in Markdown; the Pareto front is marked."""
+        front = {(a.f, a.strength) for a in self.front()}
+        lines = ["| f | strength | erased | kept | harmonic mean | front |", "|---" * 6 + "|"]
+        lines.append(f"| (before) | 0 | {self.before[0]:.3f} | {self.before[1]:.3f} | | |")
+        for a in self.averages():
+            mark = "*" if (a.f, a.strength) in front else ""
+            cells = (a.f, f"{a.strength:g}", a.erased, a.kept, f"{a.harmonic:.3f}", mark)
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+        return "\n".join(lines)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write `comparison.json` and `comparison.md`; returns the folder."""
+        folder = writable_folder(directory)
+        content = as_json(asdict(self))
+        (folder / "comparison.json").write_text(json.dumps(content, indent=2) + "\n")
+        (folder / "comparison.md").write_text(self.table() + "\n")
+        return folder
+
+
+def load_comparison(directory: str | Path) -> Comparison:
+    """What `Comparison.save` wrote.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    path = Path(directory) / "comparison.json"
+    try:
+        content = json.loads(path.read_text())
+        points = tuple(Point(**point) for point in content["points"])
+        return Comparison(content["target"], points, tuple(content["before"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"no comparison in {str(path)!r}: {error}") from error

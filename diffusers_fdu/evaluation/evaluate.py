@@ -1,0 +1,240 @@
+"""Did it forget? Draw with and without an adapter, have it judged, attack it, and say so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..adapters import lora as adapters
+from ..adapters.recipe import versions
+from ..data.concepts import Concept
+from ..unlearner import FDUnlearner
+from ..utils.distributed import Processes
+from .attacks.outcome import Attack
+from .attacks.relearning import Removal
+from .attacks.run import ATTACKS, attack
+from .attacks.scene import Scene
+from .images import (
+    BATCH,
+    Gallery,
+    accepted,
+    draw,
+)
+from .judges import asked, name_of
+from .metrics.clip import ClipScorer
+from .metrics.figures import Pictures, figures
+from .prompt_grid import Canvas
+from .protocols import Asked, Protocol
+from .protocols import protocol as chosen
+from .request import Judge
+from .result import AttackResult, Evaluation
+from .setup import Board, board
+from .subject import Subject, concepts_of, subject
+
+CELLS = 4
+"""Prompts in which attacks try to bring a concept back, at most."""
+
+
+def evaluate(
+    pipe: Any,
+    unlearner: FDUnlearner | str | Path,
+    protocol: str | Protocol = "quick",
+    *,
+    canvas: Canvas | None = None,
+    judge: Judge | None = None,
+    clip: ClipScorer | str | Path | None = None,
+    extractor: Any = None,
+    attacks: Sequence[str | Attack] | bool = (),
+    attack_seeds: Sequence[int] = (0, 1, 2),
+    oracle: Any = None,
+    seeds: Sequence[int] | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    pipeline_kwargs: Mapping[str, Any] | None = None,
+    concepts: Sequence[Concept] | None = None,
+    folder: str | Path | None = None,
+    batch: int = BATCH,
+    data_parallel: bool = False,
+    progress: bool = True,
+) -> Evaluation:
+    """Measure what an adapter made a pipeline forget, and what it kept.
+
+    Args:
+        pipe: a diffusers pipeline; left as it was. Other adapters that are active on it count as
+            part of the model.
+        unlearner: the `FDUnlearner` that trained on this pipe, or the folder or the Hub name of an
+            adapter.
+        protocol: "quick", "unlearncanvas", "concept-ablation", "mace", or a `Protocol`.
+        canvas: what can be asked for; None: the embedded model's, or that of the protocol.
+        judge: a callable on pictures, see `Judge`; None: the embedded model's, or the CLIP.
+        clip: a `ClipScorer`, or the folder or Hub name of a CLIP.
+        extractor: from pictures (B, 3, H, W), uint8, to features (B, D) for FID and KID; None:
+            the CLIP's image features.
+        attacks: names of `ATTACKS`, or attacks; True: all.
+        attack_seeds: of each attack.
+        oracle: a pipe that never saw the target, on the same device, for the attacks' floor.
+        seeds: of the pictures; None: the protocol's.
+        num_inference_steps: of a run; None: the protocol's.
+        guidance_scale: of a run; None: the protocol's, or what the model was made for.
+        pipeline_kwargs: further arguments of the runs, such as height and width.
+        concepts: what was to be forgotten; None: what the recipe says.
+        folder: keeps the pictures, so that an interrupted evaluation goes on.
+        batch: pictures drawn at once.
+        data_parallel: the processes that `accelerate launch` started share the drawing; needs a
+            folder.
+        progress: show progress bars.
+
+    Returns:
+        The figures, each with a 95 % interval, and the pictures; `write_report` writes them.
+
+    Raises:
+        ValueError: for a bad argument, targets of different domains, or no judge.
+        ImportError: if torchmetrics is needed and not installed.
+    """
+    options = {"seeds": seeds, "num_inference_steps": num_inference_steps}
+    plan = chosen(protocol, **options, guidance_scale=guidance_scale)
+    processes, clock = Processes(data_parallel), _Clock()
+    with subject(pipe, unlearner) as own:
+        found = list(concepts or concepts_of(own.recipe))
+        table = board(pipe, found, plan.name, canvas, judge, clip, oracle)
+        if plan.guidance_scale is None and table.guidance_scale is not None:
+            plan = replace(plan, guidance_scale=table.guidance_scale)
+        question = _question(table, found)
+        names = list(ATTACKS) if attacks is True else list(attacks or ())
+        if names and len(question.targets) != 1:
+            raise ValueError("attacks need one target: pass concepts=[...] with one of them")
+        settings = _settings(pipe, plan, pipeline_kwargs or {})
+        how = settings, batch, processes, progress
+        before, after = _galleries(own, plan.requests(question), folder, *how)
+        clock.passed("draw")
+        answers = [asked(table.judge, gallery.images) for gallery in (before, after)]
+        pictures = Pictures(before, after, *answers)
+        metrics, left_out = figures(pictures, question, plan.metrics, table.clip, extractor)
+        clock.passed("judge")
+        results: tuple[AttackResult, ...] = ()
+        if names:
+            results = _attacked(own, table, question, settings, names, attack_seeds, progress)
+        clock.passed("attack")
+        return Evaluation(
+            protocol=plan.name,
+            about=plan.about,
+            targets=tuple(question.targets),
+            judge=name_of(table.judge),
+            images=len(after.images),
+            seeds=tuple(dict.fromkeys(request.seed for request in after.requests)),
+            settings=settings,
+            metrics=metrics,
+            attacks=results,
+            recipe=dict(own.recipe),
+            versions=versions(),
+            seconds=clock.seconds,
+            weights_sha256=own.digest,
+            left_out=left_out,
+            before=before,
+            after=after,
+        )
+
+
+class _Clock:
+    """Seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def passed(self, stage: str) -> None:
+        now = time.monotonic()
+        self.seconds[stage], self._last = round(now - self._last, 1), now
+
+
+def _settings(pipe: Any, plan: Protocol, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the runs; what the protocol has and the pipeline does not take is left out.
+
+    Raises:
+        ValueError: for an argument of the user's that the pipeline does not take.
+    """
+    for name in more:
+        if name not in accepted(pipe, {name: True}):
+            raise ValueError(f"pipeline_kwargs: {type(pipe).__name__} takes no {name!r}")
+    found = {
+        "num_inference_steps": plan.num_inference_steps,
+        "guidance_scale": plan.guidance_scale,
+        **plan.extra,
+        **more,
+    }
+    return accepted(pipe, found)
+
+
+def _question(table: Board, concepts: Sequence[Concept]) -> Asked:
+    """What is to be forgotten, on the canvas.
+
+    Raises:
+        ValueError: if the targets are of different domains.
+    """
+    domains = {c.target: table.canvas.domain_of(c.target, c.kind) for c in concepts}
+    if len(set(domains.values())) > 1:
+        shown = ", ".join(f"{target}: {domain}" for target, domain in domains.items())
+        raise ValueError(f"targets of different domains ({shown}): pass concepts of one")
+    anchors = [concept.anchor_name for concept in concepts]
+    return Asked(table.canvas, list(domains), next(iter(domains.values())), anchors)
+
+
+def _galleries(
+    own: Subject,
+    requests: Sequence[Any],
+    folder: str | Path | None,
+    settings: Mapping[str, Any],
+    batch: int,
+    processes: Processes,
+    progress: bool,
+) -> tuple[Gallery, Gallery]:
+    """The pictures without the adapter, and with it."""
+    place = None if folder is None else Path(folder)
+
+    def pictures(name: str) -> Gallery:
+        where, title = place and place / name, f"draw {name}" if progress else None
+        return draw(own.pipe, requests, settings, where, batch, processes, title)
+
+    with own.without():
+        before = pictures("before")
+    return before, pictures("after")
+
+
+def _attacked(
+    own: Subject,
+    table: Board,
+    question: Asked,
+    settings: Mapping[str, Any],
+    names: Sequence[str | Attack],
+    seeds: Sequence[int],
+    progress: bool,
+) -> tuple[AttackResult, ...]:
+    """Attack the target, and the oracle in the same way."""
+    (target,), domain, canvas = question.targets, question.domain, table.canvas
+
+    def is_target(images: Sequence[Any]) -> list[bool]:
+        return [answer.get(domain) == target for answer in asked(table.judge, images)]
+
+    cells = canvas.across(domain)
+    cells = cells[:: max(1, len(cells) // CELLS)][:CELLS]
+    templates = [canvas.prompt(canvas.cell(domain, "{}", rest)) for rest in cells]
+    scene = Scene(
+        own.pipe,
+        target,
+        is_target,
+        templates,
+        own.component,
+        own.adapter_name,
+        settings=settings,
+    )
+    results = attack(scene, names, seeds, progress)
+    if table.oracle is None:
+        return results
+    with adapters.scaled(own.model, own.adapter_name, 0.0):
+        floor = replace(scene, pipe=table.oracle, adapter_name=None, reference=own.pipe)
+        there = [name for name in names if name != "removal" and not isinstance(name, Removal)]
+        least = {one.name: one.success for one in attack(floor, there, seeds, progress)}
+    return tuple(replace(one, floor=least.get(one.name)) for one in results)

@@ -1,0 +1,1 @@
+"""Metrics: from pictures to figures with intervals."""

@@ -1,9 +1,0 @@
-"""Many adapters as one: merged, so that they cost one at inference, and where they conflict."""
-
-from .conflicts import Conflicts, conflicts
-from .merge import merge
-from .merged import Merged
-from .methods import Method
-from .refine import refine
-
-__all__ = ["Conflicts", "Merged", "Method", "conflicts", "merge", "refine"]

@@ -1,0 +1,1 @@
+"""How a diffusers pipeline is called: its denoiser, tokenizers, and where they run."""

@@ -1,0 +1,1 @@
+"""From a replay buffer to LoRA weights."""

@@ -1,0 +1,166 @@
+"""How training runs on a machine: precision, memory, compilation. None of it changes the aim."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import Auto, Performance
+from ..pipelines.offload import check_streamed, placement
+
+
+def check_supported(performance: Performance, model: nn.Module) -> None:
+    """Refuse what this denoiser cannot do, before anything is recorded.
+
+    Raises:
+        ValueError: if it has no gradient checkpointing, or is quantised and to be sharded, and
+            see `check_streamed`.
+    """
+    check_streamed(model)
+    if performance.gradient_checkpointing is True and not can_checkpoint(model):
+        raise ValueError(
+            f"{type(model).__name__} has no gradient checkpointing: "
+            "use gradient_checkpointing=False and a smaller micro_batch_size"
+        )
+    if performance.shard and getattr(model, "hf_quantizer", None):
+        raise ValueError("a quantised denoiser cannot be sharded: use shard=False")
+
+
+def can_checkpoint(model: nn.Module) -> bool:
+    """Whether a denoiser has gradient checkpointing."""
+    return bool(getattr(model, "_supports_gradient_checkpointing", False))
+
+
+def precision(
+    model: nn.Module, mixed_precision: str
+) -> tuple[Callable[[], AbstractContextManager], torch.amp.GradScaler]:
+    """Autocast for the model's device, and the scaling that float16 gradients need."""
+    device, own = placement(model)
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(mixed_precision)
+    is_half = dtype == torch.float16 or (dtype is None and own == torch.float16)
+    autocast = partial(torch.autocast, device.type, dtype=dtype, enabled=dtype is not None)
+    return autocast, torch.amp.GradScaler(device.type, enabled=is_half)
+
+
+def make_optimizer(
+    parameters: Sequence[nn.Parameter], learning_rate: float, kind: str
+) -> torch.optim.Optimizer:
+    """AdamW without weight decay, which would pull towards the model that remembers."""
+    if kind == "adamw_8bit":
+        import bitsandbytes  # an extra
+
+        return bitsandbytes.optim.AdamW8bit(parameters, lr=learning_rate, weight_decay=0.0)
+    is_cuda = parameters[0].device.type == "cuda"
+    return torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0, fused=is_cuda or None)
+
+
+@contextmanager
+def set_aside(pipe: Any, keep: nn.Module, enabled: bool = True) -> Iterator[None]:
+    """Move a pipe's other modules to the CPU, and back where they were.
+
+    Modules that hooks move, that are spread over devices or quantised stay where they are.
+    """
+    components = getattr(pipe, "components", {}).values()
+    others = [m for m in components if isinstance(m, nn.Module) and m is not keep]
+    moved: list[tuple[nn.Module, torch.device]] = []
+    try:
+        for module in others if enabled else ():
+            if can_set_aside(module):
+                moved.append((module, next(module.parameters()).device))
+                module.to("cpu")
+        if any(device.type == "cuda" for _, device in moved):
+            torch.cuda.empty_cache()
+        yield
+    finally:
+        for module, device in moved:
+            module.to(device)
+
+
+def can_set_aside(module: nn.Module) -> bool:
+    """Whether a module is on an accelerator and may be moved away."""
+    device = _single_device(module)
+    return device is not None and device.type not in ("cpu", "meta")
+
+
+def _single_device(module: nn.Module) -> torch.device | None:
+    """Where a module is; None if it may not be moved."""
+    if getattr(module, "hf_quantizer", None) or getattr(module, "hf_device_map", None):
+        return None
+    if any(hasattr(m, "_hf_hook") or hasattr(m, "_diffusers_hook") for m in module.modules()):
+        return None
+    devices = {t.device for t in (*module.parameters(), *module.buffers())}
+    return devices.pop() if len(devices) == 1 else None
+
+
+@contextmanager
+def checkpointed(model: nn.Module, enabled: bool | Auto) -> Iterator[None]:
+    """Gradient checkpointing for a while; a model that already has it keeps it.
+
+    Args:
+        model: the denoiser; `start_checkpointing` may be called on it in between.
+        enabled: begin with it.
+    """
+    names = ("gradient_checkpointing", "_gradient_checkpointing_func")
+    before = [(m, {n: m.__dict__[n] for n in names if n in m.__dict__}) for m in model.modules()]
+    try:
+        if enabled is True:
+            start_checkpointing(model)
+        yield
+    finally:
+        for module, values in before:
+            for name in names:
+                module.__dict__.pop(name, None)
+            module.__dict__.update(values)
+
+
+def start_checkpointing(model: nn.Module) -> bool:
+    """Switch gradient checkpointing on; False if the denoiser has none, or had it on already."""
+    if not can_checkpoint(model) or getattr(model, "is_gradient_checkpointing", False):
+        return False
+    model.enable_gradient_checkpointing()  # type: ignore[operator]
+    return True
+
+
+@contextmanager
+def compiled(model: nn.Module, enabled: bool, trial: Callable[[], Any]) -> Iterator[None]:
+    """The denoiser's repeated blocks compiled, or the whole of it where it names none.
+
+    Args:
+        model: the denoiser, in place: names, weights and hooks stay.
+        enabled: False: nothing happens.
+        trial: runs the model as it will be run. Where it fails compiled, a RuntimeWarning says
+            why and the model is left uncompiled.
+    """
+    before = {m for m in model.modules() if m._compiled_call_impl is not None}
+    try:
+        if enabled:
+            try:
+                if getattr(model, "_repeated_blocks", None):
+                    model.compile_repeated_blocks()  # type: ignore[operator]
+                else:
+                    model.compile()
+                trial()
+            except Exception as error:
+                _uncompile(model, before)
+                reason = str(error).strip().splitlines()[:1] or [""]
+                warnings.warn(
+                    f"the denoiser cannot be compiled ({type(error).__name__}: {reason[0]}); "
+                    "training goes on without",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+        yield
+    finally:
+        _uncompile(model, before)
+
+
+def _uncompile(model: nn.Module, before: set[nn.Module]) -> None:
+    for module in model.modules():
+        if module not in before:
+            module.__dict__.pop("_compiled_call_impl", None)

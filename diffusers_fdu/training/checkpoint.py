@@ -1,0 +1,235 @@
+"""Files that are whole or not there: a training's state, to go on from after a crash.
+
+A file is a mark, the SHA-256 of what follows, and what `torch.save` writes. It is written beside
+its place, flushed to the disk and moved there, so that a crash at any time leaves the older file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..utils.io import writable_folder
+
+MARK = b"FDUSTATE"
+DIGEST = 32  # bytes
+CHUNK = 2**20  # bytes
+EVERY = 20  # steps between two, if nothing else is said
+KEPT = 2  # checkpoints of a training: the last, and one should the last be damaged
+NAME = "step-{:06d}.state"
+RECORDED = "recorded.state"
+UNFINISHED = ".unfinished-"  # begins the names of files that are being written
+ABOUT, STATE = "about", "state"
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values to a file, whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written; what was there is there.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=UNFINISHED)
+    try:
+        with os.fdopen(handle, "w+b") as file:
+            file.write(MARK + bytes(DIGEST))
+            torch.save(content, file)
+            file.seek(len(MARK) + DIGEST)
+            digest = _digest(file)
+            file.seek(len(MARK))
+            file.write(digest)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What `write` wrote.
+
+    Raises:
+        ValueError: if the file is not whole, or is not there.
+    """
+    try:
+        with path.open("rb") as file:
+            mark, digest = file.read(len(MARK)), file.read(DIGEST)
+            if mark != MARK or digest != _digest(file):
+                raise ValueError(f"{str(path)!r} is damaged or no checkpoint")
+            file.seek(len(MARK) + DIGEST)
+            return torch.load(io.BytesIO(file.read()), map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+
+
+def _digest(file: Any) -> bytes:
+    """SHA-256 of what follows."""
+    digest = hashlib.sha256()
+    while part := file.read(CHUNK):
+        digest.update(part)
+    return digest.digest()
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read(path)
+    except ValueError:
+        return False
+    return True
+
+
+def step_files(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the oldest first."""
+    pattern = re.compile(r"step-\d{6,}\.state")
+    return sorted(path for path in folder.glob("step-*.state") if pattern.fullmatch(path.name))
+
+
+def folder_of(folder: str | Path | None, resume: bool | str | Path = False) -> str | Path | None:
+    """Where checkpoints are kept; that of the one to go on from if no other is given.
+
+    Raises:
+        ValueError: if it cannot be told.
+    """
+    if folder is not None or resume is False:
+        return folder
+    if resume is True:
+        raise ValueError("resume_from_checkpoint=True needs checkpoint_dir")
+    return Path(resume) if Path(resume).is_dir() else Path(resume).parent
+
+
+class Checkpoints:
+    """A training's checkpoints in a folder.
+
+    Args:
+        folder: made if missing.
+        every: steps between two.
+        about: what the training depends on, as JSON types; another training's are refused.
+        resume: False: begin anew. True: go on from the last if there is one. A file: from that
+            one. A folder: from its last.
+        writes: whether this process writes.
+
+    Attributes:
+        state: what to go on from; None: from the beginning.
+
+    Raises:
+        ValueError: if `every` is no positive integer, the folder cannot be written, or the file
+            to go on from is missing, damaged, or of another training.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        every: int,
+        about: dict[str, Any],
+        resume: bool | str | Path = False,
+        writes: bool = True,
+    ) -> None:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"checkpoint_every must be an integer of at least 1, got {every!r}")
+        self.folder, self.every, self.about, self.writes = Path(folder), every, about, writes
+        if writes:
+            writable_folder(self.folder)
+        self._resumes = resume is not False
+        path = self._wanted(resume)
+        self.state = None if path is None else self._checked(path)
+
+    @property
+    def step(self) -> int:
+        """The step to go on from."""
+        return 0 if self.state is None else len(self.state["history"])
+
+    def _wanted(self, resume: bool | str | Path) -> Path | None:
+        if resume is False:
+            return None
+        folder = self.folder if resume is True else Path(resume)
+        if resume is not True and not folder.is_dir():
+            return folder
+        found = step_files(folder)
+        if not found and resume is not True:
+            raise ValueError(f"no checkpoint in {str(folder)!r}")
+        return found[-1] if found else None
+
+    def recorded(self) -> dict[str, Any] | None:
+        """What this training had recorded; None: it is to be recorded now."""
+        path = self.folder / RECORDED
+        if not self._resumes or not path.exists():
+            return None
+        try:
+            return self._checked(path)
+        except ValueError as error:
+            if self.state is None:
+                return None
+            warnings.warn(f"{error}; recording anew", RuntimeWarning, stacklevel=3)
+            return None
+
+    def begin(self, recorded: dict[str, Any] | None) -> None:
+        """Keep what was recorded; if this is a new training, an earlier one's files go.
+
+        Args:
+            recorded: None: it is in the user's hands, or is kept already.
+        """
+        if not self.writes:
+            return
+        if recorded is not None and not self._write(self.folder / RECORDED, recorded):
+            self.writes = False  # what is there stays
+            return
+        stale = list(self.folder.glob(f"{UNFINISHED}*"))
+        if self.state is None:
+            stale += step_files(self.folder)
+            if recorded is None and not self._resumes:
+                stale.append(self.folder / RECORDED)
+        for path in stale:
+            path.unlink(missing_ok=True)
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Keep the state before a step, if it is time.
+
+        A full disk does not end the training: a RuntimeWarning says that this one is missing.
+        """
+        if step % self.every or not self.writes:
+            return
+        if self._write(self.folder / NAME.format(step), state):
+            for path in step_files(self.folder)[:-KEPT]:
+                path.unlink(missing_ok=True)
+
+    def _write(self, path: Path, state: dict[str, Any]) -> bool:
+        try:
+            write(path, {ABOUT: self.about, STATE: state})
+        except OSError as error:
+            reason = error.strerror or error
+            warnings.warn(
+                f"no checkpoint {str(path)!r}: {reason}; training goes on",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return False
+        return True
+
+    def _checked(self, path: Path) -> dict[str, Any]:
+        try:
+            content = read(path)
+        except ValueError as error:
+            whole = [str(other) for other in step_files(path.parent) if _is_whole(other)]
+            advice = f"go on from {whole[-1]!r}" if whole else "no other is whole: start anew"
+            raise ValueError(f"{error}; {advice}") from error
+        about = content[ABOUT]
+        for name, value in self.about.items():
+            if about.get(name) != value:
+                raise ValueError(
+                    f"{str(path)!r} is of a training with {name}={about.get(name)!r}, this one "
+                    f"has {value!r}: use another folder for checkpoints, or do not resume"
+                )
+        return content[STATE]

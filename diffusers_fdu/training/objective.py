@@ -1,0 +1,242 @@
+"""What training minimises on a batch: the pull to the anchor, and the hold on all else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.replay_buffer import Row
+from ..data.sampler import Batch, Sampler
+from ..data.teacher import predict
+from ..divergences.loss import DivergenceLoss, calibrated
+from ..divergences.variational import VariationalLoss
+from ..utils.micro_batches import MicroBatches
+
+Autocast = Callable[[], AbstractContextManager]
+
+MEASURED, LEAST = 64, 16  # rows that set the scale: in all, and of one concept
+STRONGEST = 1e4  # a critic without any slope must not be scaled to infinity
+
+
+class Objective:
+    """unlearn / (2 phi'(s_half)) + retain_weight * retain.
+
+    Every concept has a sigma of its own, so that each starts at the same place of the profile.
+    The unlearning loss is in units of its slope at half the median initial difference, so that f
+    changes the shape of the pull and not its strength against the retain loss. Rows to retain
+    start at a difference of 0, where every profile has the shape of kl; their sigma is the
+    median of the concepts'.
+
+    Args:
+        loss: its sigma is a number for all concepts, or "auto".
+        distances: initial distances of the rows to unlearn, before sigma, one tensor (N,) for
+            each concept.
+        retain_weight: 0: no row is there to retain.
+        critic: takes the place of the profile: the variational estimator; see `balance`.
+
+    Attributes:
+        sigmas: of each concept.
+        first: mean initial s.
+
+    Raises:
+        ValueError: if the divergence has no slope at this sigma, or a sigma cannot be calibrated.
+    """
+
+    def __init__(
+        self,
+        loss: DivergenceLoss,
+        distances: Sequence[Tensor],
+        retain_weight: float,
+        critic: VariationalLoss | None = None,
+    ) -> None:
+        self.critic, self._weight, self.distances = critic, retain_weight, list(distances)
+        self.sigmas = [
+            calibrated(d) if loss.sigma == "auto" else float(loss.sigma) for d in distances
+        ]
+        starts = [d / sigma**2 for d, sigma in zip(distances, self.sigmas, strict=True)]
+        self.first = torch.stack([start.mean() for start in starts]).mean().item()
+        device = distances[0].device
+        is_one = len(starts) == 1
+        sigma = self.sigmas[0] if is_one else 1.0
+        self._unlearn = DivergenceLoss(loss.divergence, sigma, loss.reduction, loss.kernel)
+        middle = sorted(self.sigmas)[len(self.sigmas) // 2]
+        self._retain = DivergenceLoss("kl", middle, loss.reduction, loss.kernel)
+        units = [2 * _slope(loss, start, s) for start, s in zip(starts, self.sigmas, strict=True)]
+        self._unit = sum(units) / len(units)
+        self._force = 1.0
+        self._sigmas = None if is_one else torch.tensor(self.sigmas, device=device)
+        self._shares = torch.tensor([self._unit / unit for unit in units], device=device)
+
+    def unlearn(self, answer: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The part of the rows to unlearn.
+
+        Args:
+            answer: the student's predictions of these rows, (size, ...).
+            batch: theirs.
+
+        Returns:
+            A scalar, and (mean phi, mean s), (2,), without gradient.
+        """
+        target, weights = batch.target[: batch.size], batch.weights
+        if self.critic is not None:
+            return self._from_critic(answer, target, batch)
+        if self._sigmas is not None:
+            answer, target = self._scaled(answer, batch), self._scaled(target, batch)
+            shares = self._shares[batch.concept]
+            weights = shares if weights is None else shares * weights
+        value, s = self._unlearn.with_distance(answer, target, weights=weights)
+        return value / self._unit, torch.stack([value, s.mean()]).detach()
+
+    def retain(self, answer: Tensor, batch: Batch) -> Tensor:
+        """The part of the rows to retain: mean s / 2 times its weight.
+
+        Args:
+            answer: the student's predictions of these rows, (B - size, ...).
+            batch: theirs.
+        """
+        value, _ = self._retain.with_distance(answer, batch.target[batch.size :])
+        return self._weight * value
+
+    def __call__(self, answer: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The objective of a batch, and its parts.
+
+        Args:
+            answer: the student's predictions, (B, ...).
+            batch: its rows.
+
+        Returns:
+            The objective, a scalar, and (objective, mean phi, mean s, mean retain s / 2), (4,),
+            without gradient.
+        """
+        objective, figures = self.unlearn(answer[: batch.size], batch)
+        retain = torch.zeros_like(objective)
+        if self._weight:
+            retain = self.retain(answer[batch.size :], batch)
+            objective = objective + retain
+        return objective, self.figures(objective, figures, retain)
+
+    def figures(self, objective: Tensor, unlearn: Tensor, retain: Tensor) -> Tensor:
+        """(objective, mean phi, mean s, mean retain s / 2), (4,), without gradient."""
+        share = retain / self._weight if self._weight else retain
+        return torch.stack([objective, *unlearn, share]).detach()
+
+    def prepare(self, answer: Tensor, batch: Batch) -> None:
+        """One step of the critic alone.
+
+        Args:
+            answer: the student's predictions of rows to unlearn, (size, ...).
+            batch: these rows come first in it.
+        """
+        assert self.critic is not None
+        size = batch.size
+        target, time = batch.target[:size], batch.timestep[:size]
+        self.critic.update(answer, target, time, weights=batch.weights)
+
+    def update_critic(self, answer: Tensor, batch: Batch) -> None:
+        """The critic's steps for one of the student, see `prepare`."""
+        assert self.critic is not None
+        for _ in range(self.critic.options.critic_steps):
+            self.prepare(answer, batch)
+
+    @torch.enable_grad()
+    def balance(self, answer: Tensor, batch: Batch) -> None:
+        """Scale the critic's pull to the one that the profile has on the same predictions.
+
+        A critic's slope is in no unit that could be weighed against the retain loss.
+
+        Args:
+            answer: the student's predictions of rows to unlearn alone, before the first step.
+            batch: theirs.
+        """
+        assert self.critic is not None
+        critic, self.critic = self.critic, None
+        leaf = answer.detach().float().requires_grad_()
+        (exact,) = torch.autograd.grad(self.unlearn(leaf, batch)[0], leaf)
+        self.critic = critic
+        bound = critic(leaf, batch.target, batch.timestep, weights=batch.weights)
+        (own,) = torch.autograd.grad(bound, leaf)
+        tiny = torch.finfo(torch.float32).tiny
+        squares = torch.stack([exact.square().sum(), own.square().sum()])
+        critic.processes.mean_([squares])
+        pull, slope = squares.sqrt()
+        self._force = (pull / slope.clamp(min=tiny)).clamp(max=STRONGEST).item()
+
+    def state(self) -> dict[str, Any]:
+        """What it was made with and has learnt since, for a checkpoint."""
+        made = {"distances": self.distances}
+        if self.critic is None:
+            return made
+        return {**made, **self.critic.state(), "force": self._force}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on as from that state, of an objective made with the same distances."""
+        if self.critic is not None:
+            self.critic.restore(state)
+            self._force = state["force"]
+
+    def _from_critic(self, answer: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        assert self.critic is not None
+        time, weights = batch.timestep[: batch.size], batch.weights
+        bound = self.critic(answer, target, time, weights=weights)
+        distance = self._unlearn.distance(answer.detach(), target)
+        sigmas = self.sigmas[0] if self._sigmas is None else self._sigmas[batch.concept]
+        figures = torch.stack([bound, (distance / sigmas**2).mean()]).detach()
+        return self._force * bound, figures
+
+    def _scaled(self, value: Tensor, batch: Batch) -> Tensor:
+        assert self._sigmas is not None
+        sigmas = self._sigmas[batch.concept].reshape(-1, *[1] * (value.dim() - 1))
+        return value.float() / sigmas
+
+
+def _slope(loss: DivergenceLoss, start: Tensor, sigma: float) -> float:
+    """Slope at half the median initial difference."""
+    half = start.median().reshape(1) / 4  # s is a square
+    slope = loss.divergence.dphi(half).item()
+    if not 0 < slope < math.inf:
+        raise ValueError(
+            f"{loss.divergence.name} has slope {slope} at sigma={sigma}, where the "
+            f"median s is {start.median().item():.3g}: use sigma='auto', or another sigma"
+        )
+    return slope
+
+
+@torch.no_grad()
+def initial_distances(
+    model: nn.Module, sampler: Sampler, loss: DivergenceLoss, size: int = 16
+) -> list[Tensor]:
+    """Distances of the frozen model to each concept's anchor, on up to 64 rows in all.
+
+    Args:
+        model: the denoiser, no new adapter on it.
+        sampler: of what was recorded.
+        loss: measures the distance, before sigma.
+        size: rows in one call of the denoiser.
+
+    Returns:
+        One tensor (N,) for each concept.
+    """
+    found = []
+    for concept in range(sampler.concepts):
+        rows = sampler.spread(concept, max(LEAST, MEASURED // sampler.concepts))
+
+        def distance(part: Sequence[Row]) -> Tensor:
+            batch = sampler.batch(part, [])
+            return loss.distance(answer_batch(model, batch), batch.target)
+
+        found.append(torch.cat(MicroBatches(size).map(distance, rows)))
+    return found
+
+
+def answer_batch(
+    model: nn.Module, batch: Batch, autocast: Callable[[], AbstractContextManager] = nullcontext
+) -> Tensor:
+    """What the student predicts on a batch, where the targets are."""
+    with autocast():
+        answer = predict(model, batch.calls)
+        return answer.to(batch.target.device)  # offloading moves the answer

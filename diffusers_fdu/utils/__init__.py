@@ -1,0 +1,1 @@
+"""What every other folder may use: nested tensors, processes, statistics."""

@@ -1,0 +1,105 @@
+"""Arguments of a denoiser: tensors, lists of tensors, numbers; compared, copied, sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Leaves = dict[str, Any]
+"""Arguments of one row, by dotted name: tensors, or what else is given; None: left out."""
+
+CLOSE = 0.01  # one text encoded twice differs by rounding, relative; two texts by far more
+
+
+def chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """Parts of at most this size, in order."""
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def flatten(kwargs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keyword arguments as one dict with dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in kwargs.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split(".")
+        level = nested
+        for parent in parents:
+            level = level.setdefault(parent, {})
+        level[name] = value
+    return nested
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two values are equal, tensors within lists and their shapes included."""
+    if torch.is_tensor(a) and torch.is_tensor(b):
+        return a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if torch.is_tensor(a) or torch.is_tensor(b):
+        return False
+    return a == b
+
+
+def close(a: Any, b: Any) -> bool:
+    """Whether two values are one text, encoded twice."""
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(close, a, b))
+    if not (torch.is_tensor(a) and torch.is_tensor(b)):
+        return same(a, b)
+    if a.shape != b.shape or not a.is_floating_point():
+        return same(a, b)
+    return bool((a - b).float().norm() <= CLOSE * b.float().norm())
+
+
+def on_cpu(value: Any) -> Any:
+    """A value with its tensors on the CPU."""
+    if torch.is_tensor(value):
+        return value.cpu()
+    if isinstance(value, list | tuple):
+        return type(value)(map(on_cpu, value))
+    return value
+
+
+def cloned(value: Any) -> Any:
+    """A copy that no later step of the pipeline changes."""
+    if torch.is_tensor(value):
+        return value.detach().clone()
+    if isinstance(value, list | tuple):
+        return type(value)(map(cloned, value))
+    return value
+
+
+def given(value: Any, device: torch.device, floating: torch.dtype | None) -> Any:
+    """A value with its tensors on a device.
+
+    Args:
+        value: a tensor, a list, or anything else, which stays as it is.
+        device: where the tensors go.
+        floating: dtype of floating tensors; None: their own.
+    """
+    if isinstance(value, list | tuple):
+        return type(value)(given(item, device, floating) for item in value)
+    if not torch.is_tensor(value):
+        return value
+    sent = _sent(value, device)
+    return sent.to(floating) if floating and value.is_floating_point() else sent
+
+
+def _sent(value: Tensor, device: torch.device) -> Tensor:
+    """On a device; through pinned memory, so that the copy does not wait for running kernels."""
+    if device.type != "cuda" or value.device.type != "cpu":
+        return value.to(device)
+    return value.pin_memory().to(device, non_blocking=True)
