@@ -13,7 +13,11 @@ from typing import Any
 
 from examples.benchmarks.lines import LONGEST, Results
 
-FILES = ("tests/test_gpu.py", "tests/test_fused.py", "tests/test_quantised.py")
+FILES = (
+    "tests/test_gpu.py",
+    "tests/divergences/test_triton_launch.py",
+    "tests/training/test_quantised.py",
+)
 WORKERS = 8
 TIMEOUT = 60  # seconds for one test, where pytest-timeout is installed
 FEW = "idle_parts or (families and flux and None)"  # what shows that tests run

@@ -7,7 +7,7 @@ a bounded profile's phi' falls like exp(-s/8), which is kept out of the table:
     log phi'(s) ~  d(u) - s/8     bounded;  d(u) otherwise
 
 c and d are cubic splines. 64 knots a decade hold phi to 1.5e-6 for js and le_cam, and to 2e-5
-for generators that grow like t^3, relative (`tests/test_spline.py`).
+for generators that grow like t^3, relative (`tests/divergences/test_triton_profile_table.py`).
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from diffusers_fdu.hub.markup import cleaned, escaped, slug
 from diffusers_fdu.hub.preview import draw_pictures, prompt_of, prompts
 from diffusers_fdu.utils.statistics import wilson
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 EVALUATION = {
     "protocol": "Drawn and judged.",
     "images": 12,

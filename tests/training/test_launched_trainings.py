@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from diffusers_fdu.cli import order
 from diffusers_fdu.utils.io import writable_folder
 
-TESTS = Path(__file__).parent
-FSDP = ("--config_file", str(TESTS.parent / "examples" / "fsdp.yaml"), "--mixed_precision", "no")
+ROOT = Path(__file__).parents[2]
+HELPERS = ROOT / "tests" / "helpers"
+FSDP = ("--config_file", str(ROOT / "examples" / "fsdp.yaml"), "--mixed_precision", "no")
 TWO = ("--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no")
 COMMAND = ("-m", "diffusers_fdu", "unlearn", "--model", "emoji", "--f", "kl", "--steps", "4")
 DATA = ("--set", "trajectories=4", "--set", "retain_weight=0", "--guidance-scale", "1")
@@ -32,7 +33,7 @@ FILE, RECIPE = "pytorch_lora_weights.safetensors", "recipe.json"
 
 def start(*arguments: str, launch: tuple[str, ...] = ()) -> subprocess.Popen:
     launcher = ("-m", "accelerate.commands.launch", *launch, "--main_process_port", "0")
-    env = {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "ACCELERATE_USE_CPU": "true"}
+    env = {"PYTHONPATH": f"{HELPERS}:{ROOT}", "ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(
         [sys.executable, *(launcher if launch else ()), *COMMAND, *SMALL, *arguments],
         env={**os.environ, **env},

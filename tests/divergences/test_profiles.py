@@ -9,7 +9,7 @@ import torch
 
 from diffusers_fdu.divergences.profiles import DIVERGENCES, Divergence, divergence
 
-PROFILES = json.loads((Path(__file__).parent / "data" / "profiles.json").read_text())
+PROFILES = json.loads((Path(__file__).parents[1] / "data" / "profiles.json").read_text())
 CLOSED = [n for n in PROFILES if n not in ("js", "le_cam")]
 
 

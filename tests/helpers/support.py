@@ -1,6 +1,6 @@
 """Measure every supported pipeline and write the tables of docs/families.md and the README.
 
-    python tests/support.py
+    python tests/helpers/support.py
 
 Tiny pipelines with random weights: what is shown is that recording, training, saving, loading and
 stacking work, not that a picture is forgotten.
@@ -38,7 +38,7 @@ from diffusers_fdu.pipelines.offload import onloaded
 from diffusers_fdu.pipelines.recorder import Recorder
 
 TARGET, ANCHOR = "a snoopy", "a dog in a red house"
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- families -->", "<!-- end of families -->"
 CPU = torch.device("cpu")
 TRAINING = {"trajectories": 4, "steps": 40, "batch_size": 4, "rank": 8, "early_stop": 0.0}

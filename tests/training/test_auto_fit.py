@@ -307,7 +307,7 @@ def test_an_address_space_that_does_not_hold_all_rows(at_once) -> None:
         command + ["--at-once"] * at_once,
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr

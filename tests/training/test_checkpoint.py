@@ -14,13 +14,14 @@ from tiny import unlearner
 from diffusers_fdu.training import checkpoint
 from diffusers_fdu.training.checkpoint import read, step_files, write
 
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
+HELPERS = ROOT / "tests" / "helpers"
 KILLED = -9
 
 
 def run(folder: Path, kill_at: int, resume: str, *options: str) -> int:
-    command = [sys.executable, str(TESTS / "resumed.py"), str(folder), str(kill_at), resume]
-    env = {**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}"}
+    command = [sys.executable, str(HELPERS / "resumed.py"), str(folder), str(kill_at), resume]
+    env = {**os.environ, "PYTHONPATH": f"{HELPERS}:{ROOT}"}
     done = subprocess.run([*command, *options], env=env, capture_output=True, text=True)
     assert done.returncode in (0, KILLED), done.stderr[-2000:]
     return done.returncode

@@ -1,6 +1,6 @@
 """A training that test_checkpoint.py kills, and one that goes on.
 
-    python tests/resumed.py FOLDER KILL_AT RESUME key=value ...
+    python tests/helpers/resumed.py FOLDER KILL_AT RESUME key=value ...
 
 is killed in the callback of step KILL_AT, or saves the adapter to FOLDER/adapter if it is -1.
 """

@@ -12,7 +12,7 @@ import torch
 from diffusers_fdu.divergences.profiles import divergence
 from diffusers_fdu.divergences.triton.profile_table import profile_table
 
-PROFILES = json.loads((Path(__file__).parent / "data" / "profiles.json").read_text())
+PROFILES = json.loads((Path(__file__).parents[1] / "data" / "profiles.json").read_text())
 
 
 def evaluate(table, s):

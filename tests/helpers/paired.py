@@ -1,6 +1,6 @@
 """Adapters of supported pipelines, trained by one process or by several together.
 
-    python tests/paired.py OUT KEY ...
+    python tests/helpers/paired.py OUT KEY ...
 
 writes each family's adapter from the main process; a launcher starts the others.
 """

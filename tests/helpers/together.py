@@ -1,6 +1,6 @@
 """What processes that train together are given: run by other tests under a launcher.
 
-    python tests/together.py OUT key=value ... [-- OUT key=value ...]
+    python tests/helpers/together.py OUT key=value ... [-- OUT key=value ...]
 
 writes the adapter's weights and what was recorded from the main process; with shard=true also what
 was called while training.
