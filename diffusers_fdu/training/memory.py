@@ -44,7 +44,8 @@ STATES = 4  # weight, gradient and two moments
 WORKSPACE = 64 * 2**20
 """On CUDA: cuBLAS keeps 32 MiB on a Hopper for each thread that uses it, forward and backward."""
 MOMENTS = 5 * 8  # bytes of the closed form's float64 matrices for each pair of a text's dimensions
-KEPT = 16  # more than twice what any family takes in float32: `pytest tests/training/test_memory.py -k bound`
+KEPT = 16
+"""Bytes, more than twice what any family takes in float32: `pytest -k bound`."""
 GUIDED = 2  # rows that a guided pipeline asks about for each picture
 
 
