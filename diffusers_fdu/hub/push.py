@@ -19,8 +19,8 @@ from ..adapters.download import LIBRARY
 from ..adapters.read import read_adapter
 from ..adapters.recipe import RECIPE_NAME, public
 from ..utils.hub_errors import explained
+from ..utils.markup import cleaned
 from .card import base_name, card
-from .markup import cleaned
 
 
 def push(

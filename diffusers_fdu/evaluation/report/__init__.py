@@ -6,7 +6,6 @@ from .files import (
     to_json,
     write_report,
 )
-from .markdown import to_markdown
-from .page import to_html
+from .pages import to_html, to_markdown
 
 __all__ = ["from_json", "is_evaluation", "to_html", "to_json", "to_markdown", "write_report"]
