@@ -24,7 +24,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -83,24 +83,29 @@ METRICS = {
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A measured number in words.
+class Metric:
+    """A figure.
 
     Args:
-        name: of the metric.
         value: with the adapter.
         low: lower bound of its 95 % confidence interval; None: not known.
         high: upper bound.
-        before: the same without the adapter; None: not measured.
-        count: number of pictures behind it; 0: not known.
+        before: the same without the adapter; None: not measured, or it has no meaning there.
+        count: number of pictures behind it.
     """
 
-    name: str
     value: float
     low: float | None = None
     high: float | None = None
     before: float | None = None
     count: int = 0
+
+
+class Figure(NamedTuple):
+    """What was measured of a metric, in words."""
+
+    name: str
+    metric: Metric
 
     @property
     def meaning(self) -> Meaning:
@@ -116,27 +121,35 @@ class Figure:
     @property
     def interval(self) -> str:
         """Its bounds; "" if they are not known."""
-        return interval(self.low, self.high, self.meaning.form)
+        return interval(self.metric, self.meaning.form)
 
-    def written(self, value: float | None) -> str:
-        """A number of this metric; "" if there is none."""
-        return "" if value is None else f"{value:{self.meaning.form}}"
+    @property
+    def value(self) -> str:
+        """The number with the adapter."""
+        return f"{self.metric.value:{self.meaning.form}}"
+
+    @property
+    def before(self) -> str:
+        """The number without the adapter; "" if there is none."""
+        before = self.metric.before
+        return "" if before is None else f"{before:{self.meaning.form}}"
 
     def __str__(self) -> str:
         bounds = f" ({self.interval})" if self.interval else ""
-        return f"{self.meaning.title} {self.written(self.value)}{bounds}"
+        return f"{self.meaning.title} {self.value}{bounds}"
 
 
-def interval(low: float | None, high: float | None, form: str = SHARE) -> str:
-    """Bounds of a confidence interval in words; "" if they are not known."""
+def interval(metric: Metric, form: str = SHARE) -> str:
+    """Bounds of a figure's confidence interval; "" if they are not known."""
+    low, high = metric.low, metric.high
     return "" if low is None or high is None else f"{low:{form}} to {high:{form}}"
 
 
 def figures(evaluation: Mapping[str, Any]) -> list[Figure]:
-    """The measured numbers of an evaluation that was `checked`; none of an empty one."""
-    fields = ("value", "low", "high", "before", "count")
+    """The figures of an evaluation that was `checked`; none of an empty one."""
+    names = [field.name for field in fields(Metric)]
     return [
-        Figure(name, **{key: metric[key] for key in fields if key in metric})
+        Figure(name, Metric(**{key: metric[key] for key in names if key in metric}))
         for name, metric in mapping(evaluation.get("metrics")).items()
     ]
 

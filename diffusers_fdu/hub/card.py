@@ -30,7 +30,6 @@ TARGET_TAG = "unlearns:"
 TAGS = ("diffusers", "lora", "template:diffusion-lora", "concept-unlearning", OWN_TAG)
 MAX_TAGS = 32
 VIDEO = ("Wan", "LTX", "HunyuanVideo", "CogVideo", "Mochi", "Allegro", "TextToVideo", "Latte")
-NOT_ON_THE_HUB = ""
 ELSEWHERE = ("for", "unlearns")  # rows of a recipe that the card has in a place of their own
 
 
@@ -55,7 +54,7 @@ def render_card(
     """
     check_repo_id(repo_id)
     found = read_adapter(directory)
-    return card(found, list(contents(found)), repo_id, base_name(found, base_model), licence)
+    return card(found, repo_id, base_name(found, base_model), licence)
 
 
 def base_name(found: AdapterFile, given: str | None) -> str | None:
@@ -73,7 +72,7 @@ def base_name(found: AdapterFile, given: str | None) -> str | None:
             raise ValueError(f"base_model {given!r} is no name on the Hub: write org/name")
         return given
     own = found.recipe.get("base_model")
-    if given == NOT_ON_THE_HUB or own == EMBEDDED:
+    if given == "" or own == EMBEDDED:
         return None
     if isinstance(own, str) and is_repo_id(own) and not Path(own).is_dir():
         return own
@@ -84,25 +83,19 @@ def base_name(found: AdapterFile, given: str | None) -> str | None:
     )
 
 
-def card(
-    found: AdapterFile,
-    names: Sequence[str],
-    repo_id: str,
-    base: str | None,
-    licence: str | None = None,
-) -> str:
-    """The card's text.
+def card(found: AdapterFile, repo_id: str, base: str | None, licence: str | None = None) -> str:
+    """The same of an adapter that was read.
 
     Args:
         found: the adapter.
-        names: of the files that go with it.
         repo_id: `user/name`.
         base: name of the base model on the Hub; None: it is not there.
         licence: of the base model, as the Hub names licences; None: none is stated.
 
     Raises:
-        ValueError: if the evaluation beside it is damaged, or about other weights.
+        ValueError: if a file beside it is damaged, or about other weights.
     """
+    names = contents(found)
     info, recipe = of_adapter(found), found.recipe
     if info.unmeasured:
         raise ValueError(info.unmeasured)
@@ -175,5 +168,5 @@ def _result(figure: Figure, task: str, evaluation: Mapping[str, Any]) -> EvalRes
         dataset_name=cleaned(f"{evaluation['images']} pictures, by {evaluation['judge']}"),
         metric_type=figure.name,
         metric_name=figure.meaning.title,
-        metric_value=figure.value,
+        metric_value=figure.metric.value,
     )

@@ -66,7 +66,7 @@ def push(
     found = read_adapter(folder)
     base = base_name(found, base_model)
     files = contents(found)
-    text = card(found, list(files), repo_id, base, licence)
+    text = card(found, repo_id, base, licence)
     additions = [CommitOperationAdd(CARD_NAME, text.encode())]
     for name, path in files.items():
         content = _public_recipe(found, base) if name == RECIPE_NAME else None

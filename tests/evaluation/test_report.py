@@ -191,7 +191,7 @@ def test_the_markdown_has_the_same_figures() -> None:
 
 def test_bars_and_whiskers_stand_where_the_figures_are() -> None:
     root = ElementTree.fromstring(
-        CHARTS.bars([Figure(name, **vars(m)) for name, m in EVALUATION.metrics.items()])
+        CHARTS.bars([Figure(*item) for item in EVALUATION.metrics.items()])
     )
     group = next(g for g in root.iter("g") if g.get("data-metric") == "ua")
     bar = group.find("rect")

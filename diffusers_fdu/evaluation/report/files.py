@@ -9,9 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ...adapters.measured import EVALUATION_NAME, write_evaluation
+from ...adapters.measured import Metric, write_evaluation
 from ...utils.io import as_json, writable_folder
-from ..result import AttackResult, Evaluation, Metric
+from ..result import AttackResult, Evaluation
 from .pages import to_html, to_markdown
 
 
@@ -65,11 +65,6 @@ def write_report(evaluation: Evaluation, directory: str | Path) -> Path:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(folder / name)
     return folder
-
-
-def is_evaluation(directory: str | Path) -> bool:
-    """Whether a folder holds one."""
-    return (Path(directory) / EVALUATION_NAME).is_file()
 
 
 def _metrics(evaluation: Evaluation) -> Iterator[tuple[str, Metric]]:

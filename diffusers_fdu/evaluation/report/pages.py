@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from PIL.Image import Image, Resampling
 
-from ...adapters.measured import Figure, interval
+from ...adapters.measured import Figure, Metric, interval
 from ...adapters.summary import rows
 from ...utils.markup import cleaned, render
-from ..result import Evaluation, Metric
+from ..result import Evaluation
 
 SIDE = 192
 """Pixels of a shown picture at most."""
@@ -59,7 +59,7 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "title": ", ".join(map(cleaned, evaluation.targets)),
         "headline": headline(evaluation),
-        "figures": [Figure(name, **vars(metric)) for name, metric in evaluation.metrics.items()],
+        "figures": [Figure(*item) for item in evaluation.metrics.items()],
         "attacks": evaluation.attacks,
         "about": about(evaluation),
         "recipe": rows(evaluation.recipe),
@@ -100,7 +100,7 @@ def about(evaluation: Evaluation) -> list[str]:
 
 
 def _bounded(metric: Metric) -> str:
-    bounds = interval(metric.low, metric.high, ".0%")
+    bounds = interval(metric, ".0%")
     return f"{metric.value:.0%}" + (f" ({bounds})" if bounds else "")
 
 
