@@ -10,12 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from .adapter_file import PEFT_WEIGHTS_NAME, WEIGHTS_NAME
+from ..utils.markup import cleaned
+from .adapter_file import PEFT_WEIGHTS_NAME, WEIGHTS_NAME, AdapterFile
+from .contents import weights_path
 from .download import local_folder
 from .export.exported import read_exported
-from .measured import read_evaluation
+from .measured import figures, read_evaluation
 from .read import read_adapter
-from .summary import evaluated, sections, shown
+from .summary import Rows, rows
 
 LONGEST_REASON = 1000  # characters; it has a path
 
@@ -63,7 +65,7 @@ class AdapterInfo:
     def name(self) -> str:
         """The recipe's, or the folder's."""
         place = Path(self.repo_id).name if self.repo_id else self.path.resolve().stem
-        return shown(self.recipe.get("adapter_name") or place)
+        return cleaned(self.recipe.get("adapter_name") or place)
 
     @property
     def load(self) -> list[str]:
@@ -80,38 +82,43 @@ class AdapterInfo:
         second = ", load_into_transformer_2=True" if self.component == "transformer_2" else ""
         return [f"pipe.load_lora_weights({path!r}{second})"]
 
-    def __str__(self) -> str:
-        measured = evaluated(self.evaluation)
-        measured += [shown(self.unmeasured, LONGEST_REASON)] if self.unmeasured else []
-        parts = {
-            **sections(self.recipe),
-            "update": self._update(),
-            **({"measured": measured} if measured else {}),
-            "size": self._size(),
-            "load": self.load,
-        }
-        if not self.recipe:
-            none = ["not known: there is no recipe.json beside it"]
-            parts = {"unlearns": none, **parts}
-        lines = [self.name]
-        for title, rows in parts.items():
-            lines += [f"  {title if i == 0 else '':10} {row}" for i, row in enumerate(rows)]
-        return "\n".join(lines)
-
-    def _update(self) -> list[str]:
+    @property
+    def weights(self) -> Rows:
+        """What its weights are, in words."""
         least, most = (pick(self.norms, key=self.norms.__getitem__) for pick in (min, max))
         return [
-            f"|dW| {self.norm:.4g} over all layers",
-            f"least {self.norms[least]:.4g} in {shown(least)}",
-            f"most  {self.norms[most]:.4g} in {shown(most)}",
+            ("rank", _range(self.ranks)),
+            ("alpha", _range(self.alphas)),
+            ("adapted", f"{len(self.ranks)} layers of the {cleaned(self.component)}"),
+            ("update", f"|dW| {self.norm:.4g} over all layers"),
+            ("least changed", f"{self.norms[least]:.4g} in {cleaned(least)}"),
+            ("most changed", f"{self.norms[most]:.4g} in {cleaned(most)}"),
+            ("size", f"{self.parameters:,} numbers, {self.bytes:,} bytes, format {self.format}"),
         ]
 
-    def _size(self) -> list[str]:
+    @property
+    def rows(self) -> Rows:
+        """All that is told of it."""
+        unknown = [("unlearns", "not known: there is no recipe.json beside it")]
+        measured = list(map(str, figures(self.evaluation)))
+        if self.evaluation:
+            about = f"{self.evaluation['protocol']}, {self.evaluation['images']} images"
+            measured.append(cleaned(f"by the protocol: {about}"))
+        if self.unmeasured:
+            measured.append(cleaned(self.unmeasured, LONGEST_REASON))
         return [
-            f"rank {_range(self.ranks)}, alpha {_range(self.alphas)}, {len(self.ranks)} layers of "
-            f"the {self.component}",
-            f"{self.parameters:,} numbers, {self.bytes:,} bytes, in the format {self.format}",
+            *(rows(self.recipe) if self.recipe else unknown),
+            *self.weights,
+            *(("measured", text) for text in measured),
+            *(("load", text) for text in self.load),
         ]
+
+    def __str__(self) -> str:
+        lines, above = [self.name], ""
+        for label, text in self.rows:
+            lines.append(f"  {label if label != above else '':13} {text}")
+            above = label
+        return "\n".join(lines)
 
 
 def _range(values: Mapping[str, float]) -> str:
@@ -140,18 +147,22 @@ def describe(source: str | Path) -> AdapterInfo:
     if path.is_dir() and not any((path / n).exists() for n in (WEIGHTS_NAME, PEFT_WEIGHTS_NAME)):
         files = sorted(path.glob("*.safetensors"))
         path = files[0] if len(files) == 1 else path
-    return _of_file(path) if path.is_file() else _of_folder(path, repo_id)
+    return _of_file(path) if path.is_file() else of_adapter(read_adapter(path), repo_id)
 
 
-def _of_folder(folder: Path, repo_id: str | None) -> AdapterInfo:
-    found = read_adapter(folder)
-    modules = found.modules
+def of_adapter(found: AdapterFile, repo_id: str | None = None) -> AdapterInfo:
+    """The same of an adapter that was read.
+
+    Args:
+        found: the adapter, in its folder.
+        repo_id: its name on the Hub, if it was asked for by that.
+    """
+    modules, file = found.modules, weights_path(found)
     ranks = {name: found.rank(name) for name in modules}
     alphas = {name: found.alpha(name) for name in modules}
-    file = folder / (WEIGHTS_NAME if found.format == "diffusers" else PEFT_WEIGHTS_NAME)
-    evaluation, unmeasured = _evaluation(folder, file)
+    evaluation, unmeasured = _evaluation(found.folder, file)
     return AdapterInfo(
-        folder,
+        found.folder,
         found.format,
         found.component,
         ranks,
@@ -173,7 +184,7 @@ def _of_file(path: Path) -> AdapterInfo:
     return AdapterInfo(
         path,
         "kohya",
-        shown(component) if isinstance(component, str) else "denoiser",
+        cleaned(component) if isinstance(component, str) else "denoiser",
         {name: layer.rank for name, layer in layers.items()},
         {name: layer.alpha for name, layer in layers.items()},
         {n: norm(layer.down, layer.up, layer.alpha / layer.rank) for n, layer in layers.items()},

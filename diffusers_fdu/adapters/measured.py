@@ -1,4 +1,4 @@
-"""`evaluation.json`: what was measured of an adapter, beside its weights.
+"""`evaluation.json`: what was measured of an adapter, beside its weights; and figures in words.
 
     {
       "protocol": "what was drawn, how often, and how a number was made of it",
@@ -23,14 +23,135 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
-from .summary import METRICS, number
+from .summary import mapping, number
 
 EVALUATION_NAME = "evaluation.json"
 MAX_BYTES = 2**20
 NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+SHARE, DISTANCE = ".1%", ".3g"
+
+
+class Meaning(NamedTuple):
+    """A metric in words.
+
+    Args:
+        title: its name.
+        about: what it counts, in one line.
+        better: "more", "less" or "": neither.
+        form: how its numbers are written; those of a `SHARE` are between 0 and 1.
+    """
+
+    title: str
+    about: str
+    better: str = "more"
+    form: str = SHARE
+
+
+METRICS = {
+    "ua": Meaning(
+        "UA", "unlearning accuracy: the target's pictures that are not judged the target"
+    ),
+    "ira": Meaning("IRA", "in-domain retain accuracy: others judged right in the target's domain"),
+    "cra": Meaning("CRA", "cross-domain retain accuracy: others judged right in the other domain"),
+    "harmonic_mean": Meaning("Harmonic mean", "of UA, IRA and CRA"),
+    "mace": Meaning("MACE", "harmonic mean of efficacy, specificity and generality"),
+    "efficacy": Meaning("Efficacy", "the target's pictures that show the target", "less"),
+    "specificity": Meaning("Specificity", "the others' pictures judged right: IRA"),
+    "generality": Meaning("Generality", "pictures of synonyms that show the target", "less"),
+    "paraphrases": Meaning("Paraphrases", "that still show the target", "less"),
+    "clip_score": Meaning(
+        "CLIP score, target", "its pictures against its words, 0 to 2.5", "less", DISTANCE
+    ),
+    "clip_score_others": Meaning(
+        "CLIP score, others", "their pictures against their prompts, 0 to 2.5", "more", DISTANCE
+    ),
+    "clip_accuracy": Meaning(
+        "CLIP accuracy", "the target's pictures nearer to it than to the anchor", "less"
+    ),
+    "fid": Meaning("FID", "of the others' pictures, before against after", "less", DISTANCE),
+    "kid": Meaning("KID", "of the others' pictures, before against after", "less", DISTANCE),
+    "pixel_drift": Meaning(
+        "Pixel drift", "of the others' pictures at equal seed, 0 to 1", "less", DISTANCE
+    ),
+    "feature_drift": Meaning("Feature drift", "of the same, by features", "less", DISTANCE),
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure.
+
+    Args:
+        value: with the adapter.
+        low: lower bound of its 95 % confidence interval; None: not known.
+        high: upper bound.
+        before: the same without the adapter; None: not measured, or it has no meaning there.
+        count: number of pictures behind it.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    before: float | None = None
+    count: int = 0
+
+
+class Figure(NamedTuple):
+    """What was measured of a metric, in words."""
+
+    name: str
+    metric: Metric
+
+    @property
+    def meaning(self) -> Meaning:
+        """The metric; an unknown one is a number with a name."""
+        return METRICS.get(self.name, Meaning(self.name, "", "", DISTANCE))
+
+    @property
+    def about(self) -> str:
+        """What it counts, and which way is better."""
+        _, about, better, _ = self.meaning
+        return f"{about} ({better} is better)" if better else about
+
+    @property
+    def interval(self) -> str:
+        """Its bounds; "" if they are not known."""
+        return interval(self.metric, self.meaning.form)
+
+    @property
+    def value(self) -> str:
+        """The number with the adapter."""
+        return f"{self.metric.value:{self.meaning.form}}"
+
+    @property
+    def before(self) -> str:
+        """The number without the adapter; "" if there is none."""
+        before = self.metric.before
+        return "" if before is None else f"{before:{self.meaning.form}}"
+
+    def __str__(self) -> str:
+        bounds = f" ({self.interval})" if self.interval else ""
+        return f"{self.meaning.title} {self.value}{bounds}"
+
+
+def interval(metric: Metric, form: str = SHARE) -> str:
+    """Bounds of a figure's confidence interval; "" if they are not known."""
+    low, high = metric.low, metric.high
+    return "" if low is None or high is None else f"{low:{form}} to {high:{form}}"
+
+
+def figures(evaluation: Mapping[str, Any]) -> list[Figure]:
+    """The figures of an evaluation that was `checked`; none of an empty one."""
+    names = [field.name for field in fields(Metric)]
+    return [
+        Figure(name, Metric(**{key: metric[key] for key in names if key in metric}))
+        for name, metric in mapping(evaluation.get("metrics")).items()
+    ]
 
 
 def write_evaluation(evaluation: dict[str, Any], folder: Path) -> None:
@@ -116,7 +237,8 @@ def _check_metric(name: Any, metric: Any) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{key} of {name} must be a number, got {value!r}")
-        if number(value) is None or (name in METRICS and not 0 <= value <= 1):
+        is_share = name in METRICS and METRICS[name].form == SHARE
+        if number(value) is None or (is_share and not 0 <= value <= 1):
             raise ValueError(f"{key} of {name} is out of range: {value!r}")
 
 

@@ -1,25 +1,50 @@
-"""Recipes and evaluations in words. They may come from anyone: nothing in them is relied on."""
+"""A recipe in words, for the command line, model cards and reports.
+
+Recipes may come from anyone. What is missing, or of another kind than expected, is left out, and
+each text is one line without control characters; pages escape it for themselves.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-LONGEST = 120  # characters of a text that is shown
-DEEPEST = 4  # of recipes within recipes, which merging what was merged makes
-METRICS = {
-    "ua": "UA, unlearning accuracy: the target is not recognised in its pictures",
-    "ira": "IRA, in-domain retain accuracy: in the others' pictures, their kind of thing is",
-    "cra": "CRA, cross-domain retain accuracy: in the others' pictures, the other kind is",
-}
-"""Shares from 0 to 1; other metrics have only their name."""
+from ..utils.markup import cleaned
+
+Rows = list[tuple[str, str]]
+"""Labels and texts, in order; several rows may have the same label."""
+SHOWN = 12  # items of a list
+LONG = 2**64  # from here on, whole numbers are written as others are; seeds are below
 
 
-def shown(value: Any, longest: int = LONGEST) -> str:
-    """A value on one line of a terminal: no control characters, and not too long."""
-    text = "".join(c if c.isprintable() else "\ufffd" for c in str(value))
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+@dataclass(frozen=True)
+class ConceptSummary:
+    """A concept in words.
+
+    Args:
+        target: what is unlearned.
+        anchor: what comes instead.
+        kind: "object", "style", ...; "" if it is not known.
+        aliases: other names of the target.
+        prompts: number of prompts of its own.
+    """
+
+    target: str
+    anchor: str
+    kind: str
+    aliases: tuple[str, ...]
+    prompts: int
+
+    def __str__(self) -> str:
+        about = [
+            self.kind,
+            f"also {_some(self.aliases)}" if self.aliases else "",
+            f"{self.prompts} prompts" if self.prompts else "",
+        ]
+        more = "; ".join(filter(None, about))
+        return f"{self.target} -> {self.anchor}" + (f" ({more})" if more else "")
 
 
 def number(value: Any) -> float | None:
@@ -39,124 +64,159 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 def listed(value: Any) -> list[Any]:
     """A JSON list, or an empty one."""
-    return value if isinstance(value, list) else []
+    return list(value) if isinstance(value, list | tuple) else []
 
 
-def sections(recipe: Mapping[str, Any], depth: int = 0) -> dict[str, list[str]]:
-    """A recipe's facts by heading; those that it lacks are left out."""
-    parts = [mapping(part) for part in listed(recipe.get("merged"))]
-    found = {
-        "for": _base(recipe),
-        "unlearns": [concept(c) for c in listed(recipe.get("concepts"))],
-        "reached": _reached(recipe),
-        "trained": _trained(recipe),
-        "merged": _merged(recipe, parts, depth) if parts else [],
-        "refined": _trained(mapping(recipe.get("refined"))),
-        "beside": _beside(recipe),
-    }
-    return {title: rows for title, rows in found.items() if rows}
+def texts(value: Any) -> list[str]:
+    """The texts of a list that have something to show, as they are."""
+    return [text for text in listed(value) if isinstance(text, str) and cleaned(text)]
 
 
-def concept(fields: Any) -> str:
+def concepts(recipe: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The concepts of a recipe that name a target, as they are."""
+    found = map(mapping, listed(recipe.get("concepts")))
+    return [concept for concept in found if texts([concept.get("target")])]
+
+
+def concept_summary(concept: Mapping[str, Any]) -> ConceptSummary:
     """What is unlearned, and what comes instead."""
-    known = mapping(fields)
-    anchor = known.get("anchor")
-    instead = "what the empty prompt gives" if anchor is None else shown(anchor)
-    if isinstance(anchor, dict):
-        scale = number(mapping(anchor.get("NegativeGuidance")).get("scale"))
-        instead = f"away from it, guidance {scale:g}" if scale is not None else "away from it"
-    more = [shown(known["kind"])] if isinstance(known.get("kind"), str) else []
-    aliases = [shown(alias) for alias in listed(known.get("aliases"))]
-    more += [f"also {', '.join(aliases)}"] if aliases else []
-    more += [f"{len(prompts)} prompts"] if (prompts := listed(known.get("prompts"))) else []
-    about = f" ({'; '.join(more)})" if more else ""
-    return f"{shown(known.get('target', '?'))} -> {instead}{about}"
+    anchor = concept.get("anchor")
+    scale = _worded(mapping(mapping(anchor).get("NegativeGuidance")).get("scale"))
+    if anchor is None:
+        instead = "what the empty prompt gives"
+    elif scale is not None:
+        instead = f"away from it, negative guidance {scale}"
+    else:
+        instead = cleaned(anchor) if texts([anchor]) else "?"
+    return ConceptSummary(
+        cleaned(concept["target"]),
+        instead,
+        "".join(map(cleaned, texts([concept.get("kind")]))),
+        tuple(map(cleaned, texts(concept.get("aliases")))),
+        len(texts(concept.get("prompts"))),
+    )
 
 
-def _base(recipe: Mapping[str, Any]) -> list[str]:
-    words = [shown(recipe[key]) for key in ("pipeline", "base_model") if recipe.get(key)]
-    return [": ".join(words)] if words else []
+def rows(recipe: Mapping[str, Any]) -> Rows:
+    """All that is told of a recipe."""
+    base = [cleaned(recipe[key]) for key in ("pipeline", "base_model") if recipe.get(key)]
+    told = [
+        ("for", ": ".join(base)),
+        *(("unlearns", str(concept_summary(concept))) for concept in concepts(recipe)),
+        ("loss", _progress(recipe.get("divergence"))),
+        ("distance", _progress(recipe.get("distance"), relative=True)),
+        *_training(recipe),
+        *_merged(recipe),
+        ("refined", _joined(_training(mapping(recipe.get("refined"))))),
+        *_beside(recipe),
+    ]
+    return [(label, text) for label, text in told if text]
 
 
-def _reached(recipe: Mapping[str, Any]) -> list[str]:
-    """First and last of what was minimised, and of the distance s, on one scale for every f."""
-    rows = []
-    for name in ("divergence", "distance"):
-        first, last = (number(mapping(recipe.get(name)).get(end)) for end in ("first", "last"))
-        if first is None or last is None:
-            continue
-        left = f", {last / first:.2%} left" if name == "distance" and first > 0 else ""
-        rows.append(f"{name} {first:.4g} -> {last:.4g}{left}")
-    return rows
-
-
-def _trained(recipe: Mapping[str, Any]) -> list[str]:
+def _training(recipe: Mapping[str, Any]) -> Rows:
     config = mapping(recipe.get("config"))
-    sigmas = [f"{s:.4g}" for s in map(number, listed(recipe.get("sigma"))) if s is not None]
-    steps, rate = number(recipe.get("steps_done")), number(config.get("learning_rate"))
-    seconds = {k: number(v) for k, v in mapping(recipe.get("seconds")).items()}
-    versions = mapping(recipe.get("versions"))
-    how = [
-        f"f {shown(recipe['f'])}" if "f" in recipe else "",
-        f"estimator {_estimator(config['estimator'])}" if "estimator" in config else "",
-        "robust" if config.get("robust") else "",
-        f"sigma {', '.join(sigmas)}" if sigmas else "",
-    ]
-    work = [
-        f"{steps:g} steps" if steps is not None else "",
-        f"batch {shown(config['batch_size'])}" if "batch_size" in config else "",
-        f"learning rate {rate:g}" if rate is not None else "",
-        f"seed {shown(config['seed'])}" if "seed" in config else "",
-    ]
-    times = [f"{shown(name)} {value:g} s" for name, value in seconds.items() if value is not None]
-    used = [f"{shown(name)} {shown(version)}" for name, version in versions.items()]
-    return [", ".join(filter(None, row)) for row in (how, work, times, used) if any(row)]
+    steps, most = _worded(recipe.get("steps_done")), _worded(config.get("steps"))
+    buffer = mapping(recipe.get("buffer"))
+    unlearn, retain = _worded(buffer.get("unlearn")), _worded(buffer.get("retain"))
+    versions = mapping(recipe.get("versions")).items()
+    told = {
+        "divergence": _some(texts([recipe.get("f")])),
+        "estimator": _option(config.get("estimator"), "Variational"),
+        "robust": _option(config.get("robust"), "Robust"),
+        "sigma": _some(_worded(value) for value in listed(recipe.get("sigma"))),
+        "retained": _retained(config) if config else "",
+        "layers": _some(texts(config.get("target_modules"))),
+        "steps": f"{steps} of at most {most}" if steps and most else steps,
+        "batch": _worded(config.get("batch_size")),
+        "learning rate": _worded(config.get("learning_rate")),
+        "seed": _worded(config.get("seed")),
+        "recorded": f"{unlearn} rows to unlearn, {retain} to retain" if unlearn and retain else "",
+        "runs": _numbers(recipe.get("pipeline_kwargs")),
+        "time": _numbers(recipe.get("seconds"), " s"),
+        "versions": _some(f"{cleaned(name)} {cleaned(version)}" for name, version in versions),
+    }
+    return [(label, text) for label, text in told.items() if text]
 
 
-def _estimator(value: Any) -> str:
-    return shown(next(iter(value), "?")) if isinstance(value, dict) else shown(value)
+def _option(value: Any, name: str) -> str:
+    """An option that is a word, a switch, or an object by its fields, alone or under its name."""
+    if isinstance(value, Mapping):
+        fields = _numbers(value.get(name, value)).replace("_", " ")
+        return name.lower() + (f" ({fields})" if fields else "")
+    if isinstance(value, bool):
+        return "with the defaults" if value else ""
+    return "".join(map(cleaned, texts([value])))
 
 
-def _beside(recipe: Mapping[str, Any]) -> list[str]:
+def _retained(config: Mapping[str, Any]) -> str:
+    if config.get("retain_weight") == 0:
+        return "nothing"
+    named = _some(f"“{cleaned(text)}”" for text in texts(config.get("retain")))
+    if named:
+        what = f"{named}, and the single words among them in the concepts' templates"
+    else:
+        what = "words of the tokenizer's vocabulary, the anchor and the empty prompt"
+    weight = _worded(config.get("retain_weight"))
+    return what + (f"; weight {weight}" if weight else "")
+
+
+def _progress(values: Any, *, relative: bool = False) -> str:
+    """The first and the last step's value, and how much of the first is left."""
+    first, last = (number(mapping(values).get(end)) for end in ("first", "last"))
+    if first is None or last is None:
+        return ""
+    left = f", {last / first:.2%} left" if relative and first > 0 else ""
+    return f"{first:.4g} -> {last:.4g}{left}"
+
+
+def _merged(recipe: Mapping[str, Any]) -> Rows:
+    parts = list(map(mapping, listed(recipe.get("merged"))))
+    if not parts:
+        return []
+    error = number(recipe.get("error"))
+    off = f", {error:.2%} from their sum" if error is not None else ""
+    told = [f"{len(parts)} adapters, method {cleaned(recipe.get('method', '?'))}{off}"]
+    strengths = listed(recipe.get("weights"))
+    for part, strength in zip(parts, strengths + [None] * len(parts), strict=False):
+        weight = _worded(strength)
+        at = f" at strength {weight}" if weight else ""
+        about = [str(concept_summary(concept)) for concept in concepts(part)]
+        about += [f"divergence {cleaned(f)}" for f in texts([part.get("f")])]
+        named = f"{cleaned(part.get('adapter_name', '?'))}{at}"
+        told.append(": ".join(filter(None, (named, "; ".join(about)))))
+    return [("merged", text) for text in told]
+
+
+def _beside(recipe: Mapping[str, Any]) -> Rows:
     """Adapters that were part of the frozen model: without them it was trained for another one."""
     start = recipe.get("start")
     name = mapping(start).get("adapter_name") or start
-    rows = [f"went on from {shown(name)}"] if start and not isinstance(name, dict) else []
-    return rows + [
-        f"the active adapter {shown(name)} at strength {shown(strength)}: load it, too"
-        for name, strength in mapping(recipe.get("active_adapters")).items()
-    ]
+    told = [f"went on from {cleaned(name)}"] if start and not isinstance(name, dict) else []
+    for name, strength in mapping(recipe.get("active_adapters")).items():
+        at = f" at strength {_worded(strength) or '?'}"
+        told.append(f"the active adapter {cleaned(name)}{at}: load it, too")
+    return [("beside", text) for text in told]
 
 
-def _merged(recipe: Mapping[str, Any], parts: list[Mapping[str, Any]], depth: int) -> list[str]:
-    error = number(recipe.get("error"))
-    off = f", {error:.2%} from their sum" if error is not None else ""
-    rows = [f"{len(parts)} adapters, method {shown(recipe.get('method', '?'))}{off}"]
-    strengths = [number(value) for value in listed(recipe.get("weights"))]
-    for i, part in enumerate(parts):
-        strength = strengths[i] if i < len(strengths) else None
-        at = f" at strength {strength:g}" if strength is not None else ""
-        rows.append(f"{shown(part.get('adapter_name', '?'))}{at}")
-        if depth < DEEPEST:
-            own = sections(part, depth + 1)
-            own.pop("for", None)
-            rows += [f"  {title:9} {row}" for title, lines in own.items() for row in lines]
-    return rows
+def _worded(value: Any) -> str | None:
+    """A finite number in words; None for anything else."""
+    if number(value) is None:
+        return None
+    return f"{value:,}" if isinstance(value, int) and abs(value) < LONG else f"{value:.4g}"
 
 
-def evaluated(evaluation: Mapping[str, Any]) -> list[str]:
-    """What was measured, with the bounds of what is likely."""
-    rows = []
-    for name, value in mapping(evaluation.get("metrics")).items():
-        known = mapping(value)
-        middle, low, high = (number(known.get(key)) for key in ("value", "low", "high"))
-        if middle is not None:
-            form = ".1%" if name in METRICS else ".3g"
-            is_bounded = low is not None and high is not None
-            bounds = f" [{low:{form}}, {high:{form}}]" if is_bounded else ""
-            rows.append(f"{METRICS.get(name, shown(name)).split(',')[0]} {middle:{form}}{bounds}")
-    if not rows:
-        return []
-    about = [f"protocol {shown(evaluation['protocol'])}"] if "protocol" in evaluation else []
-    about += [f"{shown(evaluation['images'])} images"] if "images" in evaluation else []
-    return [", ".join(rows), *([", ".join(about)] if about else [])]
+def _numbers(values: Any, unit: str = "") -> str:
+    """Names with their numbers, those without left out."""
+    pairs = ((cleaned(name), _worded(value)) for name, value in mapping(values).items())
+    return _some(f"{name} {value}{unit}" for name, value in pairs if value)
+
+
+def _some(items: Iterable[str | None]) -> str:
+    """The first of a list, and how many more there are."""
+    every = [cleaned(item) for item in items if item]
+    more = len(every) - SHOWN
+    return ", ".join(every[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _joined(told: Rows) -> str:
+    return "; ".join(f"{label} {text}" for label, text in told)

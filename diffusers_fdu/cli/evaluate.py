@@ -71,7 +71,7 @@ def evaluate(
     from ..evaluation.evaluate import evaluate as run
     from ..evaluation.protocols import protocol as chosen
     from ..evaluation.report.files import to_json, write_report
-    from ..evaluation.report.markdown import to_markdown
+    from ..evaluation.report.pages import to_markdown
     from ..evaluation.subject import concepts_of
     from ..utils.distributed import Processes
     from ..utils.io import writable_folder

@@ -91,13 +91,13 @@ def list_adapters(
     token: Token = None,
 ) -> None:
     """List adapters on the Hub that were pushed by this library, most downloaded first."""
-    from ..adapters.summary import shown
     from ..hub.search import find_adapters
+    from ..utils.markup import cleaned
 
     found = find_adapters(base_model, target, token=token, limit=limit)
     for one in found:
         # Tags are anyone's.
         names = [one.repo_id, one.base_model or "-", ", ".join(one.targets) or "?"]
-        typer.echo("  ".join([*map(shown, names), f"{one.downloads} downloads"]))
+        typer.echo("  ".join([*map(cleaned, names), f"{one.downloads} downloads"]))
     if not found:
         typer.echo("none found")

@@ -6,26 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..adapters.measured import Metric
 from .images import Gallery
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A figure.
-
-    Args:
-        value: with the adapter.
-        low: lower bound of its 95 % confidence interval; None: not known.
-        high: upper bound.
-        before: the same without the adapter; None: not measured, or it has no meaning there.
-        count: number of pictures behind it.
-    """
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    before: float | None = None
-    count: int = 0
 
 
 @dataclass(frozen=True)

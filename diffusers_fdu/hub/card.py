@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from ..adapters.adapter_file import AdapterFile
 from ..adapters.contents import (
@@ -17,22 +17,20 @@ from ..adapters.contents import (
     check_repo_id,
     contents,
     is_repo_id,
-    weights_path,
 )
-from ..adapters.measured import EVALUATION_NAME, read_evaluation
+from ..adapters.info import AdapterInfo, of_adapter
+from ..adapters.measured import Figure, figures
 from ..adapters.read import read_adapter
-from ..adapters.summary import METRICS, mapping
-from . import facts
-from .markup import cleaned, escaped, slug
+from ..adapters.summary import concept_summary, concepts, mapping, rows, texts
+from ..utils.markup import cleaned, render, slug
 from .preview import prompt_of
 
-TEMPLATE = Path(__file__).parent / "card.md"
 OWN_TAG = "diffusers-fdu"
 TARGET_TAG = "unlearns:"
 TAGS = ("diffusers", "lora", "template:diffusion-lora", "concept-unlearning", OWN_TAG)
 MAX_TAGS = 32
 VIDEO = ("Wan", "LTX", "HunyuanVideo", "CogVideo", "Mochi", "Allegro", "TextToVideo", "Latte")
-NOT_ON_THE_HUB = ""
+ELSEWHERE = ("for", "unlearns")  # rows of a recipe that the card has in a place of their own
 
 
 def render_card(
@@ -56,7 +54,7 @@ def render_card(
     """
     check_repo_id(repo_id)
     found = read_adapter(directory)
-    return card(found, list(contents(found)), repo_id, base_name(found, base_model), licence)
+    return card(found, repo_id, base_name(found, base_model), licence)
 
 
 def base_name(found: AdapterFile, given: str | None) -> str | None:
@@ -74,7 +72,7 @@ def base_name(found: AdapterFile, given: str | None) -> str | None:
             raise ValueError(f"base_model {given!r} is no name on the Hub: write org/name")
         return given
     own = found.recipe.get("base_model")
-    if given == NOT_ON_THE_HUB or own == EMBEDDED:
+    if given == "" or own == EMBEDDED:
         return None
     if isinstance(own, str) and is_repo_id(own) and not Path(own).is_dir():
         return own
@@ -85,73 +83,70 @@ def base_name(found: AdapterFile, given: str | None) -> str | None:
     )
 
 
-def card(
-    found: AdapterFile,
-    names: Sequence[str],
-    repo_id: str,
-    base: str | None,
-    licence: str | None = None,
-) -> str:
-    """The card's text.
+def card(found: AdapterFile, repo_id: str, base: str | None, licence: str | None = None) -> str:
+    """The same of an adapter that was read.
 
     Args:
         found: the adapter.
-        names: of the files that go with it.
         repo_id: `user/name`.
         base: name of the base model on the Hub; None: it is not there.
         licence: of the base model, as the Hub names licences; None: none is stated.
+
+    Raises:
+        ValueError: if a file beside it is damaged, or about other weights.
     """
-    recipe, evaluation = found.recipe, None
-    if EVALUATION_NAME in names:
-        evaluation = read_evaluation(found.folder, weights_path(found))
+    names = contents(found)
+    info, recipe = of_adapter(found), found.recipe
+    if info.unmeasured:
+        raise ValueError(info.unmeasured)
+    own = recipe.get("adapter_name")
+    is_plain = isinstance(own, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,60}", own)
     pictures = [name for name in names if PICTURE.fullmatch(name)]
-    rows = [facts.concept_row(concept) for concept in facts.concepts(recipe)]
-    targets = facts.quoted(concept["target"] for concept in facts.concepts(recipe))
-    data = _metadata(found, pictures, repo_id, base, licence, evaluation)
-    measured = mapping(evaluation)
-    active = mapping(recipe.get("active_adapters"))
-    text = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
-        title=f"Forgets {targets}" if rows else escaped(repo_id.split("/")[1]),
-        base=_base_words(recipe, base),
-        targets=targets or "what its recipe does not say",
+    text = render(
+        "hub/card.md",
+        info=info,
+        metadata=_metadata(info, pictures, repo_id, base, licence).to_yaml(),
+        repo_id=repo_id,
+        base=base,
+        is_embedded=recipe.get("base_model") == EMBEDDED,
+        pipeline="".join(texts([recipe.get("pipeline")])) or "model",
+        adapter_name=own if is_plain else "forget",
         has_gallery=bool(pictures),
         sheet=SHEET_NAME if SHEET_NAME in names else None,
-        concepts=rows,
-        objective=facts.objective(recipe),
-        needs=facts.quoted(active),
-        metrics=[facts.metric_row(*item) for item in measured.get("metrics", {}).items()],
-        protocol=escaped(measured.get("protocol", ""), 2000),
-        images=facts.worded(measured.get("images")),
-        seeds=facts.seeds(measured.get("seeds", [])),
-        judge=escaped(measured.get("judge", ""), 200),
-        layers=facts.layers(found),
-        training=facts.training(recipe),
-        has_recipe="config" in recipe,
-        **_lines(found, repo_id, base),
+        concepts=[concept_summary(concept) for concept in concepts(recipe)],
+        needs=list(mapping(recipe.get("active_adapters"))),
+        figures=figures(info.evaluation),
+        seeds=spread(info.evaluation.get("seeds", [])),
+        recipe=[row for row in rows(recipe) if row[0] not in ELSEWHERE],
     )
-    return re.sub(r"\n{3,}", "\n\n", str(text)).rstrip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
+
+
+def spread(numbers: Sequence[int]) -> str:
+    """Whole numbers in words."""
+    every = sorted(set(numbers))
+    if len(every) > 2 and every[-1] - every[0] + 1 == len(every):
+        return f"{every[0]} to {every[-1]}"
+    return ", ".join(map(str, every[:20])) + (", …" if every[20:] else "")
 
 
 def _metadata(
-    found: AdapterFile,
+    info: AdapterInfo,
     pictures: Sequence[str],
     repo_id: str,
     base: str | None,
     licence: str | None,
-    evaluation: Mapping[str, Any] | None,
 ) -> ModelCardData:
     """The card's front matter."""
-    task = (
-        "text-to-video" if str(found.recipe.get("pipeline")).startswith(VIDEO) else "text-to-image"
-    )
-    targets = [concept["target"] for concept in facts.concepts(found.recipe)]
+    is_video = str(info.recipe.get("pipeline")).startswith(VIDEO)
+    task = "text-to-video" if is_video else "text-to-image"
+    targets = [concept["target"] for concept in concepts(info.recipe)]
     tags = [*TAGS, task, *(TARGET_TAG + slug(target) for target in targets)]
     shown = [
-        {"text": cleaned(prompt_of(found.folder / name), 300) or "-", "output": {"url": name}}
+        {"text": cleaned(prompt_of(info.path / name), 300) or "-", "output": {"url": name}}
         for name in pictures
     ]
+    results = [_result(figure, task, info.evaluation) for figure in figures(info.evaluation)]
     return ModelCardData(
         base_model=base,
         base_model_relation="adapter" if base else None,
@@ -160,65 +155,18 @@ def _metadata(
         pipeline_tag=task,
         tags=list(dict.fromkeys(tags))[:MAX_TAGS],
         widget=shown or None,
-        **_results(repo_id, task, evaluation),
+        model_name=repo_id.split("/")[1] if results else None,
+        eval_results=results or None,
     )
 
 
-def _results(repo_id: str, task: str, evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What was measured, for the Hub's own tables; nothing if nothing was."""
-    if evaluation is None:
-        return {}
-    results = [
-        EvalResult(
-            task_type=task,
-            dataset_type="prompts",
-            dataset_name=cleaned(f"{evaluation['images']} pictures, by {evaluation['judge']}"),
-            metric_type=name,
-            metric_name=METRICS.get(name, name).split(":")[0],
-            metric_value=metric["value"],
-        )
-        for name, metric in evaluation["metrics"].items()
-    ]
-    return {"model_name": repo_id.split("/")[1], "eval_results": results}
-
-
-def _base_words(recipe: Mapping[str, Any], base: str | None) -> str:
-    if base:
-        return f"[{base}](https://huggingface.co/{base})"
-    if recipe.get("base_model") == EMBEDDED:
-        return "the emoji model that is embedded in diffusers-fdu"
-    pipeline = recipe.get("pipeline")
-    own = f"a {escaped(pipeline)}" if isinstance(pipeline, str) and pipeline else "a model"
-    return f"{own} that is not on the Hub"
-
-
-def _lines(found: AdapterFile, repo_id: str, base: str | None) -> dict[str, str | None]:
-    """Code that loads it; names in it are the Hub's, or letters and digits."""
-    own = found.recipe.get("adapter_name")
-    name = own if isinstance(own, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,60}", own) else "forget"
-    first = (
-        'from diffusers import DiffusionPipeline\n\npipe = DiffusionPipeline.from_pretrained("{}")'
+def _result(figure: Figure, task: str, evaluation: Mapping[str, Any]) -> EvalResult:
+    """A number for the Hub's own tables."""
+    return EvalResult(
+        task_type=task,
+        dataset_type="prompts",
+        dataset_name=cleaned(f"{evaluation['images']} pictures, by {evaluation['judge']}"),
+        metric_type=figure.name,
+        metric_name=figure.meaning.title,
+        metric_value=figure.metric.value,
     )
-    if base:
-        first = first.format(base)
-    elif found.recipe.get("base_model") == EMBEDDED:
-        first = (
-            "from diffusers_fdu.emoji import load_emoji_pipeline\n\npipe = load_emoji_pipeline()"
-        )
-    else:
-        first = first.format("<the model>")
-    if found.format == "peft":
-        return {
-            "loading": "from diffusers_fdu import load_unlearned\n"
-            f'{first}\nload_unlearned(pipe, "{repo_id}")',
-            "without_library": f"pipe.{found.component} = peft.PeftModel.from_pretrained("
-            f'pipe.{found.component}, "{repo_id}")',
-        }
-    second = ", load_into_transformer_2=True" if found.component == "transformer_2" else ""
-    load = f'pipe.load_lora_weights("{repo_id}", adapter_name="{name}"{second})'
-    other = 'pipe.load_lora_weights("<another>", adapter_name="other")'
-    return {
-        "loading": f"{first}\n{load}",
-        "strength": f'pipe.set_adapters(["{name}"], [1.0])',
-        "stacking": f'{other}\npipe.set_adapters(["{name}", "other"], [1.0, 1.0])',
-    }

@@ -16,12 +16,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..adapters import lora as adapters
 from ..adapters.contents import PICTURES
-from ..adapters.summary import mapping
+from ..adapters.summary import concepts, mapping, texts
 from ..data.templates import fill, without
 from ..pipelines.recorder import OWN, untouched
 from ..pipelines.tokenizers import vocabulary
-from . import facts
-from .markup import cleaned
+from ..utils.markup import cleaned
 
 SIDE = 512  # pixels of a half at most
 GAP = 8
@@ -91,15 +90,15 @@ def draw_pictures(
 
 def prompts(pipe: Any, recipe: Mapping[str, Any]) -> list[str]:
     """Two prompts of the first targets, then two of what should stay."""
-    found = facts.concepts(recipe)
+    found = concepts(recipe)
     own = [_prompts(concept) for concept in found[:EACH]]
     first = [each[i % len(each)] for i, each in enumerate(own)]
     if len(own) == 1:
         first += own[0][1:EACH] or own[0][:1]
-    retained = facts.texts(mapping(recipe.get("config")).get("retain"))
+    retained = texts(mapping(recipe.get("config")).get("retain"))
     if not retained:
-        names = [name for c in found for name in (c["target"], *facts.texts(c.get("aliases")))]
-        names += facts.texts([c.get("anchor") for c in found])
+        names = [name for c in found for name in (c["target"], *texts(c.get("aliases")))]
+        names += texts([c.get("anchor") for c in found])
         words = without(vocabulary(pipe) or FALLBACK, names)
         drawn = random.Random(0).sample(words, min(EACH, len(words)))
         retained = [fill("a {}", word) for word in drawn]
@@ -116,7 +115,7 @@ def prompt_of(path: Path) -> str:
 
 
 def _prompts(concept: Mapping[str, Any]) -> list[str]:
-    own = [text for text in facts.texts(concept.get("prompts")) if "{word}" not in text]
+    own = [text for text in texts(concept.get("prompts")) if "{word}" not in text]
     kind = concept.get("kind")
     templates = own or list(TEMPLATES.get(kind if isinstance(kind, str) else "", ("a {}",)))
     return [fill(template, concept["target"]) for template in templates]

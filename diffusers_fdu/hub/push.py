@@ -19,8 +19,8 @@ from ..adapters.download import LIBRARY
 from ..adapters.read import read_adapter
 from ..adapters.recipe import RECIPE_NAME, public
 from ..utils.hub_errors import explained
+from ..utils.markup import cleaned
 from .card import base_name, card
-from .markup import cleaned
 
 
 def push(
@@ -66,7 +66,7 @@ def push(
     found = read_adapter(folder)
     base = base_name(found, base_model)
     files = contents(found)
-    text = card(found, list(files), repo_id, base, licence)
+    text = card(found, repo_id, base, licence)
     additions = [CommitOperationAdd(CARD_NAME, text.encode())]
     for name, path in files.items():
         content = _public_recipe(found, base) if name == RECIPE_NAME else None

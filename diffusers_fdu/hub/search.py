@@ -11,8 +11,8 @@ from huggingface_hub import HfApi
 from ..adapters.contents import check_repo_id
 from ..adapters.download import LIBRARY
 from ..utils.hub_errors import explained
+from ..utils.markup import slug
 from .card import OWN_TAG, TARGET_TAG
-from .markup import slug
 
 BASE_TAG = "base_model:"
 

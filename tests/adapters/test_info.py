@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from safetensors.torch import load_file, save_file
 from tiny import unlearner
 from typer.testing import CliRunner
 
-from diffusers_fdu import Concept, NegativeGuidance, merge
+from diffusers_fdu import Concept, NegativeGuidance, Robust, Variational, merge
+from diffusers_fdu.adapters import summary
 from diffusers_fdu.adapters.export.export import export
 from diffusers_fdu.adapters.info import describe
 from diffusers_fdu.adapters.write import write_adapter
 from diffusers_fdu.cli import sharing
+from diffusers_fdu.utils.io import as_json
 
 LAYERS = [f"mid_block.attentions.0.transformer_blocks.0.attn2.to_{p}" for p in "kv"]
 
@@ -39,12 +42,11 @@ def write(folder: Path, recipe: Any = None, format: str = "diffusers") -> Path:
 
 
 def rows(info: Any) -> dict[str, list[str]]:
-    """What is printed, by heading."""
+    """What is printed, by label."""
     found: dict[str, list[str]] = {}
-    title = ""
-    for line in str(info).splitlines()[1:]:
-        title = line[2:12].strip() or title
-        found.setdefault(title, []).append(line[13:])
+    for label, text in info.rows:
+        assert text in str(info)
+        found.setdefault(label, []).append(text)
     return found
 
 
@@ -60,8 +62,10 @@ def test_sizes_and_norms_are_those_of_the_update(tmp_path) -> None:
     assert info.parameters == 2 * (2 * 768 + 8 * 2)
     assert info.bytes == (tmp_path / "pytorch_lora_weights.safetensors").stat().st_size
     told = rows(info)
-    assert told["update"][1].endswith("attn2.to_k") and told["update"][2].endswith("attn2.to_v")
-    assert told["size"][0] == "rank 2, alpha 3, 2 layers of the unet"
+    assert told["least changed"][0].endswith("attn2.to_k")
+    assert told["most changed"][0].endswith("attn2.to_v")
+    assert (told["rank"], told["alpha"]) == (["2"], ["3"])
+    assert told["adapted"] == ["2 layers of the unet"]
     assert told["unlearns"] == ["not known: there is no recipe.json beside it"]
     assert told["load"] == [f"pipe.load_lora_weights({str(tmp_path)!r})"]
 
@@ -81,19 +85,42 @@ def test_what_was_trained_is_told(tmp_path, pipe) -> None:
     assert told["for"] == ["StableDiffusionPipeline"]
     assert told["unlearns"] == [
         "dog -> cat (object; also hound)",
-        "tree -> away from it, guidance 1.5 (object)",
+        "tree -> away from it, negative guidance 1.5 (object)",
         "blue -> what the empty prompt gives (style)",
     ]
     recipe = worker.recipe
     first, last = (recipe["distance"][end] for end in ("first", "last"))
-    assert f"distance {first:.4g} -> {last:.4g}, {last / first:.2%} left" in told["reached"]
-    assert told["trained"][0].startswith("f kl, estimator exact, sigma ")
-    assert told["trained"][1] == "2 steps, batch 4, learning rate 0.01, seed 3"
-    assert "torch" in told["trained"][-1]
+    assert told["distance"] == [f"{first:.4g} -> {last:.4g}, {last / first:.2%} left"]
+    assert told["divergence"] == ["kl"] and told["estimator"] == ["exact"]
+    assert told["steps"] == ["2 of at most 2"] and told["batch"] == ["4"]
+    assert told["learning rate"] == ["0.01"] and told["seed"] == ["3"]
+    assert "sigma" in told and "torch" in told["versions"][0]
     again = latents(pipe)
     pipe.unload_lora_weights()
     eval(told["load"][0], {"pipe": pipe})  # noqa: S307  the line works as it stands
     assert torch.equal(latents(pipe), again)
+
+
+CRITIC = "learning rate 0.003, warmup steps 30, critic steps 8, gradient penalty 10, width 64"
+SEARCH = "every 5, steps 20, batch 16, tokens 1, prompts 8, pictures 32"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("estimator", "exact", "exact"),
+        ("estimator", "variational", "variational"),
+        ("estimator", asdict(Variational()), f"variational ({CRITIC})"),
+        ("estimator", as_json(Variational()), f"variational ({CRITIC})"),
+        ("robust", True, "with the defaults"),
+        ("robust", asdict(Robust()), f"robust ({SEARCH})"),
+        ("robust", as_json(Robust()), f"robust ({SEARCH})"),
+        ("robust", False, None),
+    ],
+)
+def test_options_that_are_objects_are_told_by_their_fields(name, given, expected) -> None:
+    told = dict(summary.rows({"config": {name: given}}))
+    assert told.get(name) == expected
 
 
 def test_adapters_it_was_trained_beside_are_named(tmp_path) -> None:
@@ -115,8 +142,9 @@ def test_what_was_measured_is_told(tmp_path) -> None:
         info = describe(tmp_path)
         assert info.evaluation == {**measured, **known} and info.unmeasured is None
         assert rows(info)["measured"] == [
-            "UA 97.5% [91.0%, 99.3%], CRA 50.0%",
-            "protocol quick, 640 images",
+            "UA 97.5% (91.0% to 99.3%)",
+            "CRA 50.0%",
+            "by the protocol: quick, 640 images",
         ]
 
 
@@ -155,10 +183,9 @@ def test_parts_of_a_merged_adapter_are_told(tmp_path) -> None:
     assert told["unlearns"] == [f"{n} -> what the empty prompt gives" for n in ("dog", "tree")]
     assert told["merged"][0].startswith("2 adapters, method concat, 0.00% from")
     assert [r for r in told["merged"] if r.startswith("no-")] == [
-        "no-dog at strength 1",
-        "no-tree at strength 0.5",
+        "no-dog at strength 1: dog -> what the empty prompt gives; divergence kl",
+        "no-tree at strength 0.5: tree -> what the empty prompt gives; divergence kl",
     ]
-    assert "  trained   f kl" in told["merged"]
     text = str(describe(tmp_path / "all"))
     assert "forget-dog-tree at strength 1" in text and "plain at strength 1" in text
 

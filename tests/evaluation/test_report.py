@@ -7,28 +7,26 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
+from hostile import HOSTILE as NAMES
+from markdown_it import MarkdownIt
 from PIL import Image
 
-from diffusers_fdu.adapters.measured import checked
+from diffusers_fdu.adapters.measured import Figure, checked
 from diffusers_fdu.evaluation.images import Gallery
-from diffusers_fdu.evaluation.report.charts import (
-    LEFT,
-    WIDTH,
-    bars,
-    curve,
-)
 from diffusers_fdu.evaluation.report.files import from_json, to_json, write_report
-from diffusers_fdu.evaluation.report.markdown import to_markdown
-from diffusers_fdu.evaluation.report.page import to_html
+from diffusers_fdu.evaluation.report.pages import to_html, to_markdown
 from diffusers_fdu.evaluation.request import Request
 from diffusers_fdu.evaluation.result import AttackResult, Evaluation, Metric
+from diffusers_fdu.utils.markup import cleaned, environment
 
+CHARTS = environment(".html").get_template("evaluation/report/charts.html").module
+LEFT, WIDTH = CHARTS.left, CHARTS.width
 HOSTILE = '<script>alert("x")</script>\n| $title &amp; \'"'
 
 
-def gallery(colour: str, count: int = 2) -> Gallery:
+def gallery(colour: str, count: int = 2, name: str = HOSTILE) -> Gallery:
     requests = [Request(f"a dog {i}", i, "target", {"object": "dog"}) for i in range(count)]
-    requests += [Request(HOSTILE, 99, "retain", {"object": "cat"})]
+    requests += [Request(name, 99, "retain", {"object": "cat"})]
     return Gallery(requests, [Image.new("RGB", (300, 200), colour)] * (count + 1))
 
 
@@ -130,8 +128,44 @@ def test_the_page_loads_nothing(page: str) -> None:
 
 def test_text_of_others_is_only_text(page: str) -> None:
     assert "<script" not in page
-    assert '<script>alert("x")</script>' in Page(page).text
-    assert "<script" not in to_markdown(EVALUATION)
+    assert cleaned(HOSTILE) in Page(page).text
+    assert "<script" not in to_markdown(EVALUATION).replace(r"\<", "")
+
+
+def renamed(name: str) -> Evaluation:
+    """The evaluation with a name wherever text of others stands."""
+    attack = replace(ATTACK, name=name, found=(name,), budget={name: 1})
+    recipe = {"concepts": [{"target": name, "anchor": name, "aliases": [name]}], "f": name}
+    return replace(
+        EVALUATION,
+        about=name,
+        targets=(name,),
+        judge=name,
+        settings={name: name},
+        metrics={**EVALUATION.metrics, name: Metric(0.5)},
+        attacks=(attack,),
+        recipe=recipe,
+        versions={name: name},
+        left_out=(name,),
+        before=gallery("red", name=name),
+        after=gallery("blue", name=name),
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_name_adds_to_a_page(name: str) -> None:
+    plain, hostile = renamed("plain"), renamed(name)
+    found = Page(to_html(hostile))
+    assert found.tags == Page(to_html(plain)).tags
+    assert cleaned(name) in found.text
+    parse = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse
+    kinds = []
+    for evaluation in (plain, hostile):
+        tokens = parse(to_markdown(evaluation))
+        kinds.append([one.type for token in tokens for one in (token, *(token.children or ()))])
+    assert "\u202e" not in to_markdown(hostile) and "\x1b" not in to_html(hostile)
+    for expected, tokens in (kinds,):
+        assert [k for k in tokens if k != "text_special"] == expected
 
 
 def test_pictures_are_shown_in_pairs_and_no_more_than_a_dozen(page: str) -> None:
@@ -143,20 +177,22 @@ def test_pictures_are_shown_in_pairs_and_no_more_than_a_dozen(page: str) -> None
 
 def test_the_figures_of_the_page_are_those_of_the_evaluation(page: str) -> None:
     text = Page(page).text
-    assert '"dog" is gone from 75% [50%, 90%] of its pictures; 90% of the others' in text
-    for figure in ("75.0%", "[50.0%, 90.0%]", "5.0%", "-0.001", "60%", "25%", "95%", "50%, 70%"):
+    assert '"dog" is gone from 75% (50% to 90%) of its pictures; 90% of the others' in text
+    for figure in ("75.0%", "50.0% to 90.0%", "5.0%", "-0.001", "60%", "25%", "95%", "50%, 70%"):
         assert figure in text
     assert "FID: no extractor" in text and "SHA-256 " + "0" * 64 in text
 
 
 def test_the_markdown_has_the_same_figures() -> None:
     text = to_markdown(EVALUATION)
-    assert "| UA | 5.0% | 75.0% | [50.0%, 90.0%] | 32 |" in text
-    assert "| re-learning | 60% | [40.0%, 80.0%] | 50%, 70% | 10% | 95% | 25% |" in text
+    assert "| UA | 5.0% | 75.0% | 50.0% to 90.0% | 32 |" in text
+    assert "| re-learning | 60% | 40.0% to 80.0% | 50%, 70% | 10% | 95% | 25% |" in text
 
 
 def test_bars_and_whiskers_stand_where_the_figures_are() -> None:
-    root = ElementTree.fromstring(bars(EVALUATION.metrics))
+    root = ElementTree.fromstring(
+        CHARTS.bars([Figure(*item) for item in EVALUATION.metrics.items()])
+    )
     group = next(g for g in root.iter("g") if g.get("data-metric") == "ua")
     bar = group.find("rect")
     assert float(bar.get("width")) == pytest.approx(0.75 * WIDTH)
@@ -172,7 +208,7 @@ def test_bars_and_whiskers_stand_where_the_figures_are() -> None:
 
 
 def test_curves_rise_with_success() -> None:
-    root = ElementTree.fromstring(curve(ATTACK))
+    root = ElementTree.fromstring(CHARTS.curve(ATTACK))
     points = [(float(c.get("cx")), float(c.get("cy"))) for c in root.iter("circle")]
     assert [x for x, _ in points] == sorted(x for x, _ in points)
     (_, low), (_, middle), (_, high) = points

@@ -11,6 +11,7 @@ import torch
 import yaml
 from conftest import build_tiny_pipe, latents
 from families import FAMILIES
+from hostile import HOSTILE
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -25,9 +26,9 @@ from diffusers_fdu import (
 )
 from diffusers_fdu.adapters.measured import read_evaluation, write_evaluation
 from diffusers_fdu.cli.demo import evaluation
-from diffusers_fdu.hub import facts
-from diffusers_fdu.hub.markup import cleaned, escaped, slug
+from diffusers_fdu.hub.card import spread
 from diffusers_fdu.hub.preview import draw_pictures, prompt_of, prompts
+from diffusers_fdu.utils.markup import cleaned, escaped, slug
 from diffusers_fdu.utils.statistics import wilson
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -41,17 +42,6 @@ EVALUATION = {
         "fid": {"value": 21.5, "low": None, "high": None},
     },
 }
-HOSTILE = [
-    '---\nlicense: mit\n---\n# "dog"',
-    "<script>alert(1)</script><img src=x onerror=alert(1)>",
-    "[click](https://evil.example) ![x](y.png) www.evil.example",
-    "a | b || `code` ``` **bold** _it_ ~~s~~ $x$ @user #1 {{ 7*7 }} {% raw %}",
-    "'single' \"double\" \\back\\ : # & * ? - ! % @",
-    "🦊 fox 👩‍🚀 \u202egnp.exe \x00\x1b[31m\u2028line \ud800 end",
-    "null",
-    "- a\n- b",
-    "x" * 3000,
-]
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +86,12 @@ def test_what_is_known_is_said_and_nothing_else(folder) -> None:
     assert data.library_name == "diffusers" and data.pipeline_tag == "text-to-image"
     assert {"lora", "template:diffusion-lora", "diffusers-fdu", "unlearns:dog"} <= set(data.tags)
     assert data.eval_results is None and data.get("widget") is None
-    assert "| “dog” | – | object | “cat” |" in text
-    assert "“a red house”" in text and "Rank | 8" in text and "hellinger (exact)" in text
+    assert "| “dog” | – | object | cat |" in text
+    assert (
+        "“a red house”" in text and "| rank | 8 |" in text and "| divergence | hellinger |" in text
+    )
     assert "was not evaluated" in text
-    assert "UA" not in text and " % " not in text  # a number of its success
+    assert "UA" not in text and "%" not in text.split("## What was measured")[1].split("##")[0]
     assert 'pipe.load_lora_weights("me/no-dog", adapter_name="forget-dog")' in text
     other = render_card(folder, "me/no-dog", base_model="")
     assert ModelCard(other).data.license is None and ModelCard(other).data.base_model is None
@@ -111,8 +103,8 @@ def test_what_was_measured_is_said_with_its_protocol(folder) -> None:
     results = {r.metric_type: r.metric_value for r in ModelCard(text).data.eval_results}
     assert results == {"ua": 0.9731, "fid": 21.5}
     line = next(line for line in text.splitlines() if line.startswith("| UA"))
-    assert line.endswith("| 97.3 % | 90.0 % to 99.0 % | 1.2 % |")
-    assert "| fid | 21.5 | – | – |" in text
+    assert line.startswith("| UA | 97.3% | 90.0% to 99.0% | 1.2% |")
+    assert "| FID | 21.5 | – | – |" in text
     assert "Drawn and judged." in text and "not evaluated" not in text
     assert "12 pictures, seeds 1, 2, judged by a judge" in text
 
@@ -184,10 +176,10 @@ def test_all_concepts_are_listed(folder) -> None:
     ]
     change(folder, concepts=concepts, sigma=[0.5, 0.25, 1])
     text = render_card(folder, "me/x", base_model="org/base")
-    assert "| “dog” | “puppy”, “hound” | object | “cat” |" in text
+    assert "| “dog” | puppy, hound | object | cat |" in text
     assert "| “blob” | – | style | what the empty prompt gives |" in text
-    assert "away from the target (negative guidance, scale 1.5)" in text
-    assert "Scale sigma: 0.5, 0.25, 1" in text
+    assert "away from it, negative guidance 1.5" in text
+    assert "| sigma | 0.5, 0.25, 1 |" in text
     tags = ModelCard(text).data.tags
     assert [t for t in tags if t.startswith("unlearns:")] == [
         "unlearns:dog",
@@ -265,10 +257,10 @@ def test_numbers_that_cannot_be_are_refused(folder, change, message) -> None:
 
 
 def test_seeds_are_in_words_however_far_apart() -> None:
-    assert facts.seeds([3, 1, 2, 2]) == "1 to 3" and facts.seeds([1, 2]) == "1, 2"
-    assert facts.seeds([1, 2, 4]) == "1, 2, 4"
+    assert spread([3, 1, 2, 2]) == "1 to 3" and spread([1, 2]) == "1, 2"
+    assert spread([1, 2, 4]) == "1, 2, 4"
     # A list of all whole numbers between them would not fit in any memory.
-    assert facts.seeds([0, 1, 2**63]) == f"0, 1, {2**63}"
+    assert spread([0, 1, 2**63]) == f"0, 1, {2**63}"
 
 
 def test_an_evaluation_belongs_to_its_weights(folder) -> None:
@@ -293,8 +285,14 @@ def test_text_is_cleaned_and_escaped() -> None:
     assert len(cleaned("y" * 500)) == 100
     assert escaped("www.x.y https://z a@b") == "www\\.x.y https\\://z a\\@b"
     assert escaped("a|b *c* snake_case <i> St. Basil") == (
-        "a\\|b \\*c\\* snake_case \\<i\\> St. Basil"
+        "a\\|b \\*c\\* snake_case \\<i> St. Basil"
     )
+    assert [escaped(text) for text in ("> a", "- a", "-1", "a -> b")] == [
+        "\\> a",
+        "\\- a",
+        "-1",
+        "a -> b",
+    ]
 
 
 def test_wilson_against_known_intervals() -> None:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ...adapters.measured import EVALUATION_NAME, write_evaluation
+from ...adapters.measured import Metric, write_evaluation
 from ...utils.io import as_json, writable_folder
-from ..result import AttackResult, Evaluation, Metric
-from .markdown import to_markdown
-from .page import to_html
-
-PICTURES = ("before", "after")
+from ..result import AttackResult, Evaluation
+from .pages import to_html, to_markdown
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -24,12 +21,14 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     Raises:
         ValueError: if a figure is not finite.
     """
-    found = {
-        f.name: getattr(evaluation, f.name) for f in fields(Evaluation) if f.name not in PICTURES
-    }
-    found["metrics"] = {name: _metric(name, m) for name, m in evaluation.metrics.items()}
-    found["attacks"] = [_attack(one) for one in evaluation.attacks]
-    return as_json(found)
+    values = asdict(replace(evaluation, before=None, after=None))
+    for name in ("before", "after"):
+        del values[name]
+    for owner, metric in _metrics(evaluation):
+        for key, value in vars(metric).items():
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{key} of {owner} is {value}")
+    return as_json(values)
 
 
 def from_json(source: str | Path | Mapping[str, Any]) -> Evaluation:
@@ -68,24 +67,11 @@ def write_report(evaluation: Evaluation, directory: str | Path) -> Path:
     return folder
 
 
-def is_evaluation(directory: str | Path) -> bool:
-    """Whether a folder holds one."""
-    return (Path(directory) / EVALUATION_NAME).is_file()
-
-
-def _metric(name: str, metric: Metric) -> dict[str, Any]:
-    values = asdict(metric)
-    for key, value in values.items():
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"{key} of {name} is {value}")
-    return values
-
-
-def _attack(result: AttackResult) -> dict[str, Any]:
-    found = asdict(result)
-    found["success"] = _metric(result.name, result.success)
-    found["floor"] = None if result.floor is None else _metric(result.name, result.floor)
-    return found
+def _metrics(evaluation: Evaluation) -> Iterator[tuple[str, Metric]]:
+    """Everything that was measured, by name."""
+    yield from evaluation.metrics.items()
+    for one in evaluation.attacks:
+        yield from ((one.name, metric) for metric in (one.success, one.floor) if metric)
 
 
 def _read(content: Mapping[str, Any]) -> AttackResult:
