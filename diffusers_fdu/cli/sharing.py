@@ -108,14 +108,10 @@ def merge(
     adapters: Adapters,
     output_dir: Annotated[Path, typer.Option(help="Folder for the LoRA.")],
     weight: Weights = None,
-    method: Annotated[str, typer.Option(help="concat, svd, ties, dare or ortho.")] = "concat",
+    method: Annotated[str, typer.Option(help="concat or svd.")] = "concat",
     rank: Annotated[
         int | None, typer.Option(help="Of the result; none: the sum of the ranks.")
     ] = None,
-    density: Annotated[
-        float, typer.Option(help="Share of the entries that ties and dare leave.")
-    ] = 0.5,
-    seed: Annotated[int, typer.Option(help="Of dare.")] = 0,
     refine: Annotated[
         bool, typer.Option("--refine", help="Train the result a little, on --model.")
     ] = False,
@@ -138,8 +134,6 @@ def merge(
         weight,
         method=method,  # type: ignore[arg-type]  # checked there
         rank=rank,
-        density=density,
-        seed=seed,
     )
     if refine:
         from ..retrain import refine as run_refinement

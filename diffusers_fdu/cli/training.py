@@ -34,7 +34,7 @@ Examples:
   --target Snoopy --anchor dog --output-dir runs/snoopy --device cuda
 
   diffusers-fdu unlearn --model emoji --target dog --target banana --anchor cat --anchor carrot
-  --set retain_from=mined --set surgery=true --output-dir runs/two
+  --set surgery=true --output-dir runs/two
 """
 
 COMPARE_EXAMPLES = """

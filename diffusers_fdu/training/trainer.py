@@ -27,16 +27,16 @@ from ..pipelines.offload import (
 from ..pipelines.recorder import Recorder
 from ..utils.distributed import Processes
 from ..utils.io import as_json
-from .acceleration import set_aside
+from .acceleration import precision, set_aside
 from .callbacks import Callback, StepRecord
 from .checkpoint import Checkpoints
 from .closed_form import closed_form_start
 from .fsdp import sharded
-from .identity import function_name, pipe_facts
+from .identity import pipe_facts
 from .loop import train
 from .objective import Objective, initial_distances
-from .refreshing import refreshers
 from .resolve import f_name, learning_rate
+from .robust import Adversary
 
 FARTHER = 2.0  # times the first distance, which one batch does not reach by chance
 
@@ -104,9 +104,7 @@ class Training:
         Raises:
             ValueError: if a function is among it that has no name of its own.
         """
-        config, data, performance = self.settings
-        given = {n: getattr(data, n) for n in ("timestep_sampling", "timestep_weights")}
-        named = {n: function_name(v) if callable(v) else v for n, v in given.items()}
+        config, _, performance = self.settings
         machine = {n: getattr(performance, n) for n in ("mixed_precision", "optimizer")}
         # Functions of the user's own may share a name: some of their values tell them apart.
         at = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
@@ -120,7 +118,6 @@ class Training:
             {
                 "f": f_name(self.loss, self.critic),
                 **shape,
-                **named,
                 **machine,
                 **pipe_facts(self.pipe),
                 "config": config,
@@ -158,8 +155,7 @@ class Training:
         with set_aside(self.pipe, model, self.settings.offloads):
             state = checkpoints.state if checkpoints is not None else None
             sampler, objective = self._prepare(buffer, state)
-            for role in ("mined", "adversarial"):  # an earlier training's
-                buffer.clear(role)
+            buffer.clear("adversarial")  # an earlier training's
             with onloaded(model):
                 parameters = adapters.attach(model, name, lora, config.seed)
                 with streamed(model, device, streams):
@@ -173,8 +169,7 @@ class Training:
                     sharded(model, parameters, device, shards) as asked,
                 ):
                     sampler.model = asked
-                    how = buffer, self.recorder, self.settings, self.processes
-                    refresh = refreshers(asked, name, *how)
+                    adversary = self._adversary(asked, buffer)
                     history, performance = train(
                         asked,
                         parameters,
@@ -184,7 +179,7 @@ class Training:
                         callback,
                         self.progress,
                         performance,
-                        refresh,
+                        adversary,
                         checkpoints,
                     )
                 adapters.finish(model, name, before)
@@ -201,7 +196,7 @@ class Training:
         self, buffer: ReplayBuffer, state: dict[str, Any] | None
     ) -> tuple[Sampler, Objective]:
         """What draws the batches, and what is minimised on them; no new adapter is there yet."""
-        config, data, performance = self.settings
+        config, _, performance = self.settings
         sampler = Sampler(
             self.model,
             buffer,
@@ -209,9 +204,6 @@ class Training:
             config.seed,
             retains=config.retain_weight > 0,
             apart=config.surgery,
-            sampling=data.timestep_sampling,
-            weights=data.timestep_weights,
-            scheduler=getattr(self.pipe, "scheduler", None),
             processes=self.processes,
             alike=performance.shard,
         )
@@ -231,6 +223,16 @@ class Training:
                 self.critic, shape, config.critic, device, seed, self.processes
             )
         return sampler, Objective(self.loss, distances, config.retain_weight, estimator)
+
+    def _adversary(self, model: nn.Module, buffer: ReplayBuffer) -> Adversary | None:
+        """What searches for ways back while the model trains; None: nothing does."""
+        config, data, performance = self.settings
+        if data.defence is None:
+            return None
+        autocast, _ = precision(model, performance.mixed_precision)
+        return Adversary(
+            model, self.recorder, buffer, data.defence, config.seed, self.processes, autocast
+        )
 
     def _started(self, name: str, buffer: ReplayBuffer) -> TrainConfig:
         """The config with the start that the new adapter was given."""
