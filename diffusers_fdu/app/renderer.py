@@ -18,6 +18,7 @@ from PIL.Image import Image
 from ..adapters import lora as adapters
 from ..adapters import stacking
 from ..pipelines.denoiser import denoiser_names
+from ..pipelines.generate import generate, takes
 
 KEPT = 32  # pictures
 STEPS, GUIDANCE_SCALE = "num_inference_steps", "guidance_scale"
@@ -69,11 +70,6 @@ def checked(
     return Wish(
         prompt.strip(), (negative_prompt or "").strip(), int(seed), int(steps), guidance_scale
     )
-
-
-def has_argument(pipe: Any, name: str) -> bool:
-    """Whether a call of the pipeline takes it."""
-    return name in inspect.signature(type(pipe).__call__).parameters
 
 
 def guidance_name(pipe: Any) -> str | None:
@@ -152,21 +148,17 @@ class Painter:
             return self._drawn[key]
 
     def _picture(self, wish: Wish) -> Image:
-        arguments = {STEPS: wish.steps, "output_type": "pil"}
+        arguments: dict[str, Any] = {STEPS: wish.steps}
         guided = guidance_name(self.pipe)
         if guided is not None and wish.guidance_scale is not None:
             arguments[guided] = wish.guidance_scale
         # Pipelines that are guided by another argument are not, without a negative prompt.
         if wish.negative_prompt or guided == GUIDANCES[1]:
             arguments["negative_prompt"] = wish.negative_prompt
-        if has_argument(self.pipe, "num_frames"):
+        if takes(self.pipe, "num_frames"):
             arguments["num_frames"] = 1
-        # On the CPU whatever the device, so that a seed is the same picture everywhere.
-        generator = torch.Generator("cpu").manual_seed(wish.seed)
-        output = self.pipe(
-            prompt=wish.prompt, generator=generator, **{**arguments, **self.pipeline_kwargs}
-        )
-        return output.images[0] if hasattr(output, "images") else output.frames[0][0]
+        arguments |= self.pipeline_kwargs
+        return generate(self.pipe, [wish.prompt], [wish.seed], **arguments)[0]
 
 
 def _models(pipe: Any) -> list[torch.nn.Module]:

@@ -68,7 +68,7 @@ def measure(results: Results, seeds: int, targets: Sequence[str]) -> None:
                 for name, attack in ATTACKS.items():
                     hits = attack(under, seed).hits
                     shares[name] = sum(hits) / len(hits)
-                results.add({**key, "seconds": seconds, **found.as_dict(), **shares})
+                results.add({**key, "seconds": seconds, **found._asdict(), **shares})
 
 
 def table(results: Results) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from tqdm.auto import tqdm
 
 from ...training.gradients import without_cudnn_attention
-from ..bootstrap import bootstrap
+from ...utils.statistics import bootstrap
 from ..result import AttackResult, Metric
 from .inversion import ConceptInversion
 from .outcome import Attack, Outcome

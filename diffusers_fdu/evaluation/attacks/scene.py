@@ -21,10 +21,9 @@ from ...data.concepts import Pair
 from ...data.recording import record
 from ...data.templates import fill
 from ...pipelines.denoiser import denoiser_name
+from ...pipelines.generate import generate
 from ...pipelines.recorder import Recorder, untouched
 from ...training.inversion import Goal
-from ...utils.nested import chunks
-from ..images import for_each
 
 FIRST_SEED = 50_000
 """Of the pictures that attacks are judged on; recorded runs use small seeds."""
@@ -98,15 +97,9 @@ class Scene:
             pipe: another than the one under attack.
             **extra: further arguments of the pipeline.
         """
-        pipe, images = self.pipe if pipe is None else pipe, []
+        pipe = self.pipe if pipe is None else pipe
         arguments = {**self.settings, **extra}
-        with torch.no_grad(), untouched(pipe):
-            for part in chunks(list(zip(prompts, seeds, strict=True)), self.batch):
-                generators = [torch.Generator().manual_seed(seed) for _, seed in part]
-                asked = [prompt for prompt, _ in part]
-                own = for_each(arguments, len(part))
-                images += list(pipe(prompt=asked, generator=generators, **own).images)
-        return images
+        return generate(pipe, prompts, seeds, batch=self.batch, **arguments)
 
     def plan(self, prompts: Sequence[str], seed: int) -> tuple[list[str], list[int]]:
         """As many prompts, in turn, as pictures are judged, and their seeds.
