@@ -7,12 +7,10 @@ import json
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL.Image import Image
 
 from ..adapters import lora as adapters
@@ -109,8 +107,8 @@ class Painter:
             if name not in known:
                 there = ", ".join(known) or "none"
                 raise ValueError(f"no adapter {name!r} on the pipe: there are {there}")
-        for model in _models(pipe):
-            adapters.check_layers(model)
+        for component in denoiser_names(pipe):
+            adapters.check_layers(getattr(pipe, component))
         self.pipe, self.names, self.pipeline_kwargs = pipe, names, dict(pipeline_kwargs or {})
         self._lock = threading.Lock()
         self._drawn: OrderedDict[tuple[Wish, tuple[float, ...]], Image] = OrderedDict()
@@ -140,7 +138,7 @@ class Painter:
         key = (wish, tuple(map(float, values)))
         with self._lock:
             if key not in self._drawn:
-                with at_strengths(self.pipe, dict(zip(self.names, key[1], strict=True))):
+                with stacking.at_strengths(self.pipe, dict(zip(self.names, key[1], strict=True))):
                     self._drawn[key] = self._picture(wish)
             self._drawn.move_to_end(key)
             while len(self._drawn) > KEPT:
@@ -159,35 +157,6 @@ class Painter:
             arguments["num_frames"] = 1
         arguments |= self.pipeline_kwargs
         return generate(self.pipe, [wish.prompt], [wish.seed], **arguments)[0]
-
-
-def _models(pipe: Any) -> list[torch.nn.Module]:
-    return [getattr(pipe, name) for name in denoiser_names(pipe)]
-
-
-@contextmanager
-def at_strengths(pipe: Any, values: Mapping[str, float]) -> Iterator[None]:
-    """Adapters active at these strengths for a while; then everything is as it was, exactly.
-
-    Args:
-        pipe: the pipeline.
-        values: strengths by name.
-    """
-    models = _models(pipe)
-    flags = [adapters.snapshot(model) for model in models]
-    # Layer by layer, since adapters may have another strength, or none, on some of them.
-    layers: list[Any] = [layer for model in models for layer in adapters.tuner_layers(model)]
-    before = [(list(x.active_adapters), dict(getattr(x, "scaling", {}))) for x in layers]
-    try:
-        stacking.strengths(pipe, values)
-        yield
-    finally:
-        for layer, (active, scaling) in zip(layers, before, strict=True):
-            layer.set_adapter(active)
-            if scaling:
-                layer.scaling.update(scaling)
-        for model, flag in zip(models, flags, strict=True):
-            adapters.restore_flags(model, flag)
 
 
 def code(painter: Painter, values: Sequence[float]) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..adapters import lora as adapters
 from ..adapters.contents import PICTURES
+from ..adapters.stacking import at_strengths, strengths
 from ..adapters.summary import mapping
 from ..data.templates import fill, without
 from ..pipelines.generate import check_pictures, generate
-from ..pipelines.recorder import OWN, untouched
+from ..pipelines.recorder import OWN
 from ..pipelines.tokenizers import vocabulary
 from . import facts
 from .markup import cleaned
@@ -70,10 +70,11 @@ def draw_pictures(
     seeds = range(len(wanted))
     kwargs = {name: value for name, value in pipeline_kwargs.items() if name not in OWN}
     halves = []
-    with _alone(pipe, component, adapter_name, mapping(recipe.get("active_adapters"))):
-        for strength in (0.0, 1.0):
-            with adapters.scaled(getattr(pipe, component), adapter_name, strength):
-                halves.append(generate(pipe, wanted, seeds, batch=1, **kwargs))
+    beside = mapping(recipe.get("active_adapters"))
+    values = {name: beside.get(name, 0.0) for name in strengths(pipe)}
+    for strength in (0.0, 1.0):
+        with at_strengths(pipe, {**values, adapter_name: strength}):
+            halves.append(generate(pipe, wanted, seeds, batch=1, **kwargs))
     (folder / PICTURES).mkdir(exist_ok=True)
     paths = []
     for seed, prompt, before, after in zip(seeds, wanted, *halves, strict=True):
@@ -124,27 +125,6 @@ def _obstacle(pipe: Any, model: torch.nn.Module) -> str | None:
     except ValueError as error:
         return str(error)
     return None
-
-
-@contextmanager
-def _alone(
-    pipe: Any, component: str, adapter_name: str, others: Mapping[str, Any]
-) -> Iterator[None]:
-    """The adapter active, and with it only those that it was trained beside."""
-    model = getattr(pipe, component)
-    there = getattr(model, "peft_config", {})
-    beside = {name: value for name, value in others.items() if name in there}
-    before = adapters.snapshot(model)
-    with untouched(pipe), ExitStack() as stack:
-        try:
-            for name, strength in beside.items():
-                stack.enter_context(adapters.scaled(model, name, strength))
-            adapters.activate(model, [*beside, adapter_name])
-            model.eval()
-            yield
-        finally:
-            adapters.activate(model, before.active)
-            adapters.restore_flags(model, before)
 
 
 def _small(image: Image.Image) -> Image.Image:

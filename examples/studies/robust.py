@@ -27,8 +27,7 @@ from diffusers_fdu import (
     Robust,
 )
 from diffusers_fdu.emoji.loading import load_emoji_pipeline
-from diffusers_fdu.evaluation.attacks.inversion import ConceptInversion
-from diffusers_fdu.evaluation.attacks.search import GreedySearch
+from diffusers_fdu.evaluation.attacks.search import ConceptInversion, GreedySearch
 
 from .bench import ALL, RUNS, Results, concept, judged, line, scene
 

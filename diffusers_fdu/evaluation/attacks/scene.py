@@ -1,4 +1,4 @@
-"""The scene of an attack: a model that is said to have forgotten, and what it takes to ask it.
+"""An attack and its scene: a model that is said to have forgotten, and what it takes to ask it.
 
 Nothing but the pipeline itself is needed: the original model, which is the pipeline without the
 adapter, draws the concept, and its denoiser calls on the way are what an attack must make the
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL.Image import Image
@@ -147,3 +147,41 @@ class Scene:
         with untouched(self.pipe):
             recorder.layout(self.asked(self.target)[0], "")  # finds out how to ask one question
         return recorder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run of an attack, with one seed.
+
+    Args:
+        hits: whether each picture shows the target again.
+        curve: (what was spent, share of hits) along the way.
+        found: what was found, such as an adversarial prompt; "": nothing that could be said.
+    """
+
+    hits: list[bool]
+    curve: tuple[tuple[float, float], ...] = ()
+    found: str = ""
+
+
+class Attack(Protocol):
+    """Tries to bring a concept back; leaves the scene's pipe as it was."""
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        ...
+
+    @property
+    def budget(self) -> Mapping[str, float]:
+        """What one run may spend."""
+        ...
+
+    def __call__(self, scene: Scene, seed: int) -> Outcome:
+        """One run.
+
+        Args:
+            scene: what to attack.
+            seed: of everything random in it.
+        """
+        ...
