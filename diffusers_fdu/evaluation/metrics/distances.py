@@ -1,7 +1,8 @@
-"""Distances between two sets of pictures, by the features of any network.
+"""Distances between two sets of pictures, by the features of any network, and between pairs.
 
     FID = |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))    Heusel et al., arXiv 1706.08500
     KID = unbiased MMD^2, kernel (x.y / D + 1)^3                 Binkowski et al., arXiv 1801.01401
+    pixel drift = root mean squared difference of the pixels of a pair, from 0 to 1
 
 FID of few pictures is too large, the more so the more features there are: compare only sets
 of one size. KID has no such bias, and may be below 0 by chance.
@@ -40,6 +41,21 @@ def as_pixels(images: Sequence[Image]) -> Tensor:
     """Pictures of one size as (N, 3, H, W), uint8."""
     arrays = [np.array(image.convert("RGB")) for image in images]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+def pixel_drift(before: Sequence[Image], after: Sequence[Image]) -> Tensor:
+    """How much each pair of pictures differs, (N,).
+
+    Raises:
+        ValueError: if there are none, or not as many before as after.
+    """
+    if not before or len(before) != len(after):
+        raise ValueError(f"{len(before)} pictures before and {len(after)} after")
+    found = []
+    for one, other in zip(before, after, strict=True):
+        difference = (as_pixels([one]).float() - as_pixels([other]).float()) / 255
+        found.append(difference.square().mean().sqrt())
+    return torch.stack(found)
 
 
 def inception(features: int = 2048) -> Extractor:
