@@ -21,14 +21,9 @@ import typer
 
 from diffusers_fdu import Concept, FDUnlearner
 from diffusers_fdu.data.concepts import Kind
-from diffusers_fdu.emoji.benchmark import (
-    Scores,
-    cells,
-    judge_cells,
-    scores,
-)
-from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.emoji.loading import load_emoji_pipeline
 from diffusers_fdu.emoji.vocabulary import CONCEPTS
+from diffusers_fdu.evaluation.emoji import Scores, measure
 
 FS = ("kl", "hellinger", "chi2", "js", "tv")
 JOBS = [("dog", "cat", f) for f in FS] + [("blob", "noto", f) for f in FS[:4]]
@@ -36,15 +31,9 @@ COLUMNS = ("target", "anchor", "f", "UA", "IRA", "CRA", "IRA kept", "CRA kept")
 COSTS = ("steps", "record s", "train s")
 
 
-def measure(pipe: object, target: str) -> Scores:
+def judged(pipe: object, target: str) -> Scores:
     """Scores of a pipe, by the embedded judge."""
-    judge = load_emoji_judge()
-    own = [cell for cell in cells() if target in cell]
-    rest = [cell for cell in cells() if target not in cell]
-    seeds = range(100, 110 if target in CONCEPTS else 104)
-    verdicts = judge_cells(pipe, judge, own, seeds)
-    verdicts += judge_cells(pipe, judge, rest, range(100, 102))
-    return scores(verdicts, target)
+    return measure(pipe, target, own_seeds=10 if target in CONCEPTS else 4, other_seeds=2)
 
 
 def main(
@@ -74,13 +63,13 @@ def main(
         if (only and only != target) or (f and f != name):
             continue
         if target not in base:
-            base[target] = measure(load_emoji_pipeline().to(device), target)
+            base[target] = judged(load_emoji_pipeline().to(device), target)
             show(target, "", "before", base[target])
         pipe = load_emoji_pipeline().to(device)
         kind: Kind = "object" if target in CONCEPTS else "style"
         worker = FDUnlearner(pipe, runs, progress=False, seed=seed, **values)
         worker.unlearn(Concept(target, anchor, kind=kind), f=name)
-        seconds, after = worker.recipe["seconds"], measure(pipe, target)
+        seconds, after = worker.recipe["seconds"], judged(pipe, target)
         show(target, anchor, name, after, base[target], len(worker.history), seconds)
         rows.append(
             {
@@ -89,8 +78,8 @@ def main(
                 "f": name,
                 "seed": seed,
                 "settings": {**runs, **config},
-                "before": base[target].as_dict(),
-                "after": after.as_dict(),
+                "before": base[target]._asdict(),
+                "after": after._asdict(),
                 "steps": len(worker.history),
                 "seconds": seconds,
             }

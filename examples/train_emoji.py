@@ -36,10 +36,10 @@ from emoji_training.loop import OutOfTime
 from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
-from diffusers_fdu.emoji.benchmark import accuracy, cells, judge_cells
 from diffusers_fdu.emoji.classifier import EmojiJudge, JudgeNetwork
 from diffusers_fdu.emoji.loading import WEIGHTS, load_emoji_judge, load_emoji_pipeline, to_8_bits
 from diffusers_fdu.emoji.vocabulary import CONCEPTS, STYLES
+from diffusers_fdu.evaluation.emoji import accuracy, cells, judge_cells
 
 
 def main(

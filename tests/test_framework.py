@@ -22,8 +22,8 @@ from diffusers_fdu import (
 )
 from diffusers_fdu.data.teacher import ask
 from diffusers_fdu.divergences.variational import VariationalLoss
-from diffusers_fdu.emoji.benchmark import cells, judge_cells
 from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.evaluation.emoji import cells, judge_cells
 from diffusers_fdu.utils.io import as_json
 
 OPTIONS = [

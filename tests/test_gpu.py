@@ -14,10 +14,10 @@ from diffusers_fdu import (
     Watch,
     evaluate,
 )
-from diffusers_fdu.emoji.benchmark import judge_cells
 from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
 from diffusers_fdu.emoji.vocabulary import STYLES
 from diffusers_fdu.evaluation.attacks.run import ATTACKS
+from diffusers_fdu.evaluation.emoji import judge_cells
 from diffusers_fdu.training.memory import WORKSPACE, weight_bytes
 
 pytestmark = [

@@ -6,7 +6,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from ..utils.hub_errors import HubError, Unreachable, explained
 from ..utils.io import writable_folder
@@ -19,7 +20,6 @@ from .contents import (
     chosen,
     contents,
     is_repo_id,
-    is_weights,
 )
 from .read import read_adapter
 
@@ -100,30 +100,31 @@ def _downloaded(repo_id: str, revision: str | None, token: str | None, max_bytes
             names = chosen({f.rfilename: f.size for f in info.siblings or []}, max_bytes)
         except ValueError as error:
             raise ValueError(f"{repo_id!r} is not pulled: {error}") from error
-        paths = {
-            name: Path(
-                hf_hub_download(
-                    repo_id, name, revision=revision, token=token, library_name=LIBRARY
-                )
+        folder = Path(
+            snapshot_download(
+                repo_id,
+                revision=revision,
+                allow_patterns=names,
+                token=token,
+                library_name=LIBRARY,
             )
-            for name in names
-        }
-    folder = paths[names[-1]].parent  # of the weights
+        )
     if folder.name != info.sha:
         raise HubError(f"{repo_id!r} changed while it was pulled: try again")
-    for name, path in paths.items():
-        if path.stat().st_size > max_bytes and is_weights(name):
-            raise ValueError(f"{repo_id!r} is not pulled: {name} has more than {max_bytes} bytes")
     return folder
 
 
 def _kept(repo_id: str, revision: str | None) -> Path | None:
     """The Hub's cache's folder, if the adapter is in it."""
-    for names in OWN_WEIGHTS.values():
-        path = try_to_load_from_cache(repo_id, names[-1], revision=revision)
-        if isinstance(path, str):
-            return Path(path).parent
-    return None
+    try:
+        folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return folder if _holds_adapter(folder) else None
+
+
+def _holds_adapter(folder: Path) -> bool:
+    return any((folder / names[-1]).exists() for names in OWN_WEIGHTS.values())
 
 
 def _checked_folder(folder: Path) -> Path:
@@ -136,8 +137,7 @@ def _checked_folder(folder: Path) -> Path:
         return folder
     if not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is a file: pass a folder")
-    weights = [names[-1] for names in OWN_WEIGHTS.values()]
-    if any(folder.iterdir()) and not any((folder / name).exists() for name in weights):
+    if any(folder.iterdir()) and not _holds_adapter(folder):
         raise ValueError(
             f"{str(folder)!r} holds other files and no adapter: pass a new or empty folder"
         )
@@ -161,9 +161,8 @@ def _copied(files: dict[str, Path], target: Path) -> Path:
     try:
         with tempfile.TemporaryDirectory(dir=target) as temporary:
             for name, path in files.items():
-                copy = Path(temporary) / name
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, copy)
+                (Path(temporary) / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, Path(temporary) / name)
             _remove_adapter(target)
             for name in files:
                 (target / name).parent.mkdir(exist_ok=True)

@@ -21,13 +21,13 @@ known; "before" is the same number without the adapter and may be missing, as ma
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
+from ..utils.io import read_json, write_json
 from .summary import mapping, number
 
 EVALUATION_NAME = "evaluation.json"
@@ -160,9 +160,7 @@ def write_evaluation(evaluation: dict[str, Any], folder: Path) -> None:
     Raises:
         ValueError: see `checked`.
     """
-    temporary = folder / f"{EVALUATION_NAME}.tmp"
-    temporary.write_text(json.dumps(checked(evaluation), indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / EVALUATION_NAME)
+    write_json(folder / EVALUATION_NAME, checked(evaluation))
 
 
 def read_evaluation(folder: Path, weights: Path) -> dict[str, Any] | None:
@@ -178,11 +176,9 @@ def read_evaluation(folder: Path, weights: Path) -> dict[str, Any] | None:
     path = folder / EVALUATION_NAME
     if not path.exists():
         return None
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{str(path)!r} has more than {MAX_BYTES} bytes")
     try:
-        evaluation = checked(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, RecursionError) as error:
+        evaluation = checked(read_json(path, MAX_BYTES))
+    except ValueError as error:
         raise ValueError(f"{str(path)!r} is no evaluation: {error}") from error
     known = evaluation.get("weights_sha256")
     if known is not None and known != sha256(weights):
@@ -199,14 +195,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def checked(evaluation: Any) -> dict[str, Any]:
+def checked(evaluation: dict[str, Any]) -> dict[str, Any]:
     """The same, once everything in it is as it should be.
 
     Raises:
         ValueError: with the field that is not.
     """
-    if not isinstance(evaluation, dict):
-        raise ValueError("it holds no JSON object")
     for name in ("protocol", "judge"):
         if not isinstance(evaluation.get(name), str) or not evaluation[name].strip():
             raise ValueError(f"{name} must be a text, got {evaluation.get(name)!r}")

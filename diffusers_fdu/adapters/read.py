@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..pipelines.denoiser import DENOISERS
+from ..utils.io import json_object, read_json
 from .adapter_file import (
     PEFT_CONFIG_NAME,
     PEFT_PREFIX,
@@ -40,7 +40,6 @@ CHANGES_MATHS = (
 PATTERN = re.compile(r"\^?\w[\w.]*\$?")  # of the patterns in the metadata: names alone
 UNET_PARTS = ("down_blocks.", "mid_block.", "up_blocks.")
 LARGEST = 1e9  # rank or alpha
-MAX_JSON = 64 * 2**20  # bytes; a recipe has a few thousand
 
 
 def read_adapter(directory: str | Path) -> AdapterFile:
@@ -109,19 +108,7 @@ def _json(path: Path) -> dict[str, Any]:
         ValueError: if the file is none.
     """
     _check_inside(path)
-    if path.stat().st_size > MAX_JSON:
-        raise ValueError(f"{str(path)!r} has more than {MAX_JSON} bytes")
-    return _object(path.read_text(encoding="utf-8"), repr(str(path)))
-
-
-def _object(text: str, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{name} holds no JSON object")
-    return content
+    return read_json(path)
 
 
 def checked_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +148,7 @@ def _of_diffusers(
         )
     (prefix,) = prefixes
     state = {key.split(".", 1)[1]: value for key, value in tensors.items()}
-    metadata = _object(header.get(METADATA_NAME, "{}"), "the header")
+    metadata = json_object(header.get(METADATA_NAME, "{}"), "the header")
     given = {key.removeprefix(f"{prefix}."): value for key, value in metadata.items()}
     # One of a second denoiser looks like one of the first.
     own = recipe.get("component")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ import diffusers
 import peft
 import torch
 
-from ..utils.io import as_json
+from ..utils.io import as_json, write_json
 from ..utils.version import VERSION
 
 RECIPE_NAME = "recipe.json"
@@ -57,9 +56,7 @@ def versions() -> dict[str, str]:
 
 def write(recipe: dict[str, Any], folder: Path) -> None:
     """Write `recipe.json`, whole or not at all."""
-    temporary = folder / f"{RECIPE_NAME}.tmp"
-    temporary.write_text(json.dumps(recipe, indent=2) + "\n")
-    temporary.replace(folder / RECIPE_NAME)
+    write_json(folder / RECIPE_NAME, recipe)
 
 
 def public(value: Any, name_of: Callable[[Any], Any]) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,33 @@ def strengths(pipe: Any, values: Mapping[str, float] | None = None) -> dict[str,
         shown = adapters.strengths(model, list(own))
         found |= {name: shown[name] if name in active else 0.0 for name in own}
     return found
+
+
+@contextmanager
+def at_strengths(pipe: Any, values: Mapping[str, float]) -> Iterator[None]:
+    """Adapters active at these strengths for a while; then everything is as it was, exactly.
+
+    Args:
+        pipe: the pipeline.
+        values: strengths by name.
+    """
+    models = [getattr(pipe, name) for name in denoiser_names(pipe)]
+    flags = [adapters.snapshot(model) for model in models]
+    # Layer by layer, since adapters may have another strength, or none, on some of them.
+    layers: list[Any] = [layer for model in models for layer in adapters.tuner_layers(model)]
+    before = [(list(x.active_adapters), dict(getattr(x, "scaling", {}))) for x in layers]
+    try:
+        strengths(pipe, values)
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for layer, (active, scaling) in zip(layers, before, strict=True):
+            layer.set_adapter(active)
+            if scaling:
+                layer.scaling.update(scaling)
+        for model, flag in zip(models, flags, strict=True):
+            adapters.restore_flags(model, flag)
 
 
 def unstack(pipe: Any, names: Sequence[str] | None = None) -> None:

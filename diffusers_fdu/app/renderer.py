@@ -7,17 +7,16 @@ import json
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL.Image import Image
 
 from ..adapters import lora as adapters
 from ..adapters import stacking
 from ..pipelines.denoiser import denoiser_names
+from ..pipelines.generate import generate, takes
 
 KEPT = 32  # pictures
 STEPS, GUIDANCE_SCALE = "num_inference_steps", "guidance_scale"
@@ -71,11 +70,6 @@ def checked(
     )
 
 
-def has_argument(pipe: Any, name: str) -> bool:
-    """Whether a call of the pipeline takes it."""
-    return name in inspect.signature(type(pipe).__call__).parameters
-
-
 def guidance_name(pipe: Any) -> str | None:
     """The pipeline's argument for guidance; None: it has none.
 
@@ -113,8 +107,8 @@ class Painter:
             if name not in known:
                 there = ", ".join(known) or "none"
                 raise ValueError(f"no adapter {name!r} on the pipe: there are {there}")
-        for model in _models(pipe):
-            adapters.check_layers(model)
+        for component in denoiser_names(pipe):
+            adapters.check_layers(getattr(pipe, component))
         self.pipe, self.names, self.pipeline_kwargs = pipe, names, dict(pipeline_kwargs or {})
         self._lock = threading.Lock()
         self._drawn: OrderedDict[tuple[Wish, tuple[float, ...]], Image] = OrderedDict()
@@ -144,7 +138,7 @@ class Painter:
         key = (wish, tuple(map(float, values)))
         with self._lock:
             if key not in self._drawn:
-                with at_strengths(self.pipe, dict(zip(self.names, key[1], strict=True))):
+                with stacking.at_strengths(self.pipe, dict(zip(self.names, key[1], strict=True))):
                     self._drawn[key] = self._picture(wish)
             self._drawn.move_to_end(key)
             while len(self._drawn) > KEPT:
@@ -152,50 +146,17 @@ class Painter:
             return self._drawn[key]
 
     def _picture(self, wish: Wish) -> Image:
-        arguments = {STEPS: wish.steps, "output_type": "pil"}
+        arguments: dict[str, Any] = {STEPS: wish.steps}
         guided = guidance_name(self.pipe)
         if guided is not None and wish.guidance_scale is not None:
             arguments[guided] = wish.guidance_scale
         # Pipelines that are guided by another argument are not, without a negative prompt.
         if wish.negative_prompt or guided == GUIDANCES[1]:
             arguments["negative_prompt"] = wish.negative_prompt
-        if has_argument(self.pipe, "num_frames"):
+        if takes(self.pipe, "num_frames"):
             arguments["num_frames"] = 1
-        # On the CPU whatever the device, so that a seed is the same picture everywhere.
-        generator = torch.Generator("cpu").manual_seed(wish.seed)
-        output = self.pipe(
-            prompt=wish.prompt, generator=generator, **{**arguments, **self.pipeline_kwargs}
-        )
-        return output.images[0] if hasattr(output, "images") else output.frames[0][0]
-
-
-def _models(pipe: Any) -> list[torch.nn.Module]:
-    return [getattr(pipe, name) for name in denoiser_names(pipe)]
-
-
-@contextmanager
-def at_strengths(pipe: Any, values: Mapping[str, float]) -> Iterator[None]:
-    """Adapters active at these strengths for a while; then everything is as it was, exactly.
-
-    Args:
-        pipe: the pipeline.
-        values: strengths by name.
-    """
-    models = _models(pipe)
-    flags = [adapters.snapshot(model) for model in models]
-    # Layer by layer, since adapters may have another strength, or none, on some of them.
-    layers: list[Any] = [layer for model in models for layer in adapters.tuner_layers(model)]
-    before = [(list(x.active_adapters), dict(getattr(x, "scaling", {}))) for x in layers]
-    try:
-        stacking.strengths(pipe, values)
-        yield
-    finally:
-        for layer, (active, scaling) in zip(layers, before, strict=True):
-            layer.set_adapter(active)
-            if scaling:
-                layer.scaling.update(scaling)
-        for model, flag in zip(models, flags, strict=True):
-            adapters.restore_flags(model, flag)
+        arguments |= self.pipeline_kwargs
+        return generate(self.pipe, [wish.prompt], [wish.seed], **arguments)[0]
 
 
 def code(painter: Painter, values: Sequence[float]) -> str:

@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..pipelines.generate import takes
 from .renderer import (
     GUIDANCE_SCALE,
     STEPS,
     Painter,
     code,
     guidance_name,
-    has_argument,
 )
 from .replies import answers, unlearns
 
@@ -122,7 +122,7 @@ def _controls(
             label="Negative prompt",
             placeholder="optional",
             lines=1,
-            visible=has_argument(painter.pipe, "negative_prompt"),
+            visible=takes(painter.pipe, "negative_prompt"),
         ),
     }
     with gr.Row():

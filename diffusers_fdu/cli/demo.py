@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,21 +14,15 @@ from ..adapters.measured import sha256, write_evaluation
 from ..config import settings
 from ..data.concepts import Concept, Kind
 from ..divergences.profiles import divergence
-from ..emoji.benchmark import (
-    cells,
-    draw,
-    judge_cells,
-    scores,
-)
-from ..emoji.loading import load_emoji_judge, load_emoji_pipeline
+from ..emoji.loading import load_emoji_pipeline
 from ..emoji.vocabulary import CONCEPTS, STYLES, caption
+from ..evaluation.emoji import FIRST_SEED, Scores, cells, draw, measure
 from ..unlearner import FDUnlearner
-from ..utils.io import writable_folder
+from ..utils.io import writable_folder, write_json
 from ..utils.statistics import wilson
 
 GUIDANCE = 4.0
-TARGET_SEEDS = range(100, 110)  # 10 seeds a cell of the target
-OTHER_SEEDS = range(100, 102)
+OTHER_SEEDS = 2  # pictures of each cell that is not the target's
 
 
 def run_demo(
@@ -65,24 +58,15 @@ def run_demo(
     concept, f_divergence = Concept(target, anchor, kind=kind), divergence(f)
     settings(config)
     folder = writable_folder(output_dir)
-    pipe, judge = load(), load_emoji_judge()
+    pipe = load()
     shown = shown_prompts(target)
     before_images = draw(pipe, shown, range(len(shown)), progress="draw before")
-    own = [cell for cell in cells() if target in cell]
-    others = [cell for cell in cells() if target not in cell]
-
-    def measure(when: str) -> dict[str, float]:
-        verdicts = judge_cells(pipe, judge, own, seeds(target), progress=f"judge target {when}")
-        kept = OTHER_SEEDS
-        verdicts += judge_cells(pipe, judge, others, kept, progress=f"judge others {when}")
-        return scores(verdicts, target).as_dict()
-
-    before = measure("before")
+    before = measure(pipe, target, seeds(target), OTHER_SEEDS, "before")
     unlearner = FDUnlearner(pipe, {"guidance_scale": GUIDANCE}, **config)
     started = time.monotonic()
     unlearner.unlearn(concept, f=f_divergence)
     seconds = time.monotonic() - started
-    after = measure("after")
+    after = measure(pipe, target, seeds(target), OTHER_SEEDS, "after")
     after_images = draw(pipe, shown, range(len(shown)), progress="draw after")
     picture = before_after(before_images, after_images, target, anchor)
     picture.save(folder / "before_after.png")
@@ -91,37 +75,36 @@ def run_demo(
         "target": target,
         "anchor": anchor,
         "f": f,
-        "before": before,
-        "after": after,
+        "before": before._asdict(),
+        "after": after._asdict(),
         "seconds": {"unlearn": round(seconds, 1), **unlearner.recipe["seconds"]},
         "steps": len(unlearner.history),
         "sigma": unlearner.recipe["sigma"][0],
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    found = evaluation(target, before, after, len(own) * len(seeds(target)))
+    write_json(folder / "summary.json", summary)
+    found = evaluation(target, before, after)
     write_evaluation({**found, "weights_sha256": sha256(folder / WEIGHTS_NAME)}, folder)
     return summary
 
 
-def evaluation(
-    target: str, before: dict[str, float], after: dict[str, float], drawn: int
-) -> dict[str, Any]:
+def evaluation(target: str, before: Scores, after: Scores) -> dict[str, Any]:
     """What the demo measures, as `measured` has it.
 
     Args:
         target: what was unlearned.
         before: its scores on the frozen model.
         after: its scores with the adapter.
-        drawn: how many of the judged pictures are of the target.
     """
-    images = int(after["images"])
+    images, drawn = after.images, len(cells(target)) * seeds(target)
     counts = {"ua": drawn, "ira": images - drawn, "cra": images - drawn}
     metrics = {}
     for name, count in counts.items():
-        low, high = wilson(round(after[name] * count), count)
-        value = {"value": after[name], "low": low, "high": high, "before": before[name]}
+        share = getattr(after, name)
+        low, high = wilson(round(share * count), count)
+        value = {"value": share, "low": low, "high": high, "before": getattr(before, name)}
         metrics[name] = {key: round(number, 4) for key, number in value.items()}
-    own, kept = (f"{r[0]} to {r[-1]}" for r in (seeds(target), OTHER_SEEDS))
+    most = max(seeds(target), OTHER_SEEDS)
+    own, kept = (f"{FIRST_SEED} to {FIRST_SEED + n - 1}" for n in (seeds(target), OTHER_SEEDS))
     kind, other = ("concept", "style") if target in CONCEPTS else ("style", "concept")
     protocol = (
         f"All {len(CONCEPTS)} concepts in all {len(STYLES)} styles of the embedded model, drawn "
@@ -134,15 +117,15 @@ def evaluation(
     return {
         "protocol": protocol,
         "images": images,
-        "seeds": sorted({*seeds(target), *OTHER_SEEDS}),
+        "seeds": list(range(FIRST_SEED, FIRST_SEED + most)),
         "judge": "the embedded judge, a classifier of concepts and styles",
         "metrics": metrics,
     }
 
 
-def seeds(target: str) -> range:
-    """Seeds for the target's cells: about 40 pictures of a concept, 64 of a style."""
-    return TARGET_SEEDS if target in CONCEPTS else OTHER_SEEDS
+def seeds(target: str) -> int:
+    """Pictures of each of the target's cells: 40 in all of a concept, 64 of a style."""
+    return 10 if target in CONCEPTS else OTHER_SEEDS
 
 
 def shown_prompts(target: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import yaml
 
 from ..adapters.recipe import RECIPE_NAME
 from ..data.concepts import Anchor, Concept, NegativeGuidance
-from ..utils.io import as_json
+from ..utils.io import as_json, read_json
 
 FIELDS = ("target", "anchor", "negative_guidance", "kind", "prompts", "aliases", "name")
 
@@ -39,7 +38,7 @@ class Job:
         path = folder / self.name / RECIPE_NAME  # written last
         if not path.exists():
             return False
-        facts = json.loads(path.read_text())
+        facts = read_json(path)
         wanted = {"concepts": as_json([vars(self.concept)]), "f": f}
         for name, value in wanted.items():
             if facts.get(name) != value:

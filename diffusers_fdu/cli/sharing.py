@@ -80,10 +80,9 @@ def stack(
     dtype: Dtype = "auto",
 ) -> None:
     """Load adapters side by side, show where they conflict, and draw with them."""
-    import torch
-
     from ..adapters.merging.conflicts import conflicts
     from ..adapters.stacking import stack as load
+    from ..pipelines.generate import generate
 
     placed = resolve_placement(device, dtype)
     pipe = load_pipeline(model, placed.device, placed.dtype)
@@ -98,9 +97,7 @@ def stack(
             typer.echo(f"conflicts not compared: {error}")
     typer.echo(f"pipe.set_adapters({list(strengths)}, {list(strengths.values())})")
     if prompt is not None:
-        generator = torch.Generator().manual_seed(seed)
-        kwargs = run_arguments(model, guidance_scale)
-        pipe(prompt, generator=generator, **kwargs).images[0].save(output)
+        generate(pipe, [prompt], [seed], **run_arguments(model, guidance_scale))[0].save(output)
         typer.echo(f"written to {output}")
 
 

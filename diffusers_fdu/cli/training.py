@@ -275,10 +275,10 @@ def compare(
     dtype: Dtype = "auto",
 ) -> None:
     """Train several divergences and show what each trades; run it again to go on."""
-    from ..emoji.benchmark import tradeoff
     from ..emoji.vocabulary import CONCEPTS, STYLES
     from ..evaluation.compare import FS, STRENGTHS
     from ..evaluation.compare import compare as run
+    from ..evaluation.emoji import Tradeoff
     from ..evaluation.plots import plot_tradeoff
 
     found = named_concepts([target], [anchor], kind, None, None)
@@ -292,7 +292,7 @@ def compare(
         fs=f or FS,
         seeds=seeds,
         strengths=strength or STRENGTHS,
-        measure=tradeoff(target) if is_known else None,
+        measure=Tradeoff(target) if is_known else None,
         cache=output_dir / "cache",
         pipeline_kwargs=kwargs,
         **values(options),

@@ -4,16 +4,6 @@ It plays the part that UnlearnCanvas plays for large models: concepts x styles, 
 unlearn a concept or a style and measure what happened to everything else, without a download.
 """
 
-from .benchmark import (
-    Scores,
-    Verdict,
-    accuracy,
-    cells,
-    draw,
-    judge_cells,
-    scores,
-    tradeoff,
-)
 from .classifier import EmojiJudge
 from .loading import (
     CLIP_WEIGHTS,
@@ -43,17 +33,9 @@ __all__ = [
     "SYNONYMS",
     "WEIGHTS",
     "EmojiJudge",
-    "Scores",
-    "Verdict",
-    "accuracy",
     "caption",
-    "cells",
-    "draw",
-    "judge_cells",
     "load_emoji_clip",
     "load_emoji_judge",
     "load_emoji_oracle",
     "load_emoji_pipeline",
-    "scores",
-    "tradeoff",
 ]

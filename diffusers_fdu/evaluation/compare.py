@@ -30,7 +30,7 @@ from ..divergences.conjugates import conjugate
 from ..divergences.profiles import divergence
 from ..training.identity import function_name, pipe_facts
 from ..unlearner import FDUnlearner
-from ..utils.io import as_json, writable_folder
+from ..utils.io import as_json, read_json, writable_folder, write_json
 from .comparison import Comparison, Point
 
 FS = ("kl", "hellinger", "chi2", "js", "tv")
@@ -220,11 +220,9 @@ class _Store:
         path = self._path(key)
         if path is None or not path.exists():
             return None
-        return json.loads(path.read_text())["result"]
+        return read_json(path)["result"]
 
     def put(self, key: dict[str, Any], result: Any) -> None:
         path = self._path(key)
         if path is not None:
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"key": key, "result": result}, indent=2) + "\n")
-            temporary.replace(path)
+            write_json(path, {"key": key, "result": result})

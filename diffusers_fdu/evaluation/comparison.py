@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from ..divergences.choice import Preference, choose
-from ..utils.io import as_json, writable_folder
+from ..utils.io import as_json, read_json, writable_folder, write_json, write_text
 from ..utils.statistics import Estimate, estimate
 
 ENOUGH = 0.9
@@ -124,8 +123,8 @@ class Comparison:
         """Write `comparison.json` and `comparison.md`; returns the folder."""
         folder = writable_folder(directory)
         content = as_json(asdict(self))
-        (folder / "comparison.json").write_text(json.dumps(content, indent=2) + "\n")
-        (folder / "comparison.md").write_text(self.table() + "\n")
+        write_json(folder / "comparison.json", content)
+        write_text(folder / "comparison.md", self.table() + "\n")
         return folder
 
 
@@ -137,8 +136,8 @@ def load_comparison(directory: str | Path) -> Comparison:
     """
     path = Path(directory) / "comparison.json"
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         points = tuple(Point(**point) for point in content["points"])
         return Comparison(content["target"], points, tuple(content["before"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"no comparison in {str(path)!r}: {error}") from error

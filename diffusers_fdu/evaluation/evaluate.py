@@ -13,10 +13,9 @@ from ..adapters.recipe import versions
 from ..data.concepts import Concept
 from ..unlearner import FDUnlearner
 from ..utils.distributed import Processes
-from .attacks.outcome import Attack
 from .attacks.relearning import Removal
 from .attacks.run import ATTACKS, attack
-from .attacks.scene import Scene
+from .attacks.scene import Attack, Scene
 from .images import (
     BATCH,
     Gallery,

@@ -7,29 +7,23 @@ they all depend on: the model, its adapters, and the arguments of the runs.
 from __future__ import annotations
 
 import hashlib
-import inspect
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from torch import nn
-from tqdm.auto import tqdm
 
-from ..pipelines.recorder import untouched
+from ..pipelines.generate import BATCH, check_pictures, generate, takes
 from ..training.identity import pipe_facts
 from ..utils.distributed import Processes
-from ..utils.io import as_json, writable_folder
-from ..utils.nested import chunks
+from ..utils.io import as_json, read_json, writable_folder, write_json
 from .request import Request
 
 MANIFEST = "manifest.json"
-BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -78,21 +72,34 @@ def draw(
         ValueError: if the pipeline gives no pictures, the folder holds those of another model or
             other settings, or several processes have no folder.
     """
-    check_pipeline(pipe)
+    check_pictures(pipe)
     processes = processes or Processes()
     settings = accepted(pipe, settings or {})
+
+    def drawn(part: Sequence[Request], title: str | None, on_images: Any = None) -> list[Any]:
+        prompts, seeds = [r.prompt for r in part], [r.seed for r in part]
+        options = {"batch": batch, "progress": title, "on_images": on_images}
+        return generate(pipe, prompts, seeds, **options, **settings)
+
     if folder is None:
         if processes.count > 1:
             raise ValueError("several processes need a folder for their pictures")
-        images = _drawn(pipe, list(enumerate(requests)), settings, batch, progress, None)
-        return Gallery(requests, images)
+        return Gallery(requests, drawn(requests, progress))
     place = writable_folder(folder)
     about = {"settings": settings, **pipe_facts(pipe), "strengths": adapter_state(pipe)}
     store = _Store(place, as_json(about))
     missing = [i for i, request in enumerate(requests) if not store.has(i, request)]
     processes.wait()  # before anyone writes
-    own = [(i, requests[i]) for i in processes.own(missing)]
-    _drawn(pipe, own, settings, batch, progress if processes.is_main else None, store)
+    own = processes.own(missing)
+    coming = iter(own)
+
+    def keep(images: Sequence[Image.Image]) -> None:
+        for image in images:
+            index = next(coming)
+            store.keep(index, requests[index], image)
+        store.write_part()
+
+    drawn([requests[i] for i in own], progress if processes.is_main else None, keep)
     for rows in processes.gather([store.rows]):
         store.rows.update(rows)
     if processes.is_main:
@@ -137,64 +144,9 @@ def adapter_state(pipe: Any) -> str:
     return digest.hexdigest()
 
 
-def check_pipeline(pipe: Any) -> None:
-    """Refuse pipelines that give no pictures.
-
-    Raises:
-        ValueError: with the reason.
-    """
-    parameters = inspect.signature(pipe.__call__).parameters
-    if "num_frames" in parameters:
-        raise ValueError(f"{type(pipe).__name__} draws videos, and pictures are evaluated")
-    if "output_type" not in parameters or "generator" not in parameters:
-        raise ValueError(f"{type(pipe).__name__} gives no pictures that could be evaluated")
-
-
 def accepted(pipe: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that the pipeline takes and that say something."""
-    parameters = inspect.signature(pipe.__call__).parameters
-    return {k: v for k, v in settings.items() if k in parameters and v is not None}
-
-
-def for_each(settings: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The settings with one negative prompt for each picture, as pipelines want them."""
-    return {
-        name: [value] * count
-        if name.startswith("negative_prompt") and isinstance(value, str)
-        else value
-        for name, value in settings.items()
-    }
-
-
-@torch.no_grad()
-def _drawn(
-    pipe: Any,
-    wanted: Sequence[tuple[int, Request]],
-    settings: Mapping[str, Any],
-    batch: int,
-    progress: str | None,
-    store: _Store | None,
-) -> list[Image.Image]:
-    images: list[Image.Image] = []
-    with (
-        untouched(pipe),
-        tqdm(total=len(wanted), desc=progress, disable=progress is None, unit="image") as bar,
-    ):
-        for part in chunks(wanted, batch):
-            made = pipe(
-                prompt=[request.prompt for _, request in part],
-                generator=[torch.Generator().manual_seed(request.seed) for _, request in part],
-                output_type="pil",
-                **for_each(settings, len(part)),
-            ).images
-            if store is not None:
-                for (index, request), image in zip(part, made, strict=True):
-                    store.keep(index, request, image)
-                store.write_part()
-            else:
-                images += made
-            bar.update(len(part))
-    return images
+    return {k: v for k, v in settings.items() if takes(pipe, k) and v is not None}
 
 
 class _Store:
@@ -254,17 +206,14 @@ class _Store:
             path.unlink()
 
     def _write(self, path: Path, rows: Mapping[int, dict[str, Any]]) -> None:
-        content = {"about": self.about, "pictures": rows}
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_json(path, {"about": self.about, "pictures": rows})
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         return {"about": content["about"], "pictures": dict(content["pictures"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{str(path)!r} is no manifest of pictures: {error}") from error
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,9 +14,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..adapters import lora as adapters
 from ..adapters.contents import PICTURES
+from ..adapters.stacking import at_strengths, strengths
 from ..adapters.summary import concepts, mapping, texts
 from ..data.templates import fill, without
-from ..pipelines.recorder import OWN, untouched
+from ..pipelines.generate import check_pictures, generate
+from ..pipelines.recorder import OWN
 from ..pipelines.tokenizers import vocabulary
 from ..utils.markup import cleaned
 
@@ -38,13 +38,6 @@ FALLBACK = (
     "cup",
     "bridge",
 )  # others, where no tokenizer has words
-
-
-class Shown(NamedTuple):
-    """A prompt to draw, and the seed of its noise."""
-
-    prompt: str
-    seed: int
 
 
 def draw_pictures(
@@ -72,18 +65,20 @@ def draw_pictures(
     if reason is not None:
         warnings.warn(f"no pictures for the model card: {reason}", UserWarning, stacklevel=3)
         return []
-    wanted = [Shown(prompt, i) for i, prompt in enumerate(prompts(pipe, recipe))]
+    wanted = prompts(pipe, recipe)
+    seeds = range(len(wanted))
     kwargs = {name: value for name, value in pipeline_kwargs.items() if name not in OWN}
     halves = []
-    with _alone(pipe, component, adapter_name, mapping(recipe.get("active_adapters"))):
-        for strength in (0.0, 1.0):
-            with adapters.scaled(getattr(pipe, component), adapter_name, strength):
-                halves.append([_draw(pipe, shown, kwargs) for shown in wanted])
+    beside = mapping(recipe.get("active_adapters"))
+    values = {name: beside.get(name, 0.0) for name in strengths(pipe)}
+    for strength in (0.0, 1.0):
+        with at_strengths(pipe, {**values, adapter_name: strength}):
+            halves.append(generate(pipe, wanted, seeds, batch=1, **kwargs))
     (folder / PICTURES).mkdir(exist_ok=True)
     paths = []
-    for shown, before, after in zip(wanted, *halves, strict=True):
-        path = folder / PICTURES / f"{shown.seed}.png"
-        _beside(before, after).save(path, pnginfo=_text(shown))
+    for seed, prompt, before, after in zip(seeds, wanted, *halves, strict=True):
+        path = folder / PICTURES / f"{seed}.png"
+        _beside(_small(before), _small(after)).save(path, pnginfo=_text(prompt, seed))
         paths.append(path)
     return paths
 
@@ -123,43 +118,15 @@ def _prompts(concept: Mapping[str, Any]) -> list[str]:
 
 def _obstacle(pipe: Any, model: torch.nn.Module) -> str | None:
     """Why nothing can be drawn; None: it can."""
-    parameters = inspect.signature(pipe.__call__).parameters
-    if "num_frames" in parameters:
-        return f"{type(pipe).__name__} draws videos"
-    if "output_type" not in parameters or "generator" not in parameters:
-        return f"{type(pipe).__name__} gives no pictures"
     try:
+        check_pictures(pipe)
         adapters.check_denoiser(model)
     except ValueError as error:
         return str(error)
     return None
 
 
-@contextmanager
-def _alone(
-    pipe: Any, component: str, adapter_name: str, others: Mapping[str, Any]
-) -> Iterator[None]:
-    """The adapter active, and with it only those that it was trained beside."""
-    model = getattr(pipe, component)
-    there = getattr(model, "peft_config", {})
-    beside = {name: value for name, value in others.items() if name in there}
-    before = adapters.snapshot(model)
-    with untouched(pipe), ExitStack() as stack:
-        try:
-            for name, strength in beside.items():
-                stack.enter_context(adapters.scaled(model, name, strength))
-            adapters.activate(model, [*beside, adapter_name])
-            model.eval()
-            yield
-        finally:
-            adapters.activate(model, before.active)
-            adapters.restore_flags(model, before)
-
-
-def _draw(pipe: Any, shown: Shown, kwargs: Mapping[str, Any]) -> Image.Image:
-    generator = torch.Generator().manual_seed(shown.seed)
-    output = pipe(shown.prompt, generator=generator, output_type="pil", **kwargs)
-    image = output.images[0]
+def _small(image: Image.Image) -> Image.Image:
     if max(image.size) > SIDE:
         image = image.copy()
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
@@ -174,9 +141,9 @@ def _beside(before: Image.Image, after: Image.Image) -> Image.Image:
     return both
 
 
-def _text(shown: Shown) -> PngInfo:
+def _text(prompt: str, seed: int) -> PngInfo:
     """What a picture says of itself, in the file."""
     info = PngInfo()
-    info.add_itxt("prompt", cleaned(shown.prompt, 1000))
-    info.add_itxt("seed", str(shown.seed))
+    info.add_itxt("prompt", cleaned(prompt, 1000))
+    info.add_itxt("seed", str(seed))
     return info

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -19,6 +18,7 @@ from ..adapters.download import LIBRARY
 from ..adapters.read import read_adapter
 from ..adapters.recipe import RECIPE_NAME, public
 from ..utils.hub_errors import explained
+from ..utils.io import to_text
 from ..utils.markup import cleaned
 from .card import base_name, card
 
@@ -105,4 +105,4 @@ def _public_recipe(found: AdapterFile, base: str | None) -> bytes | None:
     recipe = public(found.recipe, lambda own: base if base or own != EMBEDDED else own)
     if recipe == found.recipe:
         return None
-    return (json.dumps(recipe, indent=2) + "\n").encode()
+    return to_text(recipe).encode()

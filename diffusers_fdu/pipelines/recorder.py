@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -187,9 +187,7 @@ class Recorder:
         models = [getattr(self.pipe, name) for name in names] or [self.model]
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
         arguments = {**self.kwargs, "output_type": "latent", "generator": generators, **extra}
-        for name, value in arguments.items():  # pipelines want one for each prompt
-            if name.startswith("negative_prompt") and isinstance(value, str):
-                arguments[name] = [value] * len(prompts)
+        arguments = for_each(arguments, len(prompts))
         draw = type(self.pipe).__call__
         if grad:  # beneath diffusers' own torch.no_grad()
             draw = inspect.unwrap(draw)
@@ -286,6 +284,16 @@ class Recorder:
 
         self.micro.map(encode, unique)
         return texts
+
+
+def for_each(arguments: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The arguments with one negative prompt for each picture, as pipelines want them."""
+    return {
+        name: [value] * count
+        if name.startswith("negative_prompt") and isinstance(value, str)
+        else value
+        for name, value in arguments.items()
+    }
 
 
 def entry(inputs: dict[str, Any], names: Sequence[str], i: int) -> Leaves:

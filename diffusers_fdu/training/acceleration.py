@@ -9,6 +9,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
+from diffusers.training_utils import offload_models
 from torch import nn
 
 from ..config import Auto, Performance
@@ -66,20 +68,12 @@ def set_aside(pipe: Any, keep: nn.Module, enabled: bool = True) -> Iterator[None
 
     Modules that hooks move, that are spread over devices or quantised stay where they are.
     """
-    components = getattr(pipe, "components", {}).values()
-    others = [m for m in components if isinstance(m, nn.Module) and m is not keep]
-    moved: list[tuple[nn.Module, torch.device]] = []
-    try:
-        for module in others if enabled else ():
-            if can_set_aside(module):
-                moved.append((module, next(module.parameters()).device))
-                module.to("cpu")
-        if any(device.type == "cuda" for _, device in moved):
-            torch.cuda.empty_cache()
+    others = [m for m in getattr(pipe, "components", {}).values() if m is not keep]
+    movable = [m for m in others if isinstance(m, nn.Module) and can_set_aside(m)]
+    with offload_models(*movable, device="cpu", offload=enabled):
+        if enabled and movable:
+            clear_device_cache()
         yield
-    finally:
-        for module, device in moved:
-            module.to(device)
 
 
 def can_set_aside(module: nn.Module) -> bool:

@@ -1,32 +1,26 @@
 """Files that are whole or not there: a training's state, to go on from after a crash.
 
-A file is a mark, the SHA-256 of what follows, and what `torch.save` writes. It is written beside
-its place, flushed to the disk and moved there, so that a crash at any time leaves the older file.
+A file is what `torch.save` writes, which is a zip archive with a checksum (CRC-32) of each of its
+members. It is written beside its place, flushed to the disk and moved there, so that a crash at
+any time leaves the older file.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
 import re
-import tempfile
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..utils.io import writable_folder
+from ..utils.io import UNFINISHED, replacing, writable_folder
 
-MARK = b"FDUSTATE"
-DIGEST = 32  # bytes
-CHUNK = 2**20  # bytes
 EVERY = 20  # steps between two, if nothing else is said
 KEPT = 2  # checkpoints of a training: the last, and one should the last be damaged
 NAME = "step-{:06d}.state"
 RECORDED = "recorded.state"
-UNFINISHED = ".unfinished-"  # begins the names of files that are being written
 ABOUT, STATE = "about", "state"
 
 
@@ -36,51 +30,29 @@ def write(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OSError: if it cannot be written; what was there is there.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=UNFINISHED)
-    try:
-        with os.fdopen(handle, "w+b") as file:
-            file.write(MARK + bytes(DIGEST))
-            torch.save(content, file)
-            file.seek(len(MARK) + DIGEST)
-            digest = _digest(file)
-            file.seek(len(MARK))
-            file.write(digest)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with replacing(path) as file:
+        torch.save(content, file)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `write` wrote.
+    """Read what `write` wrote.
+
+    The checksums cover every byte of the tensors and of the pickle that holds the rest. They do
+    not cover the padding between members, and of the archive's own headers the dates, flags and
+    attributes; a change there alters nothing that is loaded.
 
     Raises:
-        ValueError: if the file is not whole, or is not there.
+        ValueError: if the file is damaged, or is not there.
     """
     try:
-        with path.open("rb") as file:
-            mark, digest = file.read(len(MARK)), file.read(DIGEST)
-            if mark != MARK or digest != _digest(file):
-                raise ValueError(f"{str(path)!r} is damaged or no checkpoint")
-            file.seek(len(MARK) + DIGEST)
-            return torch.load(io.BytesIO(file.read()), map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            if (member := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {member} differs")
+        return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-
-
-def _digest(file: Any) -> bytes:
-    """SHA-256 of what follows."""
-    digest = hashlib.sha256()
-    while part := file.read(CHUNK):
-        digest.update(part)
-    return digest.digest()
+    except Exception as error:  # zipfile and torch raise whatever the damaged bytes lead to
+        raise ValueError(f"{str(path)!r} is damaged or no checkpoint") from error
 
 
 def _is_whole(path: Path) -> bool:

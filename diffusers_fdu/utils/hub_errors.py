@@ -88,29 +88,22 @@ def _reason(cause: BaseException, doing: str) -> str:
 def _answer(error: HfHubHTTPError, doing: str, retry: str) -> str:
     """What the Hub's own answer means."""
     status = error.response.status_code
-    if isinstance(error, GatedRepoError):
-        return f"it is gated: ask for access on its page, and {LOG_IN}"
-    if isinstance(error, RevisionNotFoundError):
-        return "it has no such revision: leave --revision out, or name a branch, tag or commit"
-    if isinstance(error, EntryNotFoundError):
-        return "a file is missing there: its listing and its files disagree"
-    if isinstance(error, RepositoryNotFoundError) and doing != "push":
-        return (
-            f"there is no such repository, or it is private: check the name; if private, {LOG_IN}"
-        )
-    if status == 401:
-        return f"you are not logged in, or the token is not valid: {LOG_IN}"
-    if status == 403:
-        return (
-            "the token may not do that: take one with write access to this name, or another name"
-        )
-    if status == 404:
-        return "there is no such repository: check the name, and that the token may see it"
-    if status == 409:
-        return f"something else is changing it: {retry}"
-    if status == 429:
-        return f"too many requests: wait, then {retry}"
+    unseen = "there is no such repository, or it is private: check the name; if private, "
+    for kind, meaning in (
+        (GatedRepoError, f"it is gated: ask for access on its page, and {LOG_IN}"),
+        (RevisionNotFoundError, "it has no such revision: name a branch, a tag or a commit"),
+        (EntryNotFoundError, "a file is missing there: its listing and its files disagree"),
+        (RepositoryNotFoundError, unseen + LOG_IN if doing != "push" else None),
+    ):
+        if isinstance(error, kind) and meaning is not None:
+            return meaning
     if status >= 500:
         return f"the Hub failed (HTTP {status}): {retry}"
     said = " ".join((error.server_message or str(error)).split())
-    return f"the Hub answered HTTP {status}: {said}"
+    return {
+        401: f"you are not logged in, or the token is not valid: {LOG_IN}",
+        403: "the token may not do that: take one with write access to this name, or another name",
+        404: "there is no such repository: check the name, and that the token may see it",
+        409: f"something else is changing it: {retry}",
+        429: f"too many requests: wait, then {retry}",
+    }.get(status, f"the Hub answered HTTP {status}: {said}")

@@ -1,16 +1,23 @@
-"""Folders that can be written, and values as JSON types."""
+"""Files written whole or not at all, values as JSON types, and JSON that others wrote."""
 
 from __future__ import annotations
 
+import json
 import numbers
+import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+UNFINISHED = ".unfinished-"
+"""Begins the names of files that are being written."""
+MAX_JSON = 64 * 2**20
+"""Bytes of a JSON file that is read at most; a recipe has a few thousand."""
 
 
 def writable_folder(directory: str | Path) -> Path:
@@ -27,6 +34,88 @@ def writable_folder(directory: str | Path) -> Path:
     except OSError as error:
         raise ValueError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from error
     return folder
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes the place of `path` once it is written, or never.
+
+    It is written beside its place, flushed to the disk and moved there, so that a crash at any
+    time leaves the older file.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    temporary = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}.tmp")
+    try:
+        # Opened by name and not by `tempfile`, which would make it unreadable for other users.
+        with temporary.open("w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8, see `replacing`."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def to_text(content: Any) -> str:
+    """JSON as every file of this library has it."""
+    return json.dumps(content, indent=2) + "\n"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, see `replacing`."""
+    write_text(path, to_text(content))
+
+
+def read_json(path: Path, max_bytes: int = MAX_JSON) -> dict[str, Any]:
+    """Read a JSON object that anyone may have written.
+
+    Args:
+        path: the file.
+        max_bytes: a larger file is refused.
+
+    Raises:
+        ValueError: if the file cannot be read, is too large, or holds no JSON object.
+    """
+    try:
+        if path.stat().st_size > max_bytes:
+            raise ValueError(f"{str(path)!r} has more than {max_bytes} bytes")
+        return json_object(path.read_text(encoding="utf-8"), repr(str(path)))
+    except OSError as error:
+        raise ValueError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+
+
+def json_object(text: str, name: str) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Args:
+        text: its JSON.
+        name: what the text is, for messages.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} holds no JSON object")
+    return content
 
 
 def as_json(value: Any) -> Any:

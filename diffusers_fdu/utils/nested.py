@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils.operations import recursively_apply
 from torch import Tensor
 
 Leaves = dict[str, Any]
@@ -66,20 +67,12 @@ def close(a: Any, b: Any) -> bool:
 
 def on_cpu(value: Any) -> Any:
     """A value with its tensors on the CPU."""
-    if torch.is_tensor(value):
-        return value.cpu()
-    if isinstance(value, list | tuple):
-        return type(value)(map(on_cpu, value))
-    return value
+    return recursively_apply(Tensor.cpu, value)
 
 
 def cloned(value: Any) -> Any:
     """A copy that no later step of the pipeline changes."""
-    if torch.is_tensor(value):
-        return value.detach().clone()
-    if isinstance(value, list | tuple):
-        return type(value)(map(cloned, value))
-    return value
+    return recursively_apply(lambda tensor: tensor.detach().clone(), value)
 
 
 def given(value: Any, device: torch.device, floating: torch.dtype | None) -> Any:
@@ -87,19 +80,16 @@ def given(value: Any, device: torch.device, floating: torch.dtype | None) -> Any
 
     Args:
         value: a tensor, a list, or anything else, which stays as it is.
-        device: where the tensors go.
+        device: where the tensors go; from the CPU to CUDA through pinned memory, so that the copy
+            does not wait for running kernels, which accelerate's `send_to_device` does.
         floating: dtype of floating tensors; None: their own.
     """
-    if isinstance(value, list | tuple):
-        return type(value)(given(item, device, floating) for item in value)
-    if not torch.is_tensor(value):
-        return value
-    sent = _sent(value, device)
-    return sent.to(floating) if floating and value.is_floating_point() else sent
 
+    def sent(tensor: Tensor) -> Tensor:
+        if device.type == "cuda" and tensor.device.type == "cpu":
+            moved = tensor.pin_memory().to(device, non_blocking=True)
+        else:
+            moved = tensor.to(device)
+        return moved.to(floating) if floating and tensor.is_floating_point() else moved
 
-def _sent(value: Tensor, device: torch.device) -> Tensor:
-    """On a device; through pinned memory, so that the copy does not wait for running kernels."""
-    if device.type != "cuda" or value.device.type != "cpu":
-        return value.to(device)
-    return value.pin_memory().to(device, non_blocking=True)
+    return recursively_apply(sent, value)

@@ -33,21 +33,21 @@ from diffusers_fdu import (
     uce,
 )
 from diffusers_fdu.data.replay_buffer import ReplayBuffer
-from diffusers_fdu.emoji.benchmark import (
+from diffusers_fdu.emoji.loading import load_emoji_clip, load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.emoji.vocabulary import CONCEPTS, STYLES, caption
+from diffusers_fdu.evaluation.attacks.search import ConceptInversion
+from diffusers_fdu.evaluation.emoji import (
     Cell,
     Verdict,
     cells,
     draw,
     scores,
 )
-from diffusers_fdu.emoji.loading import load_emoji_clip, load_emoji_judge, load_emoji_pipeline
-from diffusers_fdu.emoji.vocabulary import CONCEPTS, STYLES, caption
-from diffusers_fdu.evaluation.attacks.inversion import ConceptInversion
 from diffusers_fdu.evaluation.metrics.clip import ClipScorer
 from diffusers_fdu.evaluation.metrics.distances import fid
 from diffusers_fdu.training.inversion import Inversion
 
-from ..studies.bench import ALL, OTHER, OWN, RUNS, STYLE, Results, concept, scene
+from ..studies.bench import ALL, RUNS, Results, concept, scene
 from .common import DRAW_STEPS, HALF
 from .printing import ahead, by_target, printed
 
@@ -146,9 +146,9 @@ class Table:
 
     def asked(self, target: str) -> tuple[list[Cell], int, list[Cell]]:
         """The target's cells, the pictures of each, and the others' cells, one picture each."""
-        own = [cell for cell in cells() if target in cell]
+        own = cells(target)
         rest = [cell for cell in cells() if target not in cell]
-        count = OWN if target in CONCEPTS else STYLE
+        count = 8 if target in CONCEPTS else 2
         if self.quick:
             return own[::EVERY] if target in STYLES else own, count // 2 or 1, rest[::EVERY]
         return own, count, rest
@@ -157,7 +157,7 @@ class Table:
         """UA, IRA, CRA, their harmonic mean, and FID of the others."""
         own, count, rest = self.asked(target)
         asked = [cell for cell in own for _ in range(count)] + rest
-        seeds = [100 + i for _ in own for i in range(count)] + [100] * (OTHER * len(rest))
+        seeds = [100 + i for _ in own for i in range(count)] + [100] * len(rest)
         images = draw(pipe, [caption(*cell) for cell in asked], seeds, **DRAWING)
         verdicts = [Verdict(a, s) for a, s in zip(asked, self.judge(images), strict=True)]
         found = scores(verdicts, target)

@@ -23,8 +23,8 @@ import torch
 import typer
 
 from diffusers_fdu import Concept, FDUnlearner, StepRecord
-from diffusers_fdu.emoji.benchmark import Cell, accuracy, cells, judge_cells
 from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.evaluation.emoji import Cell, accuracy, cells, judge_cells
 from diffusers_fdu.pipelines.tokenizers import vocabulary
 
 from .lines import Results
@@ -72,7 +72,7 @@ class Watch:
 
 def erased(pipe: Any, tiny: bool = False) -> float:
     """UA: the share of the target's pictures that are not judged it."""
-    own = [cell for cell in cells() if TARGET in cell]
+    own = cells(TARGET)
     return 1 - right(pipe, own, range(100, 101 if tiny else 110), tiny)
 
 

@@ -15,8 +15,8 @@ from diffusers_fdu import (
     FDUnlearner,
     divergence,
 )
-from diffusers_fdu.emoji.benchmark import cells, judge_cells, scores
 from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.evaluation.emoji import cells, judge_cells, scores
 from examples.benchmarks.lines import Results, Skipped
 
 PROFILES = (*DIVERGENCES, "alpha=0.3", "alpha=3")
@@ -101,8 +101,8 @@ def unlearned(device: str, dtype: torch.dtype, tiny: bool) -> dict[str, Any]:
     begun = time.monotonic()
     worker.unlearn("dog", "cat")
     seconds = time.monotonic() - begun
-    own = [cell for cell in cells() if "dog" in cell]
-    rest = [cell for cell in cells() if "dog" not in cell]
+    own = cells("dog")
+    rest = [cell for cell in cells() if cell not in own]
     judge, steps = load_emoji_judge(), 2 if tiny else 25
     seeds = range(100, 101 if tiny else 110)
     verdicts = judge_cells(
@@ -117,5 +117,5 @@ def unlearned(device: str, dtype: torch.dtype, tiny: bool) -> dict[str, Any]:
         "record_s": times["record"],
         "train_s": times["train"],
         "steps": len(worker.history),
-        **scores(verdicts, "dog").as_dict(),
+        **scores(verdicts, "dog")._asdict(),
     }

@@ -16,10 +16,10 @@ import typer
 
 from diffusers_fdu import FDUnlearner, NegativeGuidance
 from diffusers_fdu.data.concepts import Anchor
-from diffusers_fdu.emoji.benchmark import cells, judge_cells
 from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.evaluation.emoji import cells, judge_cells
 
-from .bench import ALL, DRAW, OWN, RUNS, Results, judged, line, over
+from .bench import ALL, DRAW, RUNS, Results, judged, line, over
 
 TARGET = "dog"
 ANCHORS: dict[str, Anchor] = {
@@ -41,15 +41,15 @@ def study(name: str, seed: int) -> dict[str, Any]:
     pipe = load_emoji_pipeline()
     worker = FDUnlearner(pipe, RUNS, progress=False, seed=seed, **ALL)
     worker.unlearn(TARGET, ANCHORS[name], f="hellinger")
-    own = [cell for cell in cells() if cell[0] == TARGET]
-    seen = judge_cells(pipe, load_emoji_judge(), own, range(200, 200 + OWN), **DRAW)
+    own = cells(TARGET)
+    seen = judge_cells(pipe, load_emoji_judge(), own, range(200, 208), **DRAW)
     left = sum(record.distance for record in worker.history[-5:]) / 5
     return {
         "anchor": name,
         "seed": seed,
         "left": left / worker.recipe["distance"]["first"],
         "seen": [verdict.seen[0] for verdict in seen],
-        **judged(pipe, TARGET).as_dict(),
+        **judged(pipe, TARGET)._asdict(),
     }
 
 

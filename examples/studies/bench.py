@@ -8,26 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_fdu import Concept
-from diffusers_fdu.emoji.benchmark import (
-    Scores,
-    cells,
-    judge_cells,
-    scores,
-)
 from diffusers_fdu.emoji.loading import load_emoji_judge
 from diffusers_fdu.emoji.vocabulary import CONCEPTS, STYLES
 from diffusers_fdu.evaluation.attacks.scene import Scene
+from diffusers_fdu.evaluation.emoji import Scores, measure
 from diffusers_fdu.utils.statistics import Estimate, estimate
 
 RUNS = {"guidance_scale": 4.0}
 ALL: dict[str, Any] = {"trajectories": 96}
 """Everything is recorded, as when the rows in docs were measured."""
 DRAW = {"num_inference_steps": 15}
-OWN, STYLE, OTHER = (
-    8,
-    2,
-    1,
-)  # pictures of each cell: of a target, of a target that is a style, else
 
 
 def concept(target: str, anchor: str) -> Concept:
@@ -37,13 +27,7 @@ def concept(target: str, anchor: str) -> Concept:
 
 def judged(pipe: Any, target: str) -> Scores:
     """UA, IRA, CRA: 156 pictures for a concept, 160 for a style, in 15 steps."""
-    judge = load_emoji_judge()
-    own = [cell for cell in cells() if target in cell]
-    rest = [cell for cell in cells() if target not in cell]
-    count = OWN if target in CONCEPTS else STYLE
-    verdicts = judge_cells(pipe, judge, own, range(100, 100 + count), **DRAW)
-    verdicts += judge_cells(pipe, judge, rest, range(100, 100 + OTHER), **DRAW)
-    return scores(verdicts, target)
+    return measure(pipe, target, **DRAW)
 
 
 def scene(pipe: Any, target: str, drawing: Mapping[str, Any] = DRAW, **where: Any) -> Scene:

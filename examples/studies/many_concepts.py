@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from diffusers_fdu import FDUnlearner
-from diffusers_fdu.emoji.benchmark import accuracy, cells, judge_cells
 from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.evaluation.emoji import accuracy, cells, judge_cells
 
 from .bench import ALL, DRAW, RUNS, Results, line
 
@@ -50,7 +50,7 @@ def study(count: int, **options: Any) -> dict[str, Any]:
     worker.unlearn([target for target, _ in pairs], [anchor for _, anchor in pairs], f="hellinger")
     gone = []
     for target, _ in pairs:
-        own = [cell for cell in cells() if cell[0] == target]
+        own = cells(target)
         verdicts = judge_cells(pipe, judge, own, range(100, 104), **DRAW)
         gone.append(1 - accuracy(verdicts)[0])
     erased = {target for target, _ in pairs}

@@ -64,7 +64,7 @@ def study(
     worker = FDUnlearner(pipe, RUNS, progress=False, seed=seed, **{**ALL, **variant})
     buffer = recordings.get(worker, target, anchor)
     worker.unlearn(concept(target, anchor), f="hellinger", buffer=buffer)
-    result = judged(pipe, target).as_dict()
+    result = judged(pipe, target)._asdict()
     train = worker.recipe["seconds"]["train"]
     return {
         "target": target,

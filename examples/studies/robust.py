@@ -27,8 +27,7 @@ from diffusers_fdu import (
     Robust,
 )
 from diffusers_fdu.emoji.loading import load_emoji_pipeline
-from diffusers_fdu.evaluation.attacks.inversion import ConceptInversion
-from diffusers_fdu.evaluation.attacks.search import GreedySearch
+from diffusers_fdu.evaluation.attacks.search import ConceptInversion, GreedySearch
 
 from .bench import ALL, RUNS, Results, concept, judged, line, scene
 
@@ -68,7 +67,7 @@ def measure(results: Results, seeds: int, targets: Sequence[str]) -> None:
                 for name, attack in ATTACKS.items():
                     hits = attack(under, seed).hits
                     shares[name] = sum(hits) / len(hits)
-                results.add({**key, "seconds": seconds, **found.as_dict(), **shares})
+                results.add({**key, "seconds": seconds, **found._asdict(), **shares})
 
 
 def table(results: Results) -> str:

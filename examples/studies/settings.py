@@ -19,14 +19,14 @@ from typing import Annotated, Any
 import typer
 
 from diffusers_fdu import Concept, FDUnlearner, StepRecord
-from diffusers_fdu.emoji.benchmark import (
+from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.emoji.vocabulary import CONCEPTS
+from diffusers_fdu.evaluation.emoji import (
     Scores,
     cells,
     judge_cells,
     scores,
 )
-from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
-from diffusers_fdu.emoji.vocabulary import CONCEPTS
 
 ANCHORS = {"dog": "cat", "blob": "noto"}
 GONE = {"dog": 0.95, "blob": 0.9}  # noto itself is judged blob now and then
@@ -55,7 +55,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 
 def judged(pipe: Any, target: str, all_cells: bool) -> Scores:
     """Scores of a pipe; of the target alone, the others count as kept."""
-    own = [cell for cell in cells() if target in cell]
+    own = cells(target)
     rest = [cell for cell in cells() if target not in cell]
     judge = load_emoji_judge()
     seeds = range(100, 108 if target in CONCEPTS else 101)
@@ -89,7 +89,7 @@ def study(target: str, settings: dict[str, Any]) -> dict[str, Any]:
         "settings": settings,
         "steps_to_erase": gone[0] if gone else None,
         "steps": len(worker.history),
-        "scores": result.as_dict(),
+        "scores": result._asdict(),
         "distance": sum(r.distance for r in worker.history[-5:]) / 5,
         "retain": sum(r.retain for r in worker.history[-5:]) / 5,
     }

@@ -29,14 +29,14 @@ from diffusers_fdu import (
     merge,
     stack,
 )
-from diffusers_fdu.emoji.benchmark import (
+from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
+from diffusers_fdu.emoji.vocabulary import caption
+from diffusers_fdu.evaluation.emoji import (
     accuracy,
     cells,
     draw,
     judge_cells,
 )
-from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
-from diffusers_fdu.emoji.vocabulary import caption
 from diffusers_fdu.retrain import refine
 
 from .bench import ALL, DRAW, RUNS, Results, line
@@ -83,7 +83,7 @@ def measured(pipe: Any, targets: list[str]) -> dict[str, float]:
     """UA of each target, and what is left of the other concepts."""
     judge, gone = load_emoji_judge(), []
     for target in targets:
-        own = [cell for cell in cells() if cell[0] == target]
+        own = cells(target)
         verdicts = judge_cells(pipe, judge, own, range(100, 104), **DRAW)
         gone.append(1 - accuracy(verdicts)[0])
     rest = [cell for cell in cells() if cell[0] not in targets]

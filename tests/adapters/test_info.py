@@ -156,7 +156,7 @@ def test_what_was_measured_is_told(tmp_path) -> None:
         ({"protocol": "\x1b[31m", "metrics": {"\x1b[31m": 1}}, "no name of a metric"),
         ("{", "is no evaluation: "),
         ("[" * 100_000, "is no evaluation: "),
-        ("[]", "it holds no JSON object"),
+        ("[]", "holds no JSON object"),
     ],
 )
 def test_numbers_of_other_weights_are_not_shown(tmp_path, text, reason) -> None:

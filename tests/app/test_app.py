@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 import diffusers_fdu
 from diffusers_fdu import cli
 from diffusers_fdu.adapters import lora as adapters
+from diffusers_fdu.adapters.stacking import at_strengths
 from diffusers_fdu.app import server as blocks
 from diffusers_fdu.app.renderer import (
     KEPT,
     Painter,
     Wish,
-    at_strengths,
     code,
 )
 from diffusers_fdu.app.replies import answers, unlearns

@@ -6,14 +6,17 @@ from conftest import build_tiny_pipe, latents
 
 from diffusers_fdu.adapters import lora as adapters
 from diffusers_fdu.data.teacher import ask
-from diffusers_fdu.evaluation.attacks.inversion import ConceptInversion
-from diffusers_fdu.evaluation.attacks.outcome import Outcome
-from diffusers_fdu.evaluation.attacks.prefix import Prefix
 from diffusers_fdu.evaluation.attacks.probing import Completion, NoiseProbing, scaled_noise
 from diffusers_fdu.evaluation.attacks.relearning import Relearning, Removal
 from diffusers_fdu.evaluation.attacks.run import ATTACKS, attack, check_names
-from diffusers_fdu.evaluation.attacks.scene import Scene
-from diffusers_fdu.evaluation.attacks.search import GreedySearch, PromptSearch, simplex
+from diffusers_fdu.evaluation.attacks.scene import Outcome, Scene
+from diffusers_fdu.evaluation.attacks.search import (
+    ConceptInversion,
+    GreedySearch,
+    Prefix,
+    PromptSearch,
+    simplex,
+)
 from diffusers_fdu.training.inversion import Inversion
 
 SETTINGS = {"num_inference_steps": 3, "guidance_scale": 2.0}

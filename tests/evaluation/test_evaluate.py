@@ -14,11 +14,11 @@ from diffusers_fdu import (
     Watch,
     evaluate,
 )
-from diffusers_fdu.emoji.benchmark import draw as draw_emoji
 from diffusers_fdu.emoji.loading import load_emoji_clip, load_emoji_judge, load_emoji_pipeline
 from diffusers_fdu.emoji.vocabulary import CONCEPTS, STYLES
 from diffusers_fdu.evaluation.attacks.probing import NoiseProbing
 from diffusers_fdu.evaluation.attacks.relearning import Removal
+from diffusers_fdu.evaluation.emoji import draw as draw_emoji
 from diffusers_fdu.evaluation.judges import ClipJudge
 from diffusers_fdu.evaluation.metrics.clip import ClipScorer
 from diffusers_fdu.evaluation.prompt_grid import Canvas
@@ -128,7 +128,7 @@ def test_an_interrupted_evaluation_goes_on(trained, tmp_path, monkeypatch) -> No
     def refused(*args, **kwargs):
         raise AssertionError("drawn again")
 
-    monkeypatch.setattr("diffusers_fdu.evaluation.images.untouched", refused)
+    monkeypatch.setattr("diffusers_fdu.pipelines.generate.untouched", refused)
     monkeypatch.setattr(type(trained.pipe), "encode_prompt", refused)
     with pytest.raises(AssertionError, match="drawn again"):
         measure(trained.pipe, trained)

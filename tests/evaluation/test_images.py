@@ -9,11 +9,12 @@ from conftest import latents
 from launched import run
 from tiny import add_other_adapter
 
-from diffusers_fdu.evaluation.images import MANIFEST, check_pipeline, draw, load_gallery
+from diffusers_fdu.evaluation.images import MANIFEST, draw, load_gallery
 from diffusers_fdu.evaluation.prompt_grid import CIFAR10, UNLEARNCANVAS, Canvas
 from diffusers_fdu.evaluation.protocols import PROTOCOLS, Asked, protocol
 from diffusers_fdu.evaluation.request import Request
 from diffusers_fdu.evaluation.setup import EMOJI
+from diffusers_fdu.pipelines.generate import check_pictures
 
 SETTINGS = {"num_inference_steps": 2, "guidance_scale": 3.0, "eta": None}
 REQUESTS = [
@@ -267,7 +268,7 @@ def test_videos_are_refused() -> None:
         def __call__(self, prompt, num_frames=3, output_type="pil", generator=None): ...
 
     with pytest.raises(ValueError, match="Video draws videos"):
-        check_pipeline(Video())
+        check_pictures(Video())
 
 
 def test_two_processes_draw_what_one_draws(tmp_path) -> None:

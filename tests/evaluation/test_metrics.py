@@ -9,7 +9,6 @@ from conftest import tiny_tokenizer
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
-from diffusers_fdu.evaluation.bootstrap import bootstrap, bootstrap_of, means
 from diffusers_fdu.evaluation.judges import (
     ClassifierJudge,
     ClipJudge,
@@ -28,7 +27,7 @@ from diffusers_fdu.evaluation.metrics.distances import (
     pixel_drift,
 )
 from diffusers_fdu.evaluation.request import Request
-from diffusers_fdu.utils.statistics import wilson
+from diffusers_fdu.utils.statistics import bootstrap, bootstrap_of, means, wilson
 
 
 def pictures(count: int, seed: int = 0, size: int = 16) -> list[Image.Image]:

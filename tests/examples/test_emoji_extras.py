@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from diffusers_fdu.emoji.benchmark import accuracy, cells, judge_cells
 from diffusers_fdu.emoji.loading import (
     CLIP_WEIGHTS,
     ORACLE,
@@ -16,6 +15,7 @@ from diffusers_fdu.emoji.loading import (
     to_8_bits,
 )
 from diffusers_fdu.emoji.vocabulary import CONCEPTS, STYLES
+from diffusers_fdu.evaluation.emoji import accuracy, cells, judge_cells
 
 
 def test_eight_bits_keep_a_weight_to_half_a_step() -> None:

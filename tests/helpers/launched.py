@@ -13,7 +13,7 @@ TWO = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "
 
 def run(script: str, *arguments: str, together: bool) -> str:
     """Run it; returns what it wrote to stderr."""
-    paths = [str(TESTS), str(TESTS.parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [*map(str, (TESTS, *TESTS.parents[:2])), os.environ.get("PYTHONPATH", "")]
     env = {"PYTHONPATH": os.pathsep.join(paths), "ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, *(TWO if together else []), str(TESTS / script), *arguments]
     done = subprocess.run(

@@ -26,6 +26,7 @@ from diffusers_fdu import (
 )
 from diffusers_fdu.adapters.measured import read_evaluation, write_evaluation
 from diffusers_fdu.cli.demo import evaluation
+from diffusers_fdu.evaluation.emoji import Scores
 from diffusers_fdu.hub.card import spread
 from diffusers_fdu.hub.preview import draw_pictures, prompt_of, prompts
 from diffusers_fdu.utils.markup import cleaned, escaped, slug
@@ -307,9 +308,8 @@ def test_wilson_against_known_intervals() -> None:
 
 @pytest.mark.parametrize(("target", "drawn"), [("dog", 40), ("blob", 64)])
 def test_the_demo_says_what_it_measured(tmp_path, target, drawn) -> None:
-    before = {"ua": 0.05, "ira": 0.996, "cra": 0.9, "images": 288}
-    after = {"ua": 0.975, "ira": 0.9879, "cra": 1.0, "images": 288}
-    found = evaluation(target, before, after, drawn)
+    before, after = Scores(0.05, 0.996, 0.9, 288), Scores(0.975, 0.9879, 1.0, 288)
+    found = evaluation(target, before, after)
     write_evaluation(found, tmp_path)
     ua, cra = found["metrics"]["ua"], found["metrics"]["cra"]
     assert ua["low"] < ua["value"] < ua["high"] and ua["before"] == 0.05

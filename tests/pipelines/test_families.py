@@ -14,10 +14,10 @@ from diffusers_fdu import (
     load_unlearned,
 )
 from diffusers_fdu.data.teacher import ask
-from diffusers_fdu.evaluation.attacks.inversion import ConceptInversion
 from diffusers_fdu.evaluation.attacks.probing import Completion, NoiseProbing
 from diffusers_fdu.evaluation.attacks.relearning import Relearning
 from diffusers_fdu.evaluation.attacks.scene import Scene
+from diffusers_fdu.evaluation.attacks.search import ConceptInversion
 from diffusers_fdu.training.inversion import Inversion
 
 

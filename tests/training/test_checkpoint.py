@@ -11,7 +11,6 @@ import torch
 from conftest import build_tiny_pipe
 from tiny import unlearner
 
-from diffusers_fdu.training import checkpoint
 from diffusers_fdu.training.checkpoint import read, step_files, write
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +20,7 @@ KILLED = -9
 
 def run(folder: Path, kill_at: int, resume: str, *options: str) -> int:
     command = [sys.executable, str(HELPERS / "resumed.py"), str(folder), str(kill_at), resume]
-    env = {**os.environ, "PYTHONPATH": f"{HELPERS}:{ROOT}"}
+    env = {**os.environ, "PYTHONPATH": f"{HELPERS}:{HELPERS.parent}:{ROOT}"}
     done = subprocess.run([*command, *options], env=env, capture_output=True, text=True)
     assert done.returncode in (0, KILLED), done.stderr[-2000:]
     return done.returncode
@@ -114,7 +113,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path = tmp_path / "step-000009.state"
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         write(path, {"x": torch.ones(3)})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -132,6 +131,25 @@ def test_a_file_is_whole_or_not_there(tmp_path) -> None:
     found = read(path)
     assert torch.equal(found["a"][0], torch.arange(3)) and found["b"] == {"c": 1.5}
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_any_flipped_byte_is_found_or_changes_nothing(tmp_path) -> None:
+    """Every byte in turn; of those that hold tensors and values each is found."""
+    path = tmp_path / "step-000001.state"
+    content = {"a": torch.arange(40, dtype=torch.float32), "b": {"c": [1.5, "x"]}}
+    write(path, content)
+    whole = path.read_bytes()
+    start = whole.index(content["a"].numpy().tobytes())
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            found = read(path)
+        except ValueError:
+            continue
+        assert not start <= place < start + 160, place
+        assert torch.equal(found["a"], content["a"]) and found["b"] == content["b"], place
 
 
 def test_without_what_was_recorded_it_is_recorded_again(tmp_path) -> None:

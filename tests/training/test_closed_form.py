@@ -14,9 +14,9 @@ from diffusers_fdu.adapters import lora as adapters
 from diffusers_fdu.data.concepts import Concept, NegativeGuidance
 from diffusers_fdu.data.recording import record
 from diffusers_fdu.data.retain import retain_prompts
-from diffusers_fdu.emoji.benchmark import cells, judge_cells
 from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
 from diffusers_fdu.emoji.vocabulary import STYLES
+from diffusers_fdu.evaluation.emoji import cells, judge_cells
 from diffusers_fdu.pipelines.recorder import Recorder
 from diffusers_fdu.pipelines.tokenizers import vocabulary
 from diffusers_fdu.training import closed_form

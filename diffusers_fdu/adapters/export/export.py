@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from safetensors.torch import save
 
-from ...utils.io import writable_folder
+from ...utils.io import replacing, writable_folder
 from ..download import local_folder
 from ..read import read_adapter
 from ..write import with_sorted_header
@@ -88,11 +87,9 @@ def export(
     tensors = tensors_of(layers)
     digest = hashlib.sha256(_data(save(tensors))).hexdigest()
     content = save(tensors, header(found, known, layers, path.stem, digest, title))
-    parent = writable_folder(path.parent)
-    with tempfile.TemporaryDirectory(dir=parent) as temporary:
-        whole = Path(temporary) / path.name
-        whole.write_bytes(with_sorted_header(content))
-        whole.replace(path)
+    writable_folder(path.parent)
+    with replacing(path) as file:
+        file.write(with_sorted_header(content))
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ...utils.io import json_object
 from .header import RECIPE_KEY
 from .layers import Layer
 
@@ -61,7 +61,6 @@ def read_exported(path: str | Path) -> Exported:
 
 def _recipe(header: dict[str, str]) -> dict[str, Any]:
     try:
-        found = json.loads(header.get(RECIPE_KEY) or "{}")
+        return json_object(header.get(RECIPE_KEY) or "{}", "the recipe")
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}

@@ -1,12 +1,10 @@
 """Attacks: is the concept gone, or only hidden?"""
 
-from .inversion import ConceptInversion
-from .outcome import Attack, Outcome
 from .probing import Completion, NoiseProbing
 from .relearning import Relearning, Removal
 from .run import ATTACKS, attack, check_names
-from .scene import Scene
-from .search import GreedySearch, PromptSearch
+from .scene import Attack, Outcome, Scene
+from .search import ConceptInversion, GreedySearch, PromptSearch
 
 __all__ = [
     "ATTACKS",

@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...utils.nested import chunks
-from .outcome import Outcome
-from .scene import Scene
+from .scene import Outcome, Scene
 
 
 @dataclass(frozen=True)

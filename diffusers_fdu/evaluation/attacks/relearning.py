@@ -11,8 +11,7 @@ from torch import nn
 
 from ...adapters import lora as adapters
 from ...pipelines.recorder import untouched
-from .outcome import Outcome
-from .scene import Scene
+from .scene import Outcome, Scene
 
 NAME = "relearn"
 

@@ -8,14 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from tqdm.auto import tqdm
 
 from ...training.gradients import without_cudnn_attention
-from ..bootstrap import bootstrap
+from ...utils.statistics import bootstrap
 from ..result import AttackResult, Metric
-from .inversion import ConceptInversion
-from .outcome import Attack, Outcome
 from .probing import Completion, NoiseProbing
 from .relearning import Relearning, Removal
-from .scene import Scene
-from .search import GreedySearch, PromptSearch
+from .scene import Attack, Outcome, Scene
+from .search import ConceptInversion, GreedySearch, PromptSearch
 
 ATTACKS: Mapping[str, Callable[[], Attack]] = {
     "inversion": ConceptInversion,

@@ -1,4 +1,4 @@
-"""The scene of an attack: a model that is said to have forgotten, and what it takes to ask it.
+"""An attack and its scene: a model that is said to have forgotten, and what it takes to ask it.
 
 Nothing but the pipeline itself is needed: the original model, which is the pipeline without the
 adapter, draws the concept, and its denoiser calls on the way are what an attack must make the
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL.Image import Image
@@ -21,10 +21,9 @@ from ...data.concepts import Pair
 from ...data.recording import record
 from ...data.templates import fill
 from ...pipelines.denoiser import denoiser_name
+from ...pipelines.generate import generate
 from ...pipelines.recorder import Recorder, untouched
 from ...training.inversion import Goal
-from ...utils.nested import chunks
-from ..images import for_each
 
 FIRST_SEED = 50_000
 """Of the pictures that attacks are judged on; recorded runs use small seeds."""
@@ -98,15 +97,9 @@ class Scene:
             pipe: another than the one under attack.
             **extra: further arguments of the pipeline.
         """
-        pipe, images = self.pipe if pipe is None else pipe, []
+        pipe = self.pipe if pipe is None else pipe
         arguments = {**self.settings, **extra}
-        with torch.no_grad(), untouched(pipe):
-            for part in chunks(list(zip(prompts, seeds, strict=True)), self.batch):
-                generators = [torch.Generator().manual_seed(seed) for _, seed in part]
-                asked = [prompt for prompt, _ in part]
-                own = for_each(arguments, len(part))
-                images += list(pipe(prompt=asked, generator=generators, **own).images)
-        return images
+        return generate(pipe, prompts, seeds, batch=self.batch, **arguments)
 
     def plan(self, prompts: Sequence[str], seed: int) -> tuple[list[str], list[int]]:
         """As many prompts, in turn, as pictures are judged, and their seeds.
@@ -154,3 +147,41 @@ class Scene:
         with untouched(self.pipe):
             recorder.layout(self.asked(self.target)[0], "")  # finds out how to ask one question
         return recorder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run of an attack, with one seed.
+
+    Args:
+        hits: whether each picture shows the target again.
+        curve: (what was spent, share of hits) along the way.
+        found: what was found, such as an adversarial prompt; "": nothing that could be said.
+    """
+
+    hits: list[bool]
+    curve: tuple[tuple[float, float], ...] = ()
+    found: str = ""
+
+
+class Attack(Protocol):
+    """Tries to bring a concept back; leaves the scene's pipe as it was."""
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        ...
+
+    @property
+    def budget(self) -> Mapping[str, float]:
+        """What one run may spend."""
+        ...
+
+    def __call__(self, scene: Scene, seed: int) -> Outcome:
+        """One run.
+
+        Args:
+            scene: what to attack.
+            seed: of everything random in it.
+        """
+        ...

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..bootstrap import bootstrap, bootstrap_of, means
+from ...utils.statistics import bootstrap, bootstrap_of, means
 from ..request import Request
 from ..result import Metric
 

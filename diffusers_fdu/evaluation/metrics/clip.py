@@ -83,11 +83,6 @@ class ClipScorer:
         words = self.text_features(unique)[[unique.index(text) for text in texts]]
         return WEIGHT * (self.image_features(images) * words).sum(1).clamp(min=0)
 
-    def nearest(self, images: Sequence[Image], texts: Sequence[str]) -> list[int]:
-        """Which of the texts fits each picture best."""
-        similarity = self.image_features(images) @ self.text_features(texts).T
-        return similarity.argmax(1).tolist()
-
 
 def _vectors(found: Any) -> Tensor:
     # Versions of transformers differ in what they return.

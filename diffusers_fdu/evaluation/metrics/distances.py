@@ -1,7 +1,8 @@
-"""Distances between two sets of pictures, by the features of any network.
+"""Distances between two sets of pictures, by the features of any network, and between pairs.
 
     FID = |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))    Heusel et al., arXiv 1706.08500
     KID = unbiased MMD^2, kernel (x.y / D + 1)^3                 Binkowski et al., arXiv 1801.01401
+    pixel drift = root mean squared difference of the pixels of a pair, from 0 to 1
 
 FID of few pictures is too large, the more so the more features there are: compare only sets
 of one size. KID has no such bias, and may be below 0 by chance.

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ...data.templates import fill
-from ..bootstrap import bootstrap
+from ...utils.statistics import bootstrap
 from ..images import Gallery
 from ..protocols import Asked
 from ..result import Metric

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -10,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ...adapters.measured import Metric, write_evaluation
-from ...utils.io import as_json, writable_folder
+from ...utils.io import as_json, read_json, writable_folder, write_text
 from ..result import AttackResult, Evaluation
 from .pages import to_html, to_markdown
+
+PICTURES = ("before", "after")
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -38,14 +39,14 @@ def from_json(source: str | Path | Mapping[str, Any]) -> Evaluation:
         ValueError: if it is none.
     """
     try:
-        content = source if isinstance(source, Mapping) else json.loads(Path(source).read_text())
+        content = source if isinstance(source, Mapping) else read_json(Path(source))
         values = dict(content)
         values["metrics"] = {name: Metric(**m) for name, m in values["metrics"].items()}
         values["attacks"] = tuple(_read(one) for one in values.get("attacks", ()))
         for name in ("targets", "seeds", "left_out"):
             values[name] = tuple(values.get(name, ()))
         return Evaluation(**values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no evaluation: {error}") from error
 
 
@@ -61,9 +62,7 @@ def write_report(evaluation: Evaluation, directory: str | Path) -> Path:
         ("report.md", to_markdown(evaluation)),
         ("report.html", to_html(evaluation)),
     ):
-        temporary = folder / f"{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / name)
+        write_text(folder / name, text)
     return folder
 
 
