@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..pipelines.call_signature import Layout
-from ..pipelines.denoiser import sample_name, timestep_name
+from ..pipelines.denoiser import timestep_name
 from ..pipelines.recorder import Call, Recorder, entry
 from ..pipelines.timestep_convention import Clock
 from ..utils.nested import Leaves, close, on_cpu, same
@@ -74,7 +74,7 @@ class Drawing:
     ) -> None:
         self.recorder, self.layout, self.texts = recorder, layout, texts
         self.dtype, self.names = dtype, layout.texts
-        self.sample, self.time = sample_name(recorder.model), timestep_name(recorder.model)
+        self.time = timestep_name(recorder.model)
 
     def nothing(self) -> Drawn:
         """What is left before anything is drawn."""

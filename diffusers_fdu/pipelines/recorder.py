@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,7 +168,7 @@ class Recorder:
         stop: bool = False,
         grad: bool = False,
         **extra: Any,
-    ) -> Any:
+    ) -> None:
         """Draw prompts, as one batch, and hand every denoiser call to `on_call`.
 
         Args:
@@ -178,9 +178,6 @@ class Recorder:
             stop: leave the run at the first call.
             grad: what the call is given stays part of the autograd graph.
             **extra: further arguments of the pipeline.
-
-        Returns:
-            The latents, as the pipe gives them; None if the run was left before its end.
         """
         # The first call is the same, whichever of several denoisers gets it.
         names = denoiser_names(self.pipe) if stop else []
@@ -195,10 +192,8 @@ class Recorder:
             stack.enter_context(torch.set_grad_enabled(grad))
             for model in models:
                 stack.enter_context(_hooked(model, on_call, stop, grad))
-            try:
-                return draw(self.pipe, prompt=list(prompts), **arguments)[0]
-            except _Stop:
-                return None
+            with suppress(_Stop):
+                draw(self.pipe, prompt=list(prompts), **arguments)
 
     def first_call(self, prompts: Sequence[str], grad: bool = False) -> Call:
         """The first denoiser call without guidance: one row a prompt.

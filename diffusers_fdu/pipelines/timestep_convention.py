@@ -35,12 +35,6 @@ class Clock:
         time = time * self.length if self.is_unit else time
         return self.length - time if self.is_reversed else time
 
-    def write(self, time: Tensor, like: Tensor) -> Tensor:
-        """What the denoiser is given for the scheduler's time, in shape and dtype of `like`."""
-        time = self.length - time if self.is_reversed else time
-        time = time / self.length if self.is_unit else time
-        return time.reshape(()).to(like.dtype).expand(like.shape).clone()
-
 
 def find_clock(name: str, length: int, runs: Sequence[tuple[Tensor, Tensor]]) -> Clock:
     """The clock of a denoiser from what it was given in its runs.

@@ -17,8 +17,6 @@ from ..divergences.loss import DivergenceLoss, calibrated
 from ..divergences.variational import VariationalLoss
 from ..utils.micro_batches import MicroBatches
 
-Autocast = Callable[[], AbstractContextManager]
-
 MEASURED, LEAST = 64, 16  # rows that set the scale: in all, and of one concept
 STRONGEST = 1e4  # a critic without any slope must not be scaled to infinity
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_page import same
+from test_app import same
 
 from diffusers_fdu import FDUnlearner
 from diffusers_fdu.emoji.loading import load_emoji_pipeline

@@ -16,20 +16,11 @@ GIVEN = {
 
 
 @pytest.mark.parametrize(("give", "clock"), GIVEN.values(), ids=GIVEN)
-def test_a_denoisers_time_and_back(give, clock) -> None:
+def test_a_denoisers_time_is_read(give, clock) -> None:
     given = [give(t) for t in RUN]
     assert find_clock("timestep", 1000, [(given[0], given[-1])]) == clock
     for time, value in zip(RUN, given, strict=True):
         assert clock.read(value).item() == pytest.approx(time.item(), abs=1e-3)
-        if value.dim() == 0:
-            back = clock.write(time.double(), value)
-            torch.testing.assert_close(back, value, rtol=1e-6, atol=1e-6)
-            assert back.dtype == value.dtype
-
-
-def test_integers_stay_integers() -> None:
-    like = torch.tensor(7)
-    assert torch.equal(Clock().write(torch.tensor([41.0]), like), torch.tensor(41))
 
 
 def test_the_last_steps_of_a_thousand_are_no_shares() -> None:
