@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
 
 RETAIN_PER_TRAJECTORY = 3
 STAGES = (16, 32, 64, 96)
@@ -308,6 +310,39 @@ class Performance:
         return batch_size if size == "auto" else min(size, batch_size)
 
 
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Where a training keeps its state, and what it goes on from.
+
+    Args:
+        dir: the folder, made if missing; None: the folder of `resume`.
+        every: steps between two checkpoints; the last two stay.
+        resume: False: begin anew, and delete what an earlier training left in the folder. True:
+            go on from the last checkpoint, or begin if there is none. A file: go on from that
+            one; a folder: from its last. The result is that of an uninterrupted training.
+
+    Raises:
+        ValueError: if `every` is no positive integer, or neither argument names a folder.
+    """
+
+    dir: str | Path | None = None
+    every: int = 20
+    resume: bool | str | Path = False
+
+    def __post_init__(self) -> None:
+        _check_count("every", self.every)
+        if self.dir is None and isinstance(self.resume, bool):
+            raise ValueError("CheckpointConfig needs dir, or resume with a file or a folder")
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints are kept."""
+        if self.dir is not None:
+            return Path(self.dir)
+        path = Path(self.resume)  # type: ignore[arg-type]  # checked above
+        return path if path.is_dir() else path.parent
+
+
 class Settings(NamedTuple):
     """All options, by what they are about."""
 
@@ -320,30 +355,75 @@ class Settings(NamedTuple):
         """Whether text encoders and autoencoder leave the accelerator, but for robust training."""
         return self.performance.offload is not False and self.data.defence is None
 
+    def pictures(self, concepts: int) -> int:
+        """How many pictures are recorded at most for so many concepts."""
+        return self.data.pictures(concepts, self.train.retain_weight > 0)
+
     @property
     def roles(self) -> int:
         """How many roles, to unlearn and to retain, the rows of one pass have."""
         return 1 if self.train.surgery or not self.train.retain_weight else 2
 
 
-def settings(options: dict[str, Any]) -> Settings:
-    """What keyword arguments say of the training, its data and the machine.
+OPTIONS: tuple[Any, ...] = (TrainConfig, DataConfig, Performance)
+Built = TypeVar("Built")
+
+
+def option_names() -> list[str]:
+    """Names of all fields of `TrainConfig`, `DataConfig` and `Performance`."""
+    return [field.name for kind in OPTIONS for field in fields(kind)]
+
+
+def settings(options: Mapping[str, Any]) -> Settings:
+    """Sort options by what they are about.
+
+    Args:
+        options: fields of `TrainConfig`, `DataConfig` and `Performance`, by name. In place of a
+            `Variational` or a `Robust` a mapping of its fields may stand, as in a YAML file or a
+            recipe: `{"estimator": {"variational": {"width": 32}}, "robust": {"every": 3}}`.
 
     Raises:
-        TypeError: for a name that is a field of none, with the fields.
+        TypeError: for an unknown name, with the nearest one.
+        ValueError: for a bad value.
     """
-    kinds: tuple[Any, ...] = (TrainConfig, DataConfig, Performance)
-    names = [[f.name for f in fields(kind)] for kind in kinds]
-    known = [name for group in names for name in group]
+    check_names(options, option_names())
+    found = dict(options)
+    if isinstance(estimator := found.get("estimator"), Mapping):
+        is_named = list(estimator) == ["variational"]
+        values, name = (estimator["variational"], ".variational") if is_named else (estimator, "")
+        found["estimator"] = _built(Variational, values, f"estimator{name}")
+    if isinstance(found.get("robust"), Mapping):
+        found["robust"] = _built(Robust, found["robust"], "robust")
+    return Settings(*(_built(kind, _part(found, kind)) for kind in OPTIONS))
+
+
+def check_names(options: Mapping[str, Any], known: Collection[str], prefix: str = "") -> None:
+    """Refuse names that are not known.
+
+    Args:
+        options: values by name.
+        known: the names that they may have.
+        prefix: what the error puts before each name, such as "robust.".
+
+    Raises:
+        TypeError: with the nearest known name, or all of them if none is near.
+    """
     for name in options:
         if name not in known:
-            raise TypeError(f"unknown option {name!r}: choose from {', '.join(known)}")
-    return Settings(
-        *(
-            kind(**{k: v for k, v in options.items() if k in group})
-            for kind, group in zip(kinds, names, strict=True)
-        )
-    )
+            near = difflib.get_close_matches(str(name), known, n=1)
+            advice = f"did you mean {prefix}{near[0]}?" if near else "choose " + ", ".join(known)
+            raise TypeError(f"unknown option {prefix + str(name)!r}: {advice}")
+
+
+def _part(options: Mapping[str, Any], kind: Any) -> dict[str, Any]:
+    return {field.name: options[field.name] for field in fields(kind) if field.name in options}
+
+
+def _built(kind: type[Built], values: Mapping[str, Any] | None, name: str = "") -> Built:
+    """A dataclass of these values, which stand under `name` in the options."""
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    check_names(values or {}, known, f"{name}." if name else "")
+    return kind(**(values or {}))
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -14,7 +14,7 @@ LAYERS = (
     {"data", "adapters"},
     {"training", "hub"},
     {"unlearner"},
-    {"evaluation", "retrain"},
+    {"evaluation", "retraining"},
     {"app"},
     {"cli"},
     {"__init__", "__main__"},

@@ -1,0 +1,96 @@
+"""What a training is recorded on: planned, drawn, and for robust training attacked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..adapters.target_modules import has_cross_attention
+from ..data.concepts import Concept
+from ..data.plan import Recording
+from ..data.replay_buffer import ReplayBuffer
+from ..pipelines.context import RunContext
+from ..pipelines.denoiser import denoiser_names
+from ..pipelines.recorder import BATCH
+from .agreement import Agreement, starts_in_closed_form
+from .checkpoint import Checkpoints
+from .identity import active_strengths
+from .robust import expose_concepts
+
+
+def plan_recording(
+    context: RunContext, concepts: Sequence[Concept], is_new: bool = True
+) -> Recording:
+    """Say what is to be recorded.
+
+    Args:
+        context: the pipeline and the options, with a value for every "auto".
+        concepts: what is to be forgotten.
+        is_new: whether the adapter begins anew. Recording may then stop early; how few pictures
+            suffice without the closed form was not measured.
+    """
+    settings, model = context.settings, context.model
+    batch = settings.performance.record_batch
+    stops = is_new and starts_in_closed_form(settings, model)
+    pipe = context.pipe
+    return Recording(
+        pipe,
+        concepts,
+        settings.data,
+        context.pipeline_kwargs,
+        settings.train.seed,
+        settings.train.retain_weight > 0,
+        context.processes,
+        context.component,
+        BATCH if batch == "auto" else batch,
+        Agreement(pipe, model, settings) if stops else None,
+        has_cross_attention(model),
+        {name: active_strengths(getattr(pipe, name)) for name in denoiser_names(pipe)},
+    )
+
+
+def record(context: RunContext, recording: Recording) -> ReplayBuffer:
+    """Draw what was planned, and for robust training what an adversary looks for.
+
+    Raises:
+        ValueError: see `data.recording.record`.
+    """
+    buffer, defence = recording.run(context.progress), context.settings.data.defence
+    if defence is not None:
+        expose_concepts(
+            recording.recorder(),
+            recording.concepts,
+            recording.words,
+            buffer,
+            defence,
+            context.settings.train.seed,
+            context.progress,
+            context.processes,
+        )
+    return buffer
+
+
+def obtain(
+    context: RunContext,
+    recording: Recording,
+    buffer: ReplayBuffer | None,
+    checkpoints: Checkpoints | None,
+) -> ReplayBuffer:
+    """What was recorded: given, kept by a training that is gone on with, or recorded now.
+
+    Raises:
+        ValueError: see `Recording.check` and `record`.
+    """
+    new = None
+    if buffer is not None:
+        buffer = recording.check(buffer)
+    else:
+        kept = checkpoints.recorded() if checkpoints is not None else None
+        # Either all processes have it, or all record.
+        if all(context.processes.gather([kept is not None])) and kept is not None:
+            buffer = ReplayBuffer.from_state(kept)
+        else:
+            buffer = record(context, recording)
+            new = buffer.state()
+    if checkpoints is not None:
+        checkpoints.begin(new)
+    return buffer
