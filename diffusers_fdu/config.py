@@ -12,33 +12,24 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 RETAIN_PER_TRAJECTORY = 3
 STAGES = (16, 32, 64, 96)
-INITS = ("auto", "lora", "closed_form")
 RATE_TIMES_WIDTH, NARROW = 0.64, 128
 """Learning rate times the width of the adapted layers' input, from the closed-form start.
 
-A step of Adam moves every weight by the learning rate, so it moves A c by that times the width,
-and B (A c) by that times the rank. From the closed form, where both are far from 0, 0.64 / width
-is as good at 768 and 2048 as at 128, where it was chosen. A plain start has B = 0, which at that
-rate grows too slowly on a wide model: there the rate falls with the root of the width alone, from
-the same one at `NARROW`. `examples/studies/width.py` measures both.
+A step of Adam moves A c by the rate times the width, and B (A c) by the rate times the rank. From
+the closed form, where both are far from 0, 0.64 / width is as good at 768 and 2048 as at 128,
+where it was chosen. A plain start has B = 0, which at that rate grows too slowly on a wide model:
+there it falls with the root of the width alone (`examples/studies/width.py` measures both).
 """
 
-
 Auto = Literal["auto"]
-States = Literal["trajectory", "renoise"]
-SOURCES = ("vocabulary", "neighbours", "mined")
-RetainFrom = Literal["vocabulary", "neighbours", "mined"]
-Weighting = Literal["uniform", "min_snr"] | Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
 class Variational:
     """The variational estimator and its critic's training.
 
-    The release of f-DMU takes 500 steps with a rate of 1e-4 and no penalty. In the 100 steps that
-    are the default here such a critic learns too little, and a student that follows one can lose
-    what it has: with one step of the critic at 1e-3 for each of its own less of the embedded
-    model's style "fluent" was erased than by the closed-form start (docs/benchmarks.md).
+    The release of f-DMU takes 500 steps with a rate of 1e-4 and no penalty, which in the default
+    100 steps teaches a critic too little (docs/benchmarks.md).
 
     Args:
         learning_rate: of the critic's AdamW.
@@ -59,13 +50,9 @@ class Variational:
     width: int = 64
 
     def __post_init__(self) -> None:
-        least = {"warmup_steps": 0, "critic_steps": 1, "width": 1, "gradient_penalty": 0}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if not low <= value < math.inf:
-                raise ValueError(f"{name} must be at least {low}, got {value!r}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate!r}")
+        _check(self, COUNT, "critic_steps", "width")
+        _check(self, "at least 0", "warmup_steps", "gradient_penalty")
+        _check(self, POSITIVE, "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -113,22 +100,14 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("rank", "steps", "batch_size")
-        for name in counts:
-            _check_count(name, getattr(self, name))
-        free = {"learning_rate": "auto", "alpha": None, "max_grad_norm": 1.0}
-        for name, default in free.items():
-            value = getattr(self, name)
-            if value != default and not (_is_number(value) and 0 < value < math.inf):
-                raise ValueError(f"{name} must be positive, got {value!r}")
-        if not _is_number(self.retain_weight) or not 0 <= self.retain_weight < math.inf:
-            raise ValueError(f"retain_weight must not be negative, got {self.retain_weight!r}")
-        if not _is_number(self.early_stop) or not 0 <= self.early_stop < 1:
-            raise ValueError(f"early_stop must lie in [0, 1), got {self.early_stop!r}")
-        if self.init not in INITS:
-            raise ValueError(f"unknown init {self.init!r}: choose {', '.join(INITS)}")
-        if not isinstance(self.surgery, bool):
-            raise ValueError(f"surgery must be True or False, got {self.surgery!r}")
+        _check(self, COUNT, "rank", "steps", "batch_size")
+        _check(self, POSITIVE, "learning_rate", special=("auto",))
+        _check(self, POSITIVE, "alpha", special=(None,))
+        _check(self, POSITIVE, "max_grad_norm")
+        _check(self, "at least 0", "retain_weight")
+        _check(self, "at least 0 and below 1", "early_stop")
+        _check(self, BOOL, "surgery")
+        _check_choice(self, "init", ("auto", "lora", "closed_form"))
         if self.estimator not in ("exact", "variational") and self.critic is None:
             raise ValueError(
                 f"unknown estimator {self.estimator!r}: choose exact, variational, or pass a "
@@ -167,67 +146,34 @@ class Robust:
     pictures: int = 32
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        _check(self, COUNT, *vars(self))
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What a training sees: prompts, states and timesteps.
+    """What a training sees.
 
     Args:
         trajectories: pictures of the anchor recorded for each concept; three times as many are
-            recorded to retain, however many concepts there are. "auto": 16, 32, 64 or 96, until
-            more no longer change the gradient (see `agreement`), and 96 where the adapter does
-            not start in closed form.
+            recorded to retain, for any number of concepts. "auto": 16, 32, 64 or 96, until more
+            do not change the gradient, and 96 without a closed-form start (see `agreement`).
         retain: prompts whose pictures must stay; None: words of the vocabulary.
-        retain_from: where the words come from if `retain` is None: all of the "vocabulary";
-            every second from the "neighbours" of the targets in the table of token embeddings;
-            or the vocabulary, and in training every second row "mined" where the adapter has
-            changed the model most.
-        states: "trajectory": x_t as the frozen model met them when it drew the anchor.
-            "renoise": its pictures, noised anew.
-        timestep_sampling: how often a state is seen: "uniform", "min_snr", or a callable from
-            timesteps (B,) to weights (B,); see `timestep_weights`.
-        timestep_weights: what a row to unlearn counts, by its timestep; the same choices.
         robust: look for token embeddings that still bring a concept back, and unlearn them, too;
-            a `Robust` says how. The text encoders then stay beside the denoiser.
+            a `Robust` says how. Keeps the text encoders beside the denoiser.
     """
 
     trajectories: int | Auto = "auto"
     retain: Sequence[str] | None = None
-    retain_from: RetainFrom = "vocabulary"
-    states: States = "trajectory"
-    timestep_sampling: Weighting = "uniform"
-    timestep_weights: Weighting = "uniform"
     robust: bool | Robust = False
 
     def __post_init__(self) -> None:
-        if self.trajectories != "auto":
-            _check_count("trajectories", self.trajectories)
-        choices: dict[str, tuple[str, ...]] = {
-            "retain_from": SOURCES,
-            "states": ("trajectory", "renoise"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"unknown {name} {getattr(self, name)!r}: choose {', '.join(known)}"
-                )
+        _check(self, COUNT, "trajectories", special=("auto",))
         if not isinstance(self.robust, bool | Robust):
             raise ValueError(f"robust must be True, False or a Robust, got {self.robust!r}")
-        for name in ("timestep_sampling", "timestep_weights"):
-            value = getattr(self, name)
-            if value not in ("uniform", "min_snr") and not callable(value):
-                raise ValueError(
-                    f"unknown {name} {value!r}: choose uniform, min_snr, or pass a callable"
-                )
 
     def pictures(self, concepts: int, retains: bool = True) -> int:
         """How many are recorded at most for so many concepts."""
-        retained = RETAIN_PER_TRAJECTORY if retains else 0
-        return self.stages[-1] * (concepts + retained)
+        return self.stages[-1] * (concepts + RETAIN_PER_TRAJECTORY * retains)
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -275,26 +221,11 @@ class Performance:
     shard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("compile", "data_parallel", "shard"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {value!r}")
-        for name in ("gradient_checkpointing", "offload"):
-            if not isinstance(value := getattr(self, name), bool) and value != "auto":
-                raise ValueError(f"{name} must be True, False or 'auto', got {value!r}")
-        for name in ("micro_batch_size", "record_batch"):
-            value = getattr(self, name)
-            if value != "auto" and (type(value) is not int or value < 1):
-                raise ValueError(
-                    f"{name} must be an integer of at least 1 or 'auto', got {value!r}"
-                )
-        for name, known in (
-            ("mixed_precision", ("no", "fp16", "bf16")),
-            ("optimizer", ("adamw", "adamw_8bit")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"unknown {name} {getattr(self, name)!r}: choose {', '.join(known)}"
-                )
+        _check(self, BOOL, "compile", "data_parallel", "shard")
+        _check(self, BOOL, "gradient_checkpointing", "offload", special=("auto",))
+        _check(self, COUNT, "micro_batch_size", "record_batch", special=("auto",))
+        _check_choice(self, "mixed_precision", ("no", "fp16", "bf16"))
+        _check_choice(self, "optimizer", ("adamw", "adamw_8bit"))
         if self.shard and not self.data_parallel:
             raise ValueError("shard=True needs data_parallel=True, and several processes")
         if self.shard and self.compile:
@@ -330,7 +261,7 @@ class CheckpointConfig:
     resume: bool | str | Path = False
 
     def __post_init__(self) -> None:
-        _check_count("every", self.every)
+        _check(self, COUNT, "every")
         if self.dir is None and isinstance(self.resume, bool):
             raise ValueError("CheckpointConfig needs dir, or resume with a file or a folder")
 
@@ -426,10 +357,29 @@ def _built(kind: type[Built], values: Mapping[str, Any] | None, name: str = "") 
     return kind(**(values or {}))
 
 
-def _check_count(name: str, value: Any) -> None:
-    if type(value) is not int or value < 1:  # True is an int, too
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-
-
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and value < math.inf
+
+
+COUNT, BOOL, POSITIVE = "an integer of at least 1", "True or False", "positive"
+KINDS: dict[str, Callable[[Any], bool]] = {
+    COUNT: lambda value: type(value) is int and value >= 1,  # True is an int, too
+    BOOL: lambda value: isinstance(value, bool),
+    POSITIVE: lambda value: _is_number(value) and value > 0,
+    "at least 0": lambda value: _is_number(value) and value >= 0,
+    "at least 0 and below 1": lambda value: _is_number(value) and 0 <= value < 1,
+}
+
+
+def _check(config: Any, kind: str, *names: str, special: tuple[Any, ...] = ()) -> None:
+    """Raise a ValueError unless these fields are of a kind, or have a special value."""
+    for name in names:
+        value = getattr(config, name)
+        if value not in special and not KINDS[kind](value):
+            others = "".join(f" or {other!r}" for other in special)
+            raise ValueError(f"{name} must be {kind}{others}, got {value!r}")
+
+
+def _check_choice(config: Any, name: str, choices: Sequence[str]) -> None:
+    if (value := getattr(config, name)) not in choices:
+        raise ValueError(f"unknown {name} {value!r}: choose {', '.join(choices)}")

@@ -16,12 +16,24 @@ from .training.callbacks import StepRecord
 from .training.identity import active_strengths
 from .unlearner import FDUnlearner
 
+GONE = {
+    "retain_from": "vocabulary",
+    "states": "trajectory",
+    "timestep_sampling": "uniform",
+    "timestep_weights": "uniform",
+}
+"""Options that recipes may name and no longer exist, with the value that is how it is now."""
+
 
 def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's options as they are called now.
 
     Recipes of 0.1.0.dev0 have the rows of a micro-batch under "batch_size", how many of those a
     step had, and an option for the least memory.
+
+    Raises:
+        ValueError: if they name an option that no longer exists, with another value than the one
+            that all trainings have now.
     """
     found = dict(options)
     times = found.pop("gradient_accumulation_steps", None)
@@ -29,6 +41,12 @@ def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
         found["micro_batch_size"] = found["batch_size"]
         found["batch_size"] *= times
     found.pop("low_vram", None)
+    for name, value in GONE.items():
+        if (asked := found.pop(name, value)) != value:
+            raise ValueError(
+                f"the recipe asks for {name}={asked!r}, and {name} no longer exists: train it "
+                "again by hand without"
+            )
     return found
 
 
@@ -51,20 +69,16 @@ def retrain(
 
     Raises:
         ValueError: if the recipe names a function that a file cannot hold, such as a generator,
-            if it is of a merged adapter or one that went on from another, or if other adapters
-            are active on the pipe than were then.
+            or an option that no longer exists, if it is of a merged adapter or one that went on
+            from another, or if other adapters are active on the pipe than were then.
     """
     if "merged" in facts:
         raise ValueError("this adapter was merged: train those in the recipe's 'merged' again")
     if facts.get("start") is not None:
         raise ValueError("this adapter went on from another: train that again, and go on by hand")
     options = current_options({**facts["config"], **facts["performance"]})
-    weightings = [options["timestep_sampling"], options["timestep_weights"]]
-    lost = [value for value in weightings if value not in ("uniform", "min_snr")]
     if facts["f"].startswith(("generator:", "conjugate:")):
-        lost.append(facts["f"])
-    for value in lost:
-        raise ValueError(f"the recipe names {value!r}, which is not in it: train by hand")
+        raise ValueError(f"the recipe names {facts['f']!r}, which is not in it: train by hand")
     found = [from_json(fields) for fields in facts["concepts"]]
     worker = FDUnlearner(
         pipe, facts["pipeline_kwargs"], progress, component=facts["component"], **options

@@ -25,17 +25,11 @@ from diffusers_fdu.data.teacher import ask
 from diffusers_fdu.divergences.variational import VariationalLoss
 from diffusers_fdu.emoji.benchmark import cells, judge_cells
 from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
-from diffusers_fdu.training.mining import KEPT
 from diffusers_fdu.utils.io import as_json
 
 OPTIONS = [
     {"surgery": True},
     {"surgery": True, "micro_batch_size": 2},
-    {"retain_from": "neighbours"},
-    {"retain_from": "mined"},
-    {"states": "renoise"},
-    {"timestep_sampling": "min_snr", "timestep_weights": "min_snr"},
-    {"timestep_weights": lambda t: 1000 - t},
     {"estimator": "variational"},
     {"estimator": Variational(warmup_steps=2, critic_steps=2, gradient_penalty=0.0)},
     {"retain_weight": 0.0, "surgery": True},
@@ -88,9 +82,9 @@ def test_every_option_changes_what_is_trained(pipe, tmp_path, options, defaults)
     [
         ("dog", NegativeGuidance(0.5), "js", {}),
         (["dog", "apple"], ["cat", "tree"], "hellinger", {"surgery": True}),
-        (Concept("dog", "cat", aliases=["red dog"]), None, "chi2", {"states": "renoise"}),
+        (Concept("dog", "cat", aliases=["red dog"]), None, "chi2", {}),
         ("dog", None, "tv", {"estimator": Variational(warmup_steps=1)}),
-        ("dog", "cat", "alpha=0.3", {"timestep_sampling": "min_snr"}),
+        ("dog", "cat", "alpha=0.3", {"early_stop": 0.0}),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -109,11 +103,28 @@ def test_a_recipe_trains_the_same_adapter_again(
     assert again == recipe
 
 
-def test_a_recipe_with_a_function_is_refused(pipe) -> None:
-    worker = unlearner(pipe, timestep_weights=lambda t: t)
+GONE = {
+    "retain_from": ("vocabulary", "mined"),
+    "states": ("trajectory", "renoise"),
+    "timestep_sampling": ("uniform", "min_snr"),
+    "timestep_weights": ("uniform", "test_framework.<lambda>"),
+}
+
+
+def test_a_recipe_of_options_that_no_longer_exist(pipe) -> None:
+    """Retrained where it asks for what is done anyway, and refused otherwise."""
+    worker = unlearner(pipe, steps=2)
     worker.unlearn("dog", "cat")
-    with pytest.raises(ValueError, match="names 'test_framework.*lambda>', which is not in it"):
-        retrain(pipe, worker.recipe)
+    config = worker.recipe["config"]
+    old = {**config, **{name: plain for name, (plain, _) in GONE.items()}}
+    fresh = build_tiny_pipe()
+    retrain(fresh, {**worker.recipe, "config": old}, progress=False)
+    pairs = zip(pipe.unet.parameters(), fresh.unet.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    for name, (_, other) in GONE.items():
+        asked = {**worker.recipe, "config": {**old, name: other}}
+        with pytest.raises(ValueError, match=f"{name}='{other}', and {name} no longer exists"):
+            retrain(build_tiny_pipe(), asked)
 
 
 def test_each_concept_has_its_own_sigma_and_they_share_one_adapter(pipe) -> None:
@@ -163,7 +174,7 @@ def test_surgery_changes_what_is_learned_and_accumulation_does_not() -> None:
 
 
 def test_a_recorded_buffer_serves_many_trainings(pipe) -> None:
-    worker = unlearner(pipe, retain_from="mined")
+    worker = unlearner(pipe)
     before = state(pipe)
     buffer = worker.record("dog", "cat")
     assert state(pipe) == before
@@ -174,7 +185,7 @@ def test_a_recorded_buffer_serves_many_trainings(pipe) -> None:
         files.append([p.clone() for p in layers])
         pipe.delete_adapters(name)
     assert all(torch.equal(a, b) for a, b in zip(*files, strict=True))
-    fresh = unlearner(build_tiny_pipe(), retain_from="mined")
+    fresh = unlearner(build_tiny_pipe())
     fresh.unlearn("dog", "cat", f="js", adapter_name="one")
     own = [p for n, p in fresh.model.named_parameters() if ".one." in n]
     assert all(torch.equal(a, b) for a, b in zip(files[0], own, strict=True))
@@ -186,7 +197,7 @@ def test_a_buffer_recorded_otherwise_is_refused(pipe) -> None:
         "concepts": ({}, ("apple", "tree")),
         "seed": ({"seed": 1}, ("dog", "cat")),
         "retains": ({"retain_weight": 0.0}, ("dog", "cat")),
-        "states": ({"states": "renoise"}, ("dog", "cat")),
+        "retain": ({"retain": ["tree"]}, ("dog", "cat")),
         "trajectories": ({"trajectories": 5}, ("dog", "cat")),
     }
     for name, (options, concept) in cases.items():
@@ -198,17 +209,6 @@ def test_a_buffer_recorded_otherwise_is_refused(pipe) -> None:
     add_other_adapter(pipe)
     with pytest.raises(ValueError, match="recorded with active_adapters="):
         unlearner(pipe).unlearn("dog", "cat", buffer=buffer)
-
-
-def test_mined_rows_are_there_and_are_used(pipe) -> None:
-    worker = unlearner(pipe, retain_from="mined")
-    buffer = worker.record("dog", "cat")
-    worker.unlearn("dog", "cat", buffer=buffer)
-    assert buffer.count("mined") == KEPT
-    size = buffer.nbytes
-    pipe.unload_lora_weights()
-    worker.unlearn("dog", "cat", buffer=buffer)
-    assert buffer.nbytes == size  # those of the first training made room
 
 
 @pytest.mark.parametrize(("warmup", "each"), [(0, 1), (7, 1), (2, 3)])

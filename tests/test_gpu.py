@@ -89,8 +89,7 @@ def test_every_option_trains_the_same(options) -> None:
     [
         {"surgery": True, "micro_batch_size": 8},
         {"estimator": "variational"},
-        {"retain_from": "mined"},
-        {"states": "renoise", "timestep_weights": "min_snr"},
+        {},
     ],
     ids=str,
 )

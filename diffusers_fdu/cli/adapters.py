@@ -113,14 +113,10 @@ class MergeOptions(Placement):
     adapters: Adapters
     output_dir: Annotated[Path, typer.Option(help="Folder for the LoRA.")]
     weight: Weights = None
-    method: Annotated[str, typer.Option(help="concat, svd, ties, dare or ortho.")] = "concat"
+    method: Annotated[str, typer.Option(help="concat or svd.")] = "concat"
     rank: Annotated[
         int | None, typer.Option(help="Of the result; by default the sum of the ranks.")
     ] = None
-    density: Annotated[
-        float, typer.Option(help="Share of the entries that ties and dare leave.")
-    ] = 0.5
-    seed: Annotated[int, typer.Option(help="Of dare.")] = 0
     refine: Annotated[
         bool, typer.Option("--refine", help="Train the result a little, on --model.")
     ] = False
@@ -145,8 +141,6 @@ def merge(given: MergeOptions) -> None:
         given.weight,
         method=given.method,  # type: ignore[arg-type]  # checked there
         rank=given.rank,
-        density=given.density,
-        seed=given.seed,
     )
     if given.refine:
         from ..retraining import refine

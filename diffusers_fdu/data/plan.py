@@ -17,11 +17,8 @@ from ..utils.io import as_json
 from .concepts import Concept
 from .recording import IsEnough, Stages, record
 from .replay_buffer import ReplayBuffer
-from .retain import neighbours, retain_prompts
+from .retain import retain_prompts
 from .templates import without
-
-CANDIDATES = 256
-"""Prompts among which mining looks, a word of the vocabulary in each."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,10 @@ class Recording:
             for i, concept in enumerate(self.concepts)
             for pair in concept.prompt_pairs(data.stages[-1], free, rng, i)
         ]
-        retain, candidates = self._retained(words, rng) if self.retains else ([], [])
+        number = RETAIN_PER_TRAJECTORY * data.stages[-1]
+        retain: list[str] = []
+        if self.retains:
+            retain = retain_prompts(self.concepts, data.retain, number, words, rng)
         recorder = self.recorder()
         is_bf16 = getattr(recorder.model, "dtype", None) == torch.bfloat16
         dtype = torch.bfloat16 if is_bf16 else torch.float16
@@ -80,8 +80,6 @@ class Recording:
             retain,
             dtype,
             progress,
-            data.states,
-            candidates,
             self.processes,
             stages,
             self.keep_texts,
@@ -99,21 +97,9 @@ class Recording:
         """Runs the pipe."""
         return Recorder(self.pipe, self.pipeline_kwargs, self.seed, self.batch, self.component)
 
-    def _retained(self, words: Sequence[str], rng: random.Random) -> tuple[list[str], list[str]]:
-        """Prompts to retain, and prompts among which to mine more."""
-        data = self.data
-        source = data.retain_from if data.retain is None else None
-        near = neighbours(self.pipe, self.concepts, words) if source == "neighbours" else []
-        number = RETAIN_PER_TRAJECTORY * data.stages[-1]
-        retain = retain_prompts(self.concepts, data.retain, number, words, rng, near)
-        if source != "mined":
-            return retain, []
-        drawn = retain_prompts(self.concepts, None, CANDIDATES, words, rng)
-        return retain, list(dict.fromkeys(drawn))
-
     def about(self) -> dict[str, Any]:
         """Everything that the buffer depends on besides the pipe's weights, as JSON types."""
-        names = ("trajectories", "retain", "retain_from", "states", "defence")
+        names = ("trajectories", "retain", "defence")
         return as_json(
             {
                 "concepts": [vars(concept) for concept in self.concepts],

@@ -7,9 +7,6 @@ or guidance is rebuilt here, and the teacher costs nothing once training starts.
 
 In a guided run the rows that carry the prompt's own conditioning answer for the anchor; the
 others answer for the empty (or negative) prompt and are kept as something to retain.
-
-With `states="renoise"` the runs' last latents are noised anew, and the frozen model is asked
-there.
 """
 
 from __future__ import annotations
@@ -23,26 +20,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..config import States
-from ..pipelines.denoiser import denoiser_names
 from ..pipelines.recorder import Recorder, untouched
 from ..pipelines.timestep_convention import find_clock
 from ..utils.distributed import Processes
 from ..utils.nested import chunks
 from .concepts import Pair
-from .renoise import COPIES, Clean, noised
-from .replay_buffer import (
-    Entry,
-    Half,
-    ReplayBuffer,
-    Row,
-)
-from .rollout import (
-    OTHER_EVERY,
-    Drawing,
-    Guided,
-    Run,
-)
+from .replay_buffer import Entry, Half, ReplayBuffer, Row
+from .rollout import Drawing, Run
 from .teacher import ask, guided
 
 GOLDEN = (5**0.5 - 1) / 2  # multiples of it spread evenly over [0, 1) however many there are
@@ -74,8 +58,6 @@ def record(
     retain: Sequence[str],
     dtype: torch.dtype = torch.float16,
     progress: bool = True,
-    states: States = "trajectory",
-    candidates: Sequence[str] = (),
     processes: Processes | None = None,
     stages: Stages | None = None,
     keep_texts: bool = False,
@@ -90,9 +72,6 @@ def record(
         retain: prompts drawn once each, kept with their own conditioning.
         dtype: in which states and predictions are kept.
         progress: show a progress bar.
-        states: "trajectory": every x_t of the runs. "renoise": the runs' last latents, noised
-            anew `COPIES` times.
-        candidates: prompts whose conditioning is kept without any row, to mine among.
         processes: share the work; each gets the whole buffer, the same as one alone would.
         stages: stop early; None: record everything.
         keep_texts: keep the texts of all prompts for the closed form, those not drawn, too.
@@ -102,20 +81,19 @@ def record(
         as before, also after an exception.
 
     Raises:
-        ValueError: if a prompt is longer than the tokenizer takes, if target and anchor get
-            the same conditioning, or if the pipeline's latents cannot be noised anew.
+        ValueError: if a prompt is longer than the tokenizer takes, or if target and anchor get
+            the same conditioning.
     """
     if not pairs:
         raise ValueError("no prompts to record")
     runs: list[Run] = [(pair.drawn, pair) for pair in pairs]
     runs += [(prompt, None) for prompt in retain]
     prompts = [prompt for prompt, _ in runs] + [pair.target for pair in pairs]
-    recorder.check_lengths([*prompts, *candidates])
+    recorder.check_lengths(prompts)
     with untouched(recorder.pipe):
-        recording = _Recording(recorder, pairs, dtype, states, processes or Processes())
+        recording = _Recording(recorder, pairs, dtype, processes or Processes())
         recording.draw(runs, progress, stages)
         recording.answer()
-        recording.offer(candidates)
         if keep_texts:
             recording.plan(pairs, retain)
     if not recording.buffer.count("unlearn"):
@@ -164,14 +142,13 @@ class _Recording:
         recorder: Recorder,
         pairs: Sequence[Pair],
         dtype: torch.dtype,
-        states: States,
         processes: Processes,
     ) -> None:
-        self.recorder, self.states, self.processes = recorder, states, processes
+        self.recorder, self.processes = recorder, processes
         layout = recorder.layout(pairs[0].target, pairs[0].anchor)
         self.names = layout.texts
         texts = recorder.conditioning([pair.target for pair in pairs], self.names)
-        self.drawing = Drawing(recorder, layout, texts, dtype, states)
+        self.drawing = Drawing(recorder, layout, texts, dtype)
         self.drawn = self.drawing.nothing()
         self.buffer = self.drawn.buffer
         self.concepts = 1 + max(pair.concept for pair in pairs)
@@ -201,13 +178,9 @@ class _Recording:
         low, high = (recorder.steps + 1) // 2, recorder.steps
         for i in self.processes.own(numbers):
             steps = low + int(i * GOLDEN % 1 * (high - low + 1))
-            if self.states == "renoise":
-                steps = high  # the picture itself is wanted
-            # Half the runs visit the timesteps that the pipe itself would.
-            elif scheduler is not None and i % 2:
-                recorder.pipe.scheduler = _shifted(scheduler, steps, i * SQUARE % 1)
-            elif scheduler is not None:
-                recorder.pipe.scheduler = scheduler
+            if scheduler is not None:  # half the runs visit the timesteps of the pipe itself
+                share = i * SQUARE % 1
+                recorder.pipe.scheduler = _shifted(scheduler, steps, share) if i % 2 else scheduler
             found.append(self.drawing.group(groups[i], steps, i))
             bar.update(len(groups[i]))
             kept = sum(one.buffer.nbytes for one in found) + self.buffer.nbytes
@@ -238,7 +211,6 @@ class _Recording:
 
     def answer(self) -> None:
         """Ask the frozen model what the runs themselves did not tell."""
-        self._noise_anew()
         if self.drawn.guided:
             entries = [entry for entry, _ in self.drawn.guided]
             empty = self._asked([entry._replace(text=self._empty_text()) for entry in entries])
@@ -248,11 +220,6 @@ class _Recording:
             ):
                 answer = self.buffer.add_prediction(guided(with_text, without, scale))
                 self.buffer.add_row("unlearn", entry.state, entry.text, answer, entry.concept)
-
-    def offer(self, candidates: Sequence[str]) -> None:
-        """Keep the conditioning of prompts among which to mine."""
-        texts = self.recorder.conditioning(candidates, self.names)
-        self.buffer.candidates = [self.buffer.add_text(*item) for item in texts.items()]
 
     def plan(self, pairs: Sequence[Pair], retain: Sequence[str]) -> None:
         """Keep the texts of all prompts for the closed form, those that were not drawn, too."""
@@ -270,36 +237,6 @@ class _Recording:
         recorded = [entry.text for entry in self.buffer.entries("retain")]
         planned = [ids[prompt] for prompt in (*anchors, *retain)]
         self.buffer.kept_texts = list(dict.fromkeys([*recorded, *planned]))
-
-    def _noise_anew(self) -> None:
-        if not self.drawn.clean:
-            return
-        scheduler = self.recorder.pipe.scheduler
-        generator = torch.Generator().manual_seed(self.recorder.seed)
-        name, clock = self.drawing.sample, self.buffer.clock
-        # Of several denoisers each has its own part of the times.
-        is_alone = len(denoiser_names(self.recorder.pipe)) == 1
-        times = [clock.read(time).item() for ends in self.drawn.times for time in ends]
-        span = None if is_alone else (min(times), max(times))
-        rows: list[tuple[Clean | None, Entry]] = []
-        for i in range(COPIES * len(self.drawn.clean)):
-            clean = self.drawn.clean[i % len(self.drawn.clean)]
-            state = noised(clean.state, name, scheduler, generator, clock, span)
-            entry = Entry(self.buffer.add_state(state), clean.own, -1, clean.concept)
-            if clean.guidance is not None:
-                self.drawn.guided.append(Guided(entry, clean.guidance))
-                continue
-            rows.append((clean, entry))
-            if self.drawn.empty is not None and i % OTHER_EVERY == 0:
-                rows.append((None, entry._replace(text=self.drawn.empty)))
-        for (owner, entry), prediction in zip(
-            rows, self._asked([entry for _, entry in rows]), strict=True
-        ):
-            answer = self.buffer.add_prediction(prediction)
-            self.buffer.add_row("retain", entry.state, entry.text, answer)
-            if owner is not None and owner.target is not None:
-                text, concept = owner.target, owner.concept
-                self.buffer.add_row("unlearn", entry.state, text, answer, concept)
 
     def _empty_text(self) -> int:
         # Runs without guidance never ask for it, and a negative prompt is not empty.

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..pipelines.timestep_convention import Clock
 from ..utils.nested import Leaves, given, same, unflatten
 
-Role = Literal["unlearn", "retain", "mined", "attacked", "hidden", "adversarial"]
+Role = Literal["unlearn", "retain", "attacked", "hidden", "adversarial"]
 Row = tuple[Role, int]
 Half = tuple[list[Row], list[Row]]
 """Rows to unlearn of the first half of a concept's pictures, and of the second."""
@@ -76,7 +76,6 @@ class ReplayBuffer:
         listed: arguments that are given as lists of one entry for each row.
 
     Attributes:
-        candidates: indices of texts that no row has yet, among which to mine.
         pairs: indices of the texts of each target's prompt and of its anchor's, recorded or not.
         kept_texts: indices of the texts of what stays, recorded or not.
         marker: what stands in the prompts of "attacked" rows, see `adversary.expose`.
@@ -87,7 +86,6 @@ class ReplayBuffer:
     clock: Clock = field(default_factory=Clock)
     listed: frozenset[str] = frozenset()
     constants: dict[str, Any] = field(default_factory=dict)
-    candidates: list[int] = field(default_factory=list)
     pairs: list[tuple[int, int]] = field(default_factory=list)
     kept_texts: list[int] = field(default_factory=list)
     marker: str = ""

@@ -9,14 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..config import States
 from ..pipelines.call_signature import Layout
 from ..pipelines.denoiser import sample_name, timestep_name
 from ..pipelines.recorder import Call, Recorder, entry
 from ..pipelines.timestep_convention import Clock
 from ..utils.nested import Leaves, close, on_cpu, same
 from .concepts import Pair
-from .renoise import Clean, latents_like
 from .replay_buffer import Entry, ReplayBuffer
 
 Run = tuple[str, Pair | None]
@@ -40,14 +38,12 @@ class Drawn:
         buffer: its rows; states and texts of what is still to be answered.
         empty: index of the text of guided runs' other half.
         guided: to be answered away from the target.
-        clean: pictures, to be noised anew.
         times: first and last time of the run.
     """
 
     buffer: ReplayBuffer
     empty: int | None = None
     guided: list[Guided] = field(default_factory=list)
-    clean: list[Clean] = field(default_factory=list)
     times: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def absorb(self, other: Drawn) -> None:
@@ -56,13 +52,6 @@ class Drawn:
         if self.empty is None and other.empty is not None:
             self.empty = moved.text(other.empty)
         self.guided += [Guided(moved.entry(one.entry), one.scale) for one in other.guided]
-        self.clean += [
-            clean._replace(
-                own=moved.text(clean.own),
-                target=None if clean.target is None else moved.text(clean.target),
-            )
-            for clean in other.clean
-        ]
         self.times += other.times
 
 
@@ -74,7 +63,6 @@ class Drawing:
         layout: how it calls its denoiser.
         texts: the targets' conditioning, by prompt.
         dtype: in which states and predictions are kept.
-        states: see `record`.
     """
 
     def __init__(
@@ -83,10 +71,9 @@ class Drawing:
         layout: Layout,
         texts: dict[str, Leaves],
         dtype: torch.dtype,
-        states: States,
     ) -> None:
         self.recorder, self.layout, self.texts = recorder, layout, texts
-        self.dtype, self.states, self.names = dtype, states, layout.texts
+        self.dtype, self.names = dtype, layout.texts
         self.sample, self.time = sample_name(recorder.model), timestep_name(recorder.model)
 
     def nothing(self) -> Drawn:
@@ -134,7 +121,6 @@ class _Part:
         runs: these prompts.
         own: their own texts.
         calls: of the denoiser.
-        latents: what the run ended with.
         state: the last that was kept.
         ids: indices of its rows in the buffer.
     """
@@ -142,7 +128,6 @@ class _Part:
     runs: Sequence[Run]
     own: Leaves
     calls: list[list[_Ask]] = field(default_factory=list)
-    latents: Any = None
     state: Leaves | None = None
     ids: list[int] = field(default_factory=list)
 
@@ -152,8 +137,7 @@ class _Group:
 
     def __init__(self, drawing: Drawing, number: int) -> None:
         self.recorder, self.layout, self.texts = drawing.recorder, drawing.layout, drawing.texts
-        self.names, self.states = drawing.names, drawing.states
-        self.sample, self.time = drawing.sample, drawing.time
+        self.names, self.time = drawing.names, drawing.time
         self.number, self.drawn = number, drawing.nothing()
         self.buffer = self.drawn.buffer
 
@@ -166,7 +150,7 @@ class _Group:
         def on_call(call: Call) -> None:
             part.calls.append(self._asked(call, part))
 
-        part.latents = self.recorder.run(prompts, on_call, seed, num_inference_steps=steps)
+        self.recorder.run(prompts, on_call, seed, num_inference_steps=steps)
         return part
 
     def _asked(self, call: Call, part: _Part) -> list[_Ask]:
@@ -202,18 +186,10 @@ class _Group:
             for half in zip(*together, strict=True):
                 for part, ask in zip(parts, half, strict=True):
                     self._keep(part, ask, is_kept)
-        for part in parts if self.states == "renoise" else ():
-            assert part.state is not None
-            latents = latents_like(part.latents, part.state[self.sample])
-            self._pictures(part, {**part.state, self.sample: latents})
 
     def _keep(self, part: _Part, ask: _Ask, is_kept: bool) -> None:
         if ask.texts is not None and self.drawn.empty is None:
             self.drawn.empty = self._other(ask.texts, 0)
-        if self.states == "renoise":
-            if ask.texts is None and part.state is None:
-                part.state = ask.state
-            return
         # Both halves of a guided step share x_t: keep it once.
         before = part.state
         if before is None or not all(same(before[n], v) for n, v in ask.state.items()):
@@ -266,14 +242,3 @@ class _Group:
                 self.buffer.add_row("retain", state, self._own(prompt, part.own, i), answer)
                 text = self._target(pair)
                 self.buffer.add_row("unlearn", state, text, answer, pair.concept)
-
-    def _pictures(self, part: _Part, key: Leaves) -> None:
-        """Keep what was drawn, to be noised anew."""
-        for i, (prompt, pair) in enumerate(part.runs):
-            state = {name: on_cpu(value[i]) for name, value in key.items()}
-            own = self._own(prompt, part.own, i)
-            if pair is None:
-                self.drawn.clean.append(Clean(state, own, None, 0, None))
-            else:
-                target = self._target(pair)
-                self.drawn.clean.append(Clean(state, own, target, pair.concept, pair.guidance))

@@ -9,17 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import Weighting
 from ..pipelines.offload import placement
 from ..utils.distributed import Processes
 from ..utils.nested import given
-from .replay_buffer import (
-    Part,
-    ReplayBuffer,
-    Role,
-    Row,
-)
-from .timesteps import timestep_weights
+from .replay_buffer import Part, ReplayBuffer, Row
 
 
 @dataclass(frozen=True)
@@ -32,7 +25,6 @@ class Batch:
         size: how many rows are to unlearn.
         concept: index of the concept of each row to unlearn, (size,).
         timestep: of each row, (B,), float32, on a scale that ends at 1000.
-        weights: of each row to unlearn, (size,); None: all 1.
         held: the rows to retain, where they are asked apart.
     """
 
@@ -41,7 +33,6 @@ class Batch:
     size: int
     concept: Tensor
     timestep: Tensor
-    weights: Tensor | None = None
     held: Batch | None = None
 
 
@@ -71,15 +62,12 @@ class Sampler:
         seed: of the choices.
         retains: whether rows to retain are drawn at all.
         apart: put them into a call of their own.
-        sampling: how often a row is drawn, by its timestep.
-        weights: what a row to unlearn counts, by its timestep.
-        scheduler: see `timestep_weights`.
         processes: take parts of equal size of one batch.
         alike: give all processes equally many calls, some without rows, as a sharded denoiser
             needs.
 
     Raises:
-        ValueError: if there is nothing to draw, and see `timestep_weights`.
+        ValueError: if nothing was recorded to retain.
     """
 
     def __init__(
@@ -90,9 +78,6 @@ class Sampler:
         seed: int,
         retains: bool = True,
         apart: bool = False,
-        sampling: Weighting = "uniform",
-        weights: Weighting = "uniform",
-        scheduler: Any = None,
         processes: Processes | None = None,
         alike: bool = False,
     ) -> None:
@@ -112,26 +97,8 @@ class Sampler:
             torch.tensor([i for i, entry in enumerate(entries) if entry.concept == k])
             for k in range(self.concepts)
         ]
-        timesteps = buffer.timesteps
-        self._timesteps = (timesteps * (1000 / buffer.clock.length)).float()
-        self._weights: Tensor | None = None
-        if weights != "uniform":
-            # Of every state, and 1 on average over the rows to unlearn.
-            own = timestep_weights(weights, scheduler, timesteps)
-            self._weights = own / own[[entry.state for entry in entries]].mean()
-        self._chances: dict[Role, Tensor] = {}
-        if sampling != "uniform":
-            roles: tuple[Role, ...] = ("unlearn", "retain") if retains else ("unlearn",)
-            for role in roles:
-                at = timesteps[[entry.state for entry in buffer.entries(role)]]
-                self._chances[role] = timestep_weights(sampling, scheduler, at)
-            if not all(self._chances["unlearn"][own].any() for own in self._own):
-                raise ValueError("timestep_sampling never draws one of the concepts")
+        self._timesteps = (buffer.timesteps * (1000 / buffer.clock.length)).float()
         self._turn = 0
-
-    def __call__(self) -> Batch:
-        """A random batch."""
-        return self.gather(self.draw())
 
     def draw(self) -> Draw:
         """Random rows, this process's part of them."""
@@ -169,16 +136,12 @@ class Sampler:
         entries = [self.buffer.entry(row) for row in rows]
         states = [entry.state for entry in entries]
         concept = torch.tensor([e.concept for e in entries[: len(unlearn)]], dtype=torch.long)
-        weights = None
-        if self._weights is not None and unlearn:
-            weights = given(self._weights[states[: len(unlearn)]], target.device, None)
         return Batch(
             calls,
             target,
             len(unlearn),
             given(concept, target.device, None),
             given(self._timesteps[states], target.device, None),
-            weights,
         )
 
     def _unlearn(self, size: int) -> list[Row]:
@@ -186,34 +149,21 @@ class Sampler:
         adversarial = size // 2 if count else 0
         rows = self._recorded(size - adversarial)
         if adversarial:
-            places = torch.randint(count, (adversarial,), generator=self.generator)
-            rows += [("adversarial", i) for i in places.tolist()]
+            rows += [("adversarial", i) for i in self._places(count, adversarial)]
         return rows
 
     def _recorded(self, size: int) -> list[Row]:
         if self.concepts == 1:
-            return [("unlearn", i) for i in self._picked("unlearn", size, None).tolist()]
+            return [("unlearn", i) for i in self._places(self.buffer.count("unlearn"), size)]
         rows: list[Row] = []
         for _ in range(size):
             own = self._own[self._turn % self.concepts]
             self._turn += 1
-            rows += [("unlearn", int(i)) for i in self._picked("unlearn", 1, own)]
+            rows += [("unlearn", int(own[i])) for i in self._places(len(own), 1)]
         return rows
 
     def _retain(self, size: int) -> list[Row]:
-        mined = size // 2 if self.buffer.count("mined") else 0
-        rows: list[Row] = [("retain", int(i)) for i in self._picked("retain", size - mined, None)]
-        if mined:
-            places = torch.randint(self.buffer.count("mined"), (mined,), generator=self.generator)
-            rows += [("mined", i) for i in places.tolist()]
-        return rows
+        return [("retain", i) for i in self._places(self.buffer.count("retain"), size)]
 
-    def _picked(self, role: Role, size: int, among: Tensor | None) -> Tensor:
-        chances = self._chances.get(role)
-        if chances is None:
-            count = self.buffer.count(role) if among is None else len(among)
-            places = torch.randint(count, (size,), generator=self.generator)
-        else:
-            own = chances if among is None else chances[among]
-            places = torch.multinomial(own, size, replacement=True, generator=self.generator)
-        return places if among is None else among[places]
+    def _places(self, count: int, size: int) -> list[int]:
+        return torch.randint(count, (size,), generator=self.generator).tolist()

@@ -92,7 +92,6 @@ def compare(
     for seed in numbers:
         worker = FDUnlearner(pipe, pipeline_kwargs, progress, seed=seed, **options)
         if cache is not None:
-            _check_names(worker, measure)
             key = _key(worker, found, strengths, measure)
         judge, buffer = measure, None
         before = before or store.get({**key, "f": None})
@@ -175,7 +174,6 @@ def _options(worker: FDUnlearner) -> dict[str, Any]:
         "seed": worker.config.seed + HELD_OUT,
         "trajectories": max(8, worker.data.stages[-1] // 4),
         "retain_weight": 1.0,  # what is kept is measured, whether it was trained or not
-        "retain_from": "vocabulary",
     }
 
 
@@ -206,14 +204,6 @@ def _key(
         "measure": "predictions" if measure is None else function_name(measure),
     }
     return as_json(parts)
-
-
-def _check_names(worker: FDUnlearner, measure: Measure | None) -> None:
-    """Refuse functions that a cache cannot tell apart."""
-    weightings = (worker.data.timestep_sampling, worker.data.timestep_weights)
-    for function in (measure, *weightings):
-        if callable(function):
-            function_name(function)
 
 
 class _Store:

@@ -95,13 +95,8 @@ def _retained(config: Mapping[str, Any]) -> str:
     if weight == 0:
         return "nothing"
     named = texts(config.get("retain"))
-    source = config.get("retain_from")
     if named:
         what = f"{quoted(named)}, and the single words among them in the concepts' templates"
-    elif source == "neighbours":
-        what = "words of the tokenizer's vocabulary, every second near the target"
-    elif source == "mined":
-        what = "words of the tokenizer's vocabulary, and those that the adapter changed most"
     else:
         what = "words of the tokenizer's vocabulary, the anchor and the empty prompt"
     return what + (f"; weight {worded(weight)}" if worded(weight) else "")

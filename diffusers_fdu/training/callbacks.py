@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -30,19 +29,3 @@ class StepRecord:
 
 Callback = Callable[[StepRecord], bool | None]
 """Called after every step; True ends the training."""
-
-
-class Refresh(Protocol):
-    """Changes the buffer's rows between steps."""
-
-    def __call__(self, step: int) -> None:
-        """Before a step."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """What it depends on, for a checkpoint."""
-        ...
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on as from that state."""
-        ...

@@ -1,4 +1,4 @@
-"""Whether gradients reach an adapter through the frozen layers after it, and are right.
+"""Whether gradients reach an adapter through the frozen layers after it, and gradient surgery.
 
 Some kernels, those of quantised layers above all, compute without gradients. Weights in front of
 such a layer would stay as they are, without a word.
@@ -51,3 +51,24 @@ def warn_if_left_out(parameters: Sequence[nn.Parameter]) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def project(gradient: Sequence[Tensor], other: Sequence[Tensor]) -> None:
+    """Take the part of a gradient away that points against another, in place.
+
+        g <- g - min(<g, h>, 0) / |h|^2 h
+
+    over all tensors as one vector (Yu et al., "Gradient Surgery for Multi-Task Learning", arXiv
+    2001.06782, here in one direction: the retain gradient stays whole). Both have to be whole
+    gradients: summed over micro-batches and processes before.
+
+    Args:
+        gradient: changed.
+        other: of the same shapes.
+    """
+    dot = torch.stack(
+        [(g.float() * h.float()).sum() for g, h in zip(gradient, other, strict=True)]
+    ).sum()
+    square = torch.stack(torch._foreach_norm(list(other))).float().norm().square()
+    share = dot.clamp(max=0) / square.clamp(min=torch.finfo(torch.float32).tiny)
+    torch._foreach_sub_(list(gradient), [h * share for h in other])

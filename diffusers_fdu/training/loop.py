@@ -22,11 +22,11 @@ from .acceleration import (
     precision,
     start_checkpointing,
 )
-from .callbacks import Callback, Refresh, StepRecord
+from .callbacks import Callback, StepRecord
 from .checkpoint import Checkpoints
-from .gradients import check_depends, warn_if_left_out, without_cudnn_attention
+from .gradients import check_depends, project, warn_if_left_out, without_cudnn_attention
 from .objective import Objective, answer_batch
-from .surgery import project
+from .robust import Adversary
 
 WARMUP = 0.05  # share of the steps
 SMOOTHING = 0.8  # of the difference that early stop looks at
@@ -66,7 +66,7 @@ def train(
     callback: Callback | None = None,
     progress: bool = True,
     performance: Performance | None = None,
-    refresh: Sequence[Refresh] = (),
+    adversary: Adversary | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[list[StepRecord], Performance]:
     """Train adapter weights until the divergence has fallen, or the steps are used up.
@@ -80,7 +80,7 @@ def train(
         callback: called after every step; what it returns may end the training.
         progress: show a progress bar.
         performance: see `Performance`.
-        refresh: each is called with the number of each step before it.
+        adversary: searches for ways back before each step, for robust training.
         checkpoints: where the state is kept, and gone on from.
 
     Returns:
@@ -105,7 +105,7 @@ def train(
         checkpointed(model, performance.gradient_checkpointing),
         compiled(model, performance.compile, trial),
     ):
-        loop = _Loop(model, parameters, sampler, objective, config, performance, refresh)
+        loop = _Loop(model, parameters, sampler, objective, config, performance, adversary)
         state = checkpoints.state if checkpoints is not None else None
         if state is not None:
             loop.restore(state)
@@ -145,9 +145,9 @@ class _Loop:
         objective: Objective,
         config: TrainConfig,
         performance: Performance,
-        refresh: Sequence[Refresh],
+        adversary: Adversary | None,
     ) -> None:
-        self.refresh = refresh
+        self.adversary = adversary
         self.model, self.parameters, self.sampler = model, parameters, sampler
         self.objective, self.config = objective, config
         self.peak = float(config.learning_rate)
@@ -177,7 +177,7 @@ class _Loop:
             "scaler": self.scaler.state_dict(),
             "objective": self.objective.state(),
             "sampler": self.drawn if self.upcoming else self.sampler.state(),
-            "refresh": [one.state() for one in self.refresh],
+            "adversary": None if self.adversary is None else self.adversary.state(),
         }
 
     @torch.no_grad()
@@ -190,8 +190,8 @@ class _Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.objective.restore(state["objective"])
-        for one, kept in zip(self.refresh, state["refresh"], strict=True):
-            one.restore(kept)
+        if self.adversary is not None:
+            self.adversary.restore(state["adversary"])
         self.sampler.restore(state["sampler"])
 
     @torch.no_grad()
@@ -215,8 +215,8 @@ class _Loop:
                 break
             if checkpoints is not None and step > done:
                 checkpoints.save(step, self.state())
-            for one in self.refresh:
-                one(step)
+            if self.adversary is not None:
+                self.adversary(step)
             record = self._step(step)
             self.history.append(record)
             bar.set_postfix({name: f"{getattr(record, name):.4f}" for name in SHOWN})
@@ -247,7 +247,7 @@ class _Loop:
             group["lr"] = rate
         figures, kept = self._gradients(*(self.upcoming or self._next()))
         # Gathered and sent while the device works, unless rows may change before the next step.
-        self.upcoming = None if self.refresh else self._next()
+        self.upcoming = None if self.adversary else self._next()
         self.processes.mean_([p.grad for p in self.parameters if p.grad is not None])
         if kept:
             self._operate(kept)

@@ -82,14 +82,13 @@ class Objective:
         Returns:
             A scalar, and (mean phi, mean s), (2,), without gradient.
         """
-        target, weights = batch.target[: batch.size], batch.weights
+        target, shares = batch.target[: batch.size], None
         if self.critic is not None:
             return self._from_critic(answer, target, batch)
         if self._sigmas is not None:
             answer, target = self._scaled(answer, batch), self._scaled(target, batch)
             shares = self._shares[batch.concept]
-            weights = shares if weights is None else shares * weights
-        value, s = self._unlearn.with_distance(answer, target, weights=weights)
+        value, s = self._unlearn.with_distance(answer, target, weights=shares)
         return value / self._unit, torch.stack([value, s.mean()]).detach()
 
     def retain(self, answer: Tensor, batch: Batch) -> Tensor:
@@ -134,8 +133,7 @@ class Objective:
         """
         assert self.critic is not None
         size = batch.size
-        target, time = batch.target[:size], batch.timestep[:size]
-        self.critic.update(answer, target, time, weights=batch.weights)
+        self.critic.update(answer, batch.target[:size], batch.timestep[:size])
 
     def update_critic(self, answer: Tensor, batch: Batch) -> None:
         """The critic's steps for one of the student, see `prepare`."""
@@ -158,7 +156,7 @@ class Objective:
         leaf = answer.detach().float().requires_grad_()
         (exact,) = torch.autograd.grad(self.unlearn(leaf, batch)[0], leaf)
         self.critic = critic
-        bound = critic(leaf, batch.target, batch.timestep, weights=batch.weights)
+        bound = critic(leaf, batch.target, batch.timestep)
         (own,) = torch.autograd.grad(bound, leaf)
         tiny = torch.finfo(torch.float32).tiny
         squares = torch.stack([exact.square().sum(), own.square().sum()])
@@ -181,8 +179,7 @@ class Objective:
 
     def _from_critic(self, answer: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         assert self.critic is not None
-        time, weights = batch.timestep[: batch.size], batch.weights
-        bound = self.critic(answer, target, time, weights=weights)
+        bound = self.critic(answer, target, batch.timestep[: batch.size])
         distance = self._unlearn.distance(answer.detach(), target)
         sigmas = self.sigmas[0] if self._sigmas is None else self._sigmas[batch.concept]
         figures = torch.stack([bound, (distance / sigmas**2).mean()]).detach()

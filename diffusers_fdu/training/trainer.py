@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import set_peft_model_state_dict
+from torch import nn
 
 from ..adapters import lora as adapters
 from ..config import CheckpointConfig, Settings, TrainConfig
@@ -24,16 +25,16 @@ from ..pipelines.offload import (
 )
 from ..pipelines.recorder import Recorder
 from ..utils.io import as_json
-from .acceleration import set_aside
+from .acceleration import precision, set_aside
 from .callbacks import Callback, StepRecord
 from .checkpoint import Checkpoints
 from .closed_form import closed_form_start
 from .fsdp import sharded
-from .identity import function_name, pipe_facts
+from .identity import pipe_facts
 from .loop import train
 from .objective import Objective, initial_distances
-from .refreshing import refreshers
 from .resolve import TrainingPlan, learning_rate
+from .robust import Adversary
 
 FARTHER = 2.0  # times the first distance, which one batch does not reach by chance
 
@@ -87,9 +88,7 @@ class Trainer:
         Raises:
             ValueError: if a function is among it that has no name of its own.
         """
-        config, data, performance = self.context.settings
-        given = {n: getattr(data, n) for n in ("timestep_sampling", "timestep_weights")}
-        named = {n: function_name(v) if callable(v) else v for n, v in given.items()}
+        config, _, performance = self.context.settings
         machine = {n: getattr(performance, n) for n in ("mixed_precision", "optimizer")}
         # Functions of the user's own may share a name: some of their values tell them apart.
         at = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
@@ -103,7 +102,6 @@ class Trainer:
             {
                 "f": self.plan.f,
                 **shape,
-                **named,
                 **machine,
                 **pipe_facts(self.context.pipe),
                 "config": config,
@@ -154,8 +152,7 @@ class Trainer:
         with set_aside(self.context.pipe, model, self.context.settings.offloads):
             state = checkpoints.state if checkpoints is not None else None
             sampler, objective = self._prepare(buffer, state)
-            for role in ("mined", "adversarial"):  # an earlier training's
-                buffer.clear(role)
+            buffer.clear("adversarial")  # an earlier training's
             with onloaded(model):
                 parameters = adapters.attach(model, name, self.plan.lora, config.seed)
                 with streamed(model, device, streams):
@@ -169,8 +166,7 @@ class Trainer:
                     sharded(model, parameters, device, shards) as asked,
                 ):
                     sampler.model = asked
-                    how = buffer, self.recorder, self.context.settings, self.context.processes
-                    refresh = refreshers(asked, name, *how)
+                    adversary = self._adversary(asked, buffer)
                     history, performance = train(
                         asked,
                         parameters,
@@ -180,7 +176,7 @@ class Trainer:
                         callback,
                         self.context.progress,
                         performance,
-                        refresh,
+                        adversary,
                         checkpoints,
                     )
                 adapters.finish(model, name, before)
@@ -198,7 +194,7 @@ class Trainer:
         self, buffer: ReplayBuffer, state: dict[str, Any] | None
     ) -> tuple[Sampler, Objective]:
         """What draws the batches, and what is minimised on them; no new adapter is there yet."""
-        config, data, performance = self.context.settings
+        config, _, performance = self.context.settings
         sampler = Sampler(
             self.context.model,
             buffer,
@@ -206,9 +202,6 @@ class Trainer:
             config.seed,
             retains=config.retain_weight > 0,
             apart=config.surgery,
-            sampling=data.timestep_sampling,
-            weights=data.timestep_weights,
-            scheduler=getattr(self.context.pipe, "scheduler", None),
             processes=self.context.processes,
             alike=performance.shard,
         )
@@ -228,6 +221,17 @@ class Trainer:
                 self.plan.critic, shape, config.critic, device, seed, self.context.processes
             )
         return sampler, Objective(self.plan.loss, distances, config.retain_weight, estimator)
+
+    def _adversary(self, model: nn.Module, buffer: ReplayBuffer) -> Adversary | None:
+        """What searches for ways back while the model trains; None: nothing does."""
+        config, data, performance = self.context.settings
+        if data.defence is None:
+            return None
+        autocast, _ = precision(model, performance.mixed_precision)
+        processes = self.context.processes
+        return Adversary(
+            model, self.recorder, buffer, data.defence, config.seed, processes, autocast
+        )
 
     def _started(self, name: str, buffer: ReplayBuffer) -> TrainConfig:
         """The config with the start that the new adapter was given."""

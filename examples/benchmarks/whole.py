@@ -80,9 +80,8 @@ class Unlearning:
         fit = auto_fit.fit_together(worker.context, traces=True)
         phases.end()
         self.estimates = phases.estimates = fit.estimate
-        with patch.object(
-            auto_fit, "fit_together", lambda *_, **__: fit
-        ):  # traced once, not thrice
+        # Traced once, not thrice.
+        with patch.object(auto_fit, "fit_together", lambda *_, **__: fit):
             if self.buffer is None:
                 phases.begin("recording")
                 self.buffer = worker.record(TARGET, ANCHOR)

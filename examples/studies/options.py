@@ -1,4 +1,4 @@
-"""Study of what is retained, of surgery, of states and of timesteps, on the embedded model.
+"""Study of what is retained and of gradient surgery, on the embedded model.
 
     python -m examples.studies.options --output runs/options.jsonl
 
@@ -28,47 +28,29 @@ ZERO = {"init": "lora"}
 VARIANTS: tuple[dict[str, Any], ...] = (
     {**ZERO, "retain_weight": 0.0},
     {**ZERO},
-    {**ZERO, "retain_from": "neighbours"},
-    {**ZERO, "retain_from": "mined"},
     {**ZERO, "surgery": True},
-    {**ZERO, "retain_from": "mined", "surgery": True},
-    {**ZERO, "states": "renoise"},
-    {**ZERO, "timestep_sampling": "min_snr"},
-    {**ZERO, "timestep_weights": "min_snr"},
     {"retain_weight": 0.0},
     {},
-    {"retain_from": "mined", "surgery": True},
+    {"surgery": True},
 )
 COLUMNS = ("target", "settings", "UA", "IRA", "CRA", "UA more", "kept more", "record s", "train s")
 
 
-DATA = ("retain_from", "states")  # what is recorded anew for
-
-
-def recorded_with(variant: dict[str, Any]) -> list[str]:
-    """Variants of one recording stand together."""
-    return [str(variant.get(name)) for name in (*DATA, "retain_weight")]
-
-
 class Recordings:
-    """The buffer of the last target, seed and data, since most variants share one."""
+    """The buffer of the last target and seed, since most variants share one."""
 
     def __init__(self) -> None:
         self.key: Any = None
         self.buffer: ReplayBuffer | None = None
         self.seconds = 0.0
 
-    def get(self, worker: FDUnlearner, target: str, anchor: str, variant: dict) -> ReplayBuffer:
+    def get(self, worker: FDUnlearner, target: str, anchor: str) -> ReplayBuffer:
         """Recorded now, or before."""
-        retains = worker.config.retain_weight > 0
-        key = (target, worker.config.seed, retains, *(variant.get(name) for name in DATA))
+        key = (target, worker.config.seed, worker.config.retain_weight)
         if self.buffer is None or key != self.key:
             started = time.monotonic()
-            options = {name: variant[name] for name in DATA if name in variant}
-            options["retain_weight"] = worker.config.retain_weight
-            full = FDUnlearner(
-                worker.pipe, RUNS, progress=False, seed=worker.config.seed, **{**ALL, **options}
-            )
+            options = {**ALL, "seed": key[1], "retain_weight": key[2]}
+            full = FDUnlearner(worker.pipe, RUNS, progress=False, **options)
             self.buffer, self.key = full.record(concept(target, anchor)), key
             self.seconds = time.monotonic() - started
         return self.buffer
@@ -80,7 +62,7 @@ def study(
     """One training and its scores."""
     pipe = load_emoji_pipeline()
     worker = FDUnlearner(pipe, RUNS, progress=False, seed=seed, **{**ALL, **variant})
-    buffer = recordings.get(worker, target, anchor, variant)
+    buffer = recordings.get(worker, target, anchor)
     worker.unlearn(concept(target, anchor), f="hellinger", buffer=buffer)
     result = judged(pipe, target).as_dict()
     train = worker.recipe["seconds"]["train"]
@@ -139,7 +121,7 @@ def main(
     recordings = Recordings()
     for seed in range(seeds):
         for target, anchor in PAIRS:
-            for variant in sorted(VARIANTS, key=recorded_with):
+            for variant in sorted(VARIANTS, key=lambda options: "retain_weight" in options):
                 key = {"target": target, "variant": json.dumps(variant), "seed": seed}
                 if results.find(**key) is None:
                     results.add(study(target, anchor, variant, seed, recordings))

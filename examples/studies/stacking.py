@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from diffusers_fdu.retrain import refine
 
 from diffusers_fdu import (
     FDUnlearner,
@@ -47,11 +48,7 @@ WAYS: dict[str, dict[str, Any] | None] = {
     "side by side": None,
     "concat": {"method": "concat"},
     f"svd, rank {RANK}": {"method": "svd", "rank": RANK},
-    "ties": {"method": "ties"},
-    "dare": {"method": "dare"},
-    "ortho": {"method": "ortho"},
-    f"svd, rank {RANK}, refined": {"method": "svd", "rank": RANK, "refine": True},
-    "ortho, refined": {"method": "ortho", "refine": True},
+    f"svd, rank {RANK}, refined": {"method": "svd", "rank": RANK},
 }
 COLUMNS = (
     "adapters",
@@ -114,7 +111,9 @@ def together(count: int, way: str, folders: list[Path], scratch: Path) -> tuple[
     if options is None:
         stack(pipe, folders[:count])
         return pipe, {"rank": 0, "error": 0.0}
-    merged = merge(folders[:count], pipe=pipe, progress=False, **options)
+    merged = merge(folders[:count], **options)
+    if way.endswith("refined"):
+        merged = refine(pipe, merged, progress=False)
     load_unlearned(pipe, merged.save(scratch))
     shutil.rmtree(scratch)
     if is_fused:

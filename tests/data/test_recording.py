@@ -14,8 +14,6 @@ from diffusers import (
 
 from diffusers_fdu.data.concepts import Pair
 from diffusers_fdu.data.recording import record
-from diffusers_fdu.data.renoise import COPIES
-from diffusers_fdu.data.replay_buffer import Entry
 from diffusers_fdu.data.rollout import OTHER_EVERY
 from diffusers_fdu.pipelines.denoiser import denoiser_name
 from diffusers_fdu.pipelines.recorder import Recorder
@@ -240,15 +238,12 @@ def encode(pipe, prompt):
         return pipe.text_encoder(ids.input_ids)[0]
 
 
-@pytest.mark.parametrize("states", ["trajectory", "renoise"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
-def test_negative_guidance_is_the_equation(pipe, guidance_scale, states) -> None:
+def test_negative_guidance_is_the_equation(pipe, guidance_scale) -> None:
     """eps(empty) - scale (eps(target) - eps(empty)), by hand from the text encoder."""
     kwargs = {"num_inference_steps": 3, "guidance_scale": guidance_scale}
     pairs = [Pair("a dog", "", 0, 2.5), Pair("red dog", "", 0, 2.5), Pair("tree", "a cat", 1)]
-    buffer = record(
-        Recorder(pipe, kwargs), pairs, ["a house"], torch.float32, progress=False, states=states
-    )
+    buffer = record(Recorder(pipe, kwargs), pairs, ["a house"], torch.float32, progress=False)
     guided = [r for r in rows(buffer, "unlearn") if buffer.entry(r).concept == 0]
     assert len(guided) > 2
     call, target = batch(buffer, guided)
@@ -277,58 +272,6 @@ def test_a_negative_prompt_is_not_the_empty_one(pipe) -> None:
         x, t = call["sample"][:1], call["timestep"][0]
         own, empty = (pipe.unet(x, t, encode(pipe, p))[0] for p in ("a dog", ""))
     torch.testing.assert_close(target[:1], 2 * empty - own, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
-def test_states_noised_anew(pipe, guidance_scale) -> None:
-    """x_t = signal x_0 + noise eps of the picture that the pipe itself draws."""
-    kwargs = {"num_inference_steps": 4, "guidance_scale": guidance_scale}
-    buffer = record(
-        Recorder(pipe, kwargs, seed=5), PAIRS, RETAIN, torch.float32, False, states="renoise"
-    )
-    assert buffer.count("unlearn") == COPIES * len(PAIRS)
-    others = 0 if guidance_scale == 1 else -(-COPIES * len(PAIRS + RETAIN) // OTHER_EVERY)
-    assert buffer.count("retain") == COPIES * len(PAIRS + RETAIN) + others
-    answer, target, call = replay(pipe, buffer, "retain")
-    torch.testing.assert_close(answer, target, rtol=0, atol=2e-6)
-    generators = [torch.Generator().manual_seed(5 + i) for i in range(len(PAIRS))]
-    prompts = [pair.anchor for pair in PAIRS]
-    drawn = pipe(prompts, output_type="latent", generator=generators, **kwargs).images
-    call, target = batch(buffer, rows(buffer, "unlearn"))
-    noise = []
-    for i, row in enumerate(rows(buffer, "unlearn")):
-        alpha = pipe.scheduler.alphas_cumprod[int(call["timestep"][i])]
-        eps = (call["sample"][i] - alpha.sqrt() * drawn[i % len(PAIRS)]) / (1 - alpha).sqrt()
-        if alpha < 0.9:  # little noise is drowned by the latents' rounding
-            noise.append(eps)
-        text = call["encoder_hidden_states"][i : i + 1]
-        pair = PAIRS[i % len(PAIRS)]
-        torch.testing.assert_close(text, encode(pipe, pair.target), rtol=1e-4, atol=1e-5)
-        with torch.no_grad():
-            x, t = call["sample"][i : i + 1], call["timestep"][i]
-            expected = pipe.unet(x, t, encode(pipe, pair.anchor))[0]
-        torch.testing.assert_close(target[i : i + 1], expected, rtol=1e-3, atol=1e-5)
-        assert buffer.entry(row).concept == 0
-    values = torch.cat([eps.flatten() for eps in noise])
-    assert len(values) > 2000
-    assert abs(values.mean()) < 0.06 and abs(values.std() - 1) < 0.05
-    times = call["timestep"]
-    assert times.min() < 250 and times.max() > 750
-
-
-def test_candidates_have_a_text_and_no_row(pipe) -> None:
-    def run(candidates):
-        kwargs = {"num_inference_steps": 2}
-        return record(Recorder(pipe, kwargs), PAIRS, [], progress=False, candidates=candidates)
-
-    without, buffer = run([]), run(["blue tree", "red house"])
-    assert without.candidates == []
-    assert buffer.count("retain") == without.count("retain")
-    entries = [Entry(0, text, -1) for text in buffer.candidates]
-    (call,) = buffer.calls(entries, torch.device("cpu"), torch.float32)
-    texts = call.inputs["encoder_hidden_states"]
-    for text, prompt in zip(texts, ["blue tree", "red house"], strict=True):
-        torch.testing.assert_close(text[None], encode(pipe, prompt), rtol=1e-4, atol=1e-5)
 
 
 def test_a_list_of_negative_prompts_is_refused(pipe) -> None:

@@ -5,9 +5,7 @@ import random
 import pytest
 
 from diffusers_fdu import Concept
-from diffusers_fdu.data.retain import neighbours, retain_prompts
-from diffusers_fdu.emoji.loading import load_emoji_pipeline
-from diffusers_fdu.pipelines.tokenizers import vocabulary
+from diffusers_fdu.data.retain import retain_prompts
 
 WORDS = ["cat", "dog", "apple", "blue"]
 
@@ -56,31 +54,3 @@ def test_prompts_of_several_concepts() -> None:
     assert any("in tree style" in p for p in named) and "a photo of a tree" in named
     with pytest.raises(ValueError, match="it asks for the target 'blue'"):
         retain_prompts(several, ["blue sky"], 4, WORDS, rng())
-
-
-def test_every_second_prompt_is_of_a_near_word() -> None:
-    prompts = retain_prompts([Concept("dog", "cat")], None, 60, WORDS, rng(), near=["apple"])
-    assert all("apple" in p for p in prompts[1::2])
-
-
-def test_neighbours_have_the_nearest_embeddings() -> None:
-    """Against a nearest-neighbour search written out with numpy."""
-    pipe = load_emoji_pipeline()
-    words = vocabulary(pipe)
-    table = pipe.text_encoder.get_input_embeddings().weight.detach().double().numpy()
-    ids = pipe.tokenizer.get_vocab()
-    unit = {w: table[ids[f"{w}</w>"]] for w in words}
-    unit = {w: v / (v @ v) ** 0.5 for w, v in unit.items()}
-    others = [w for w in words if w not in ("dog", "cow")]
-    ranked = sorted(others, key=lambda w: -max(unit[w] @ unit["dog"], unit[w] @ unit["cow"]))
-    several = [Concept("dog", "cat"), Concept("cow")]
-    assert neighbours(pipe, several, words, 5) == ranked[:5]
-
-
-def test_plurals_are_no_neighbours(pipe) -> None:
-    near = neighbours(pipe, [Concept("dog")], ["dogs", "do", "tree", "house"])
-    assert sorted(near) == ["house", "tree"]
-    assert neighbours(pipe, [Concept("dog")], ["dogs"]) == []
-    pipe.text_encoder = None
-    with pytest.raises(ValueError, match="needs a tokenizer and a text_encoder"):
-        neighbours(pipe, [Concept("dog")], ["tree"])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from diffusers_fdu.data.replay_buffer import ReplayBuffer
-from diffusers_fdu.data.sampler import Sampler
+from diffusers_fdu.data.sampler import Batch, Sampler
 from diffusers_fdu.data.teacher import predict
 from diffusers_fdu.pipelines.timestep_convention import Clock
 from diffusers_fdu.utils.distributed import Processes
@@ -37,24 +37,28 @@ def sampler(size: int = 6, **options) -> Sampler:
     return Sampler(nn.Linear(1, 1), buffer(), size, 0, **options)
 
 
+def drawn(source: Sampler) -> Batch:
+    return source.gather(source.draw())
+
+
 def test_concepts_are_drawn_equally_often_however_many_rows_they_have() -> None:
     draw = sampler()
     seen: Counter = Counter()
     for _ in range(30):
-        batch = draw()
+        batch = drawn(draw)
         assert batch.size == 6 and len(batch.target) == 12
         seen.update(batch.concept.tolist())
     assert seen == {0: 60, 1: 60, 2: 60}
     # With a batch smaller than the concepts are many, they take turns.
     draw = sampler(size=2)
-    turns = [k for _ in range(6) for k in draw().concept.tolist()]
+    turns = [k for _ in range(6) for k in drawn(draw).concept.tolist()]
     assert turns == [0, 1, 2] * 4
 
 
 def test_rows_carry_their_own_concept_and_timestep() -> None:
     draw = sampler()
     for _ in range(5):
-        batch = draw()
+        batch = drawn(draw)
         number = batch.target[:, 0, 0, 0]
         torch.testing.assert_close(batch.timestep, number / sum(COUNTS) * 1000)
         owners = [0] * 9 + [1] * 3 + [2]
@@ -63,43 +67,17 @@ def test_rows_carry_their_own_concept_and_timestep() -> None:
 
 
 def test_timesteps_that_end_at_1_are_stretched() -> None:
-    batch = Sampler(nn.Linear(1, 1), buffer(1.0), 6, 0)()
+    batch = drawn(Sampler(nn.Linear(1, 1), buffer(1.0), 6, 0))
     torch.testing.assert_close(batch.timestep, batch.target[:, 0, 0, 0] / sum(COUNTS) * 1000)
 
 
-def test_sampling_follows_the_timestep() -> None:
-    draw = sampler(size=60, sampling=lambda t: t > 300)
-    batch = draw()
-    assert (batch.timestep > 300).all()
-    assert set(batch.concept.tolist()) == {0, 1, 2}
-
-
-def test_weights_follow_the_timestep() -> None:
-    batch = sampler(weights=lambda t: t + 1)()
-    expected = torch.arange(sum(COUNTS)) / sum(COUNTS) * 1000 + 1
-    expected = expected / expected.mean()
-    number = batch.target[:6, 0, 0, 0].long()
-    torch.testing.assert_close(batch.weights, expected[number])
-    assert sampler()().weights is None
-
-
-def test_half_of_what_is_retained_is_mined_once_there_is_any() -> None:
-    held = buffer()
-    draw = Sampler(nn.Linear(1, 1), held, 8, 0)
-    draw()
-    answer = held.add_prediction(torch.full((4, 2, 2), -7.0))
-    held.add_row("mined", 0, 0, answer)
-    retained = draw().target[8:, 0, 0, 0]
-    assert (retained == -7).sum() == 4
-
-
 def test_rows_to_retain_in_a_call_of_their_own() -> None:
-    together, apart = sampler()(), sampler(apart=True)()
+    together, apart = drawn(sampler()), drawn(sampler(apart=True))
     assert together.held is None and len(apart.target) == apart.size == 6
     assert apart.held.size == 0
     torch.testing.assert_close(torch.cat([apart.target, apart.held.target]), together.target)
-    assert len(sampler(retains=False)().target) == 6
-    assert sampler(retains=False, apart=True)().held is None
+    assert len(drawn(sampler(retains=False)).target) == 6
+    assert drawn(sampler(retains=False, apart=True)).held is None
 
 
 def test_spread_takes_each_row_at_most_once() -> None:
@@ -111,8 +89,8 @@ def test_spread_takes_each_row_at_most_once() -> None:
 def test_the_seed_decides() -> None:
     first, again = sampler(), sampler()
     other = Sampler(nn.Linear(1, 1), buffer(), 6, 1)
-    same = [torch.equal(first().target, again().target) for _ in range(3)]
-    assert all(same) and not torch.equal(sampler()().target, other().target)
+    same = [torch.equal(drawn(first).target, drawn(again).target) for _ in range(3)]
+    assert all(same) and not torch.equal(drawn(sampler()).target, drawn(other).target)
 
 
 def test_nothing_to_draw() -> None:
@@ -120,14 +98,7 @@ def test_nothing_to_draw() -> None:
     held.clear("retain")
     with pytest.raises(ValueError, match="nothing was recorded to retain: use guidance_scale"):
         Sampler(nn.Linear(1, 1), held, 4, 0)
-    assert Sampler(nn.Linear(1, 1), held, 4, 0, retains=False, sampling=lambda t: t + 1)()
-    with pytest.raises(ValueError, match="never draws one of the concepts"):
-        sampler(sampling=lambda t: t < 600)
-
-
-def test_bad_weightings_are_named() -> None:
-    with pytest.raises(ValueError, match="unknown weighting 'snr'"):
-        sampler(sampling="snr")
+    assert len(drawn(Sampler(nn.Linear(1, 1), held, 4, 0, retains=False)).target) == 4
 
 
 class Asked(nn.Module):

@@ -134,5 +134,5 @@ def test_what_it_refuses() -> None:
         Critic((3,))
     with pytest.raises(ValueError, match="learning_rate must be positive, got 0"):
         Variational(learning_rate=0)
-    with pytest.raises(ValueError, match="critic_steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="critic_steps must be an integer of at least 1, got 0"):
         Variational(critic_steps=0)

@@ -25,8 +25,8 @@ from diffusers_fdu.evaluation.metrics.distances import (
     fid,
     interval,
     kid,
+    pixel_drift,
 )
-from diffusers_fdu.evaluation.metrics.drift import feature_drift, pixel_drift
 from diffusers_fdu.evaluation.request import Request
 from diffusers_fdu.utils.statistics import wilson
 
@@ -331,21 +331,6 @@ def test_pixel_drift_is_the_rmse() -> None:
     ]
     assert np.allclose(pixel_drift(before, after).numpy(), expected, atol=1e-6)
     assert pixel_drift(before, before).abs().max() == 0
-
-
-def test_feature_drift_by_hand() -> None:
-    before, after = pictures(2), pictures(2, seed=1)
-
-    def layers(pixels: torch.Tensor) -> list[torch.Tensor]:
-        return [pixels.float(), 3 * pixels.float()[:, :, ::4, ::4]]
-
-    expected = torch.zeros(2)
-    for i in range(2):
-        for scale in (1, 4):
-            a, b = (np.asarray(x[i], dtype=np.float64)[::scale, ::scale] for x in (before, after))
-            a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (a, b))
-            expected[i] += ((a - b) ** 2).sum(-1).mean()
-    assert torch.allclose(feature_drift(before, after, layers), expected, atol=1e-5)
 
 
 def test_drift_needs_pairs() -> None:

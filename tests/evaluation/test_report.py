@@ -194,3 +194,11 @@ def test_little_is_enough(tmp_path) -> None:
     write_report(bare, tmp_path)
     assert "Attacks" not in Page((tmp_path / "report.html").read_text()).text
     assert "## Attacks" not in (tmp_path / "report.md").read_text()
+
+
+def test_a_metric_that_no_longer_exists_is_shown_by_its_plain_name(tmp_path) -> None:
+    evaluation = replace(EVALUATION, metrics={"feature_drift": Metric(0.25, 0.2, 0.3, count=62)})
+    folder = write_report(evaluation, tmp_path / "report")
+    read = from_json(folder / "evaluation.json")
+    assert read == evaluation
+    assert "feature_drift" in to_markdown(read) and "feature_drift" in Page(to_html(read)).text

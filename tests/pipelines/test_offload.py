@@ -95,7 +95,7 @@ LEAST = {"micro_batch_size": 1, "gradient_checkpointing": True, "record_batch": 
     "options",
     [
         {},
-        {"surgery": True, "retain_from": "mined"},
+        {"surgery": True},
         {**LEAST, "steps": 3},
     ],
     ids=str,

@@ -130,14 +130,10 @@ def test_two_concepts_stop_together(pipe, drawn, monkeypatch) -> None:
     assert drawn == {"unlearn": 32, "retain": 48} and len(asked[0]) == 2
 
 
-@pytest.mark.parametrize(
-    ("anchor", "options"), [(NegativeGuidance(1.0), {}), ("cat", {"states": "renoise"})]
-)
-def test_what_is_answered_at_the_end_is_recorded_whole(
-    pipe, drawn, monkeypatch, anchor, options
-) -> None:
+def test_what_is_answered_at_the_end_is_recorded_whole(pipe, drawn, monkeypatch) -> None:
     asked = answers(monkeypatch)
-    unlearner(pipe, trajectories="auto", retain_weight=0.0, **options).record("dog", anchor)
+    worker = unlearner(pipe, trajectories="auto", retain_weight=0.0)
+    worker.record("dog", NegativeGuidance(1.0))
     assert drawn == {"unlearn": STAGES[-1]} and not asked
 
 

@@ -10,11 +10,10 @@ from diffusers_fdu.utils.distributed import Processes
 
 OPTIONS = {
     "plain": [],
-    "surgery and mined": ['retain_from="mined"', "named=false", "surgery=true"],
+    "surgery": ["surgery=true"],
     "accumulated": ["micro_batch_size=1"],
     # With more steps of the critic, rounding alone leads elsewhere.
     "variational": ['estimator={"warmup_steps": 2, "critic_steps": 2}'],
-    "noised anew": ['states="renoise"'],
 }
 
 

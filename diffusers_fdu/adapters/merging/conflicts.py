@@ -8,11 +8,12 @@ from statistics import fmean
 
 import torch
 
-from .methods import compact, inner
 from .parts import (
     Part,
     Source,
     Update,
+    compact,
+    inner,
     read_parts,
 )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import lora as adapters
@@ -15,6 +16,9 @@ from ..download import local_folder
 from ..read import read_adapter
 
 Source = str | Path
+
+NOTHING = 1e-4
+"""Of the first singular value's root; float16 holds no smaller share."""
 
 
 class Update(NamedTuple):
@@ -103,3 +107,41 @@ def _check_alike(parts: Sequence[Part]) -> None:
                     f"{whose.name!r} and {part.name!r} are for different models: {module} takes "
                     f"and gives {known} in one and {size} in the other"
                 )
+
+
+def by_layer(parts: Sequence[Part]) -> dict[str, list[Update]]:
+    """The updates of every layer that any of the adapters has."""
+    found: dict[str, list[Update]] = {}
+    for part in parts:
+        for name, update in part.updates().items():
+            found.setdefault(name, []).append(update)
+    return found
+
+
+def total(updates: Sequence[Update]) -> Update:
+    """Their sum, whose rank is the sum of theirs."""
+    return Update(torch.cat([u.down for u in updates]), torch.cat([u.up for u in updates], 1))
+
+
+def truncated(update: Update, rank: int) -> Update:
+    """The update of this rank that is nearest (Eckart and Young), its factors of equal size."""
+    q_up, r_up = torch.linalg.qr(update.up.double())
+    q_down, r_down = torch.linalg.qr(update.down.double().T)
+    u, s, v = torch.linalg.svd(r_up @ r_down.T)
+    root = s[:rank].sqrt()
+    up, down = q_up @ (u[:, :rank] * root), (root[:, None] * v[:rank]) @ q_down.T
+    return Update(down.float(), up.float())
+
+
+def compact(update: Update) -> Update:
+    """The same update without the directions that it reads to no effect."""
+    core = truncated(update, len(update.down))
+    sizes = core.up.norm(dim=0)
+    kept = sizes > NOTHING * sizes.max().clamp(min=1e-30)
+    return Update(core.down[kept], core.up[:, kept])
+
+
+def inner(a: Update, b: Update) -> float:
+    """Inner product of two updates, tr((up down)^T (up' down'))."""
+    ups, downs = a.up.double().T @ b.up.double(), a.down.double() @ b.down.double().T
+    return (ups * downs).sum().item()

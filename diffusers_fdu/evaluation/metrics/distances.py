@@ -146,3 +146,20 @@ def _check(a: Tensor, b: Tensor) -> None:
         raise ValueError(f"{len(a)} and {len(b)} pictures: a distance needs two in each set")
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"features of width {a.shape[1]} and {b.shape[1]} cannot be compared")
+
+
+def pixel_drift(before: Sequence[Image], after: Sequence[Image]) -> Tensor:
+    """Root mean squared difference of the pixels of each pair, from 0 to 1, (N,).
+
+    Args:
+        before: pictures of prompts and noise.
+        after: those of the same prompts and noise.
+
+    Raises:
+        ValueError: if their numbers differ.
+    """
+    if not before or len(before) != len(after):
+        raise ValueError(f"{len(before)} pictures before and {len(after)} after")
+    pairs = zip(before, after, strict=True)
+    drifts = [(as_pixels([a]).float() - as_pixels([b]).float()) / 255 for a, b in pairs]
+    return torch.stack([drift.square().mean().sqrt() for drift in drifts])

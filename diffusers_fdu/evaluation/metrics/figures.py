@@ -21,8 +21,8 @@ from .distances import (
     fid,
     interval,
     kid,
+    pixel_drift,
 )
-from .drift import pixel_drift
 
 
 @dataclass(frozen=True)

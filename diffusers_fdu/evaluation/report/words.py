@@ -47,7 +47,6 @@ METRICS = {
     "pixel_drift": Named(
         "Pixel drift", "of the others' pictures at equal seed, 0 to 1", False, "less"
     ),
-    "feature_drift": Named("Feature drift", "of the same, by features", False, "less"),
 }
 
 
