@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +135,7 @@ class FDUnlearner:
         before = adapters.snapshot(self.model)
         try:
             with auto_fit.fitted(self.context) as context:
-                return recordings.record(context, recordings.plan_recording(context, found))
+                return recordings.record(recordings.plan_recording(context, found))
         finally:
             adapters.restore_flags(self.model, before)
 
@@ -198,7 +197,7 @@ class FDUnlearner:
                 recording = recordings.plan_recording(context, plan.concepts, is_new)
                 trainer = Trainer(context, recording.recorder(), plan)
                 checkpoints = trainer.open_checkpoints(checkpoint, recording)
-                buffer = recordings.obtain(context, recording, buffer, checkpoints)
+                buffer = recordings.obtain(recording, buffer, checkpoints)
                 recorded = time.monotonic()
                 result = trainer.run(buffer, before, callback, checkpoints)
             trained = time.monotonic()
@@ -279,6 +278,8 @@ class FDUnlearner:
             folder = self.save(temporary, format)
             if not self.processes.is_main:
                 return None
-            how = self.pipe, self.component, str(self.adapter_name), self.recipe
-            draw = partial(hub.draw_pictures, *how, self.pipeline_kwargs) if pictures else None
-            return hub.push(folder, repo_id, draw=draw, **options)
+            return hub.push(folder, repo_id, draw=self._draw if pictures else None, **options)
+
+    def _draw(self, folder: Path) -> None:
+        pipe, name = self.pipe, str(self.adapter_name)
+        hub.draw_pictures(pipe, self.component, name, self.recipe, self.pipeline_kwargs, folder)

@@ -10,7 +10,6 @@ from ..data.plan import Recording
 from ..data.replay_buffer import ReplayBuffer
 from ..pipelines.context import RunContext
 from ..pipelines.denoiser import denoiser_names
-from ..pipelines.recorder import BATCH
 from .agreement import Agreement, starts_in_closed_form
 from .checkpoint import Checkpoints
 from .identity import active_strengths
@@ -28,33 +27,25 @@ def plan_recording(
         is_new: whether the adapter begins anew. Recording may then stop early; how few pictures
             suffice without the closed form was not measured.
     """
-    settings, model = context.settings, context.model
-    batch = settings.performance.record_batch
+    pipe, model, settings = context.pipe, context.model, context.settings
     stops = is_new and starts_in_closed_form(settings, model)
-    pipe = context.pipe
     return Recording(
-        pipe,
+        context,
         concepts,
-        settings.data,
-        context.pipeline_kwargs,
-        settings.train.seed,
-        settings.train.retain_weight > 0,
-        context.processes,
-        context.component,
-        BATCH if batch == "auto" else batch,
         Agreement(pipe, model, settings) if stops else None,
         has_cross_attention(model),
         {name: active_strengths(getattr(pipe, name)) for name in denoiser_names(pipe)},
     )
 
 
-def record(context: RunContext, recording: Recording) -> ReplayBuffer:
+def record(recording: Recording) -> ReplayBuffer:
     """Draw what was planned, and for robust training what an adversary looks for.
 
     Raises:
         ValueError: see `data.recording.record`.
     """
-    buffer, defence = recording.run(context.progress), context.settings.data.defence
+    context, buffer = recording.context, recording.run()
+    defence = context.settings.data.defence
     if defence is not None:
         expose_concepts(
             recording.recorder(),
@@ -70,10 +61,7 @@ def record(context: RunContext, recording: Recording) -> ReplayBuffer:
 
 
 def obtain(
-    context: RunContext,
-    recording: Recording,
-    buffer: ReplayBuffer | None,
-    checkpoints: Checkpoints | None,
+    recording: Recording, buffer: ReplayBuffer | None, checkpoints: Checkpoints | None
 ) -> ReplayBuffer:
     """What was recorded: given, kept by a training that is gone on with, or recorded now.
 
@@ -86,10 +74,10 @@ def obtain(
     else:
         kept = checkpoints.recorded() if checkpoints is not None else None
         # Either all processes have it, or all record.
-        if all(context.processes.gather([kept is not None])) and kept is not None:
+        if all(recording.context.processes.gather([kept is not None])) and kept is not None:
             buffer = ReplayBuffer.from_state(kept)
         else:
-            buffer = record(context, recording)
+            buffer = record(recording)
             new = buffer.state()
     if checkpoints is not None:
         checkpoints.begin(new)

@@ -31,7 +31,7 @@ from .checkpoint import Checkpoints
 from .closed_form import closed_form_start
 from .fsdp import sharded
 from .identity import pipe_facts
-from .loop import train
+from .loop import Hooks, train
 from .objective import Objective, initial_distances
 from .resolve import TrainingPlan, learning_rate
 from .robust import Adversary
@@ -166,18 +166,15 @@ class Trainer:
                     sharded(model, parameters, device, shards) as asked,
                 ):
                     sampler.model = asked
-                    adversary = self._adversary(asked, buffer)
-                    history, performance = train(
-                        asked,
-                        parameters,
-                        sampler,
-                        objective,
-                        config,
+                    settings = self.context.settings._replace(train=config)
+                    hooks = Hooks(
                         callback,
                         self.context.progress,
-                        performance,
-                        adversary,
+                        self._adversary(asked, buffer),
                         checkpoints,
+                    )
+                    history, performance = train(
+                        asked, parameters, sampler, objective, settings, hooks
                     )
                 adapters.finish(model, name, before)
         if history and history[-1].distance > FARTHER * objective.first:
@@ -187,8 +184,7 @@ class Trainer:
                 RuntimeWarning,
                 stacklevel=4,
             )
-        settings = self.context.settings._replace(train=config, performance=performance)
-        return TrainResult(history, objective, settings)
+        return TrainResult(history, objective, settings._replace(performance=performance))
 
     def _prepare(
         self, buffer: ReplayBuffer, state: dict[str, Any] | None
