@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .evaluation.compare import compare as compare
     from .evaluation.comparison import Comparison as Comparison
     from .evaluation.comparison import load_comparison as load_comparison
+    from .evaluation.evaluate import EvaluationConfig as EvaluationConfig
     from .evaluation.evaluate import evaluate as evaluate
     from .evaluation.watch import Watch as Watch
     from .hub.card import render_card as render_card
@@ -71,7 +72,7 @@ _NAMES = {
     "divergences.profiles": "DIVERGENCES Divergence divergence",
     "evaluation.compare": "compare",
     "evaluation.comparison": "Comparison load_comparison",
-    "evaluation.evaluate": "evaluate",
+    "evaluation.evaluate": "EvaluationConfig evaluate",
     "evaluation.watch": "Watch",
     "hub.card": "render_card",
     "hub.push": "push",

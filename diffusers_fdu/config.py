@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal
 
 RETAIN_PER_TRAJECTORY = 3
 STAGES = (16, 32, 64, 96)
-RATE_TIMES_WIDTH, NARROW = 0.64, 128
-"""Learning rate times the width of the adapted layers' input, from the closed-form start.
-
-A step of Adam moves A c by the rate times the width, and B (A c) by the rate times the rank. From
-the closed form, where both are far from 0, 0.64 / width is as good at 768 and 2048 as at 128,
-where it was chosen. A plain start has B = 0, which at that rate grows too slowly on a wide model:
-there it falls with the root of the width alone (`examples/studies/width.py` measures both).
-"""
 
 Auto = Literal["auto"]
 
@@ -70,7 +61,7 @@ class TrainConfig:
         batch_size: rows of each role (unlearn, retain) in one step, see `Performance` for how
             many of them are computed at once.
         learning_rate: peak of AdamW's; linear warm-up, then cosine. "auto": by the width of the
-            adapted layers' input and the start, see `RATE_TIMES_WIDTH`.
+            adapted layers' input and the start, see `training.resolve`.
         max_grad_norm: gradients are clipped to this norm.
         sigma: scale of the divergence; "auto" puts the median initial s at `loss.MEDIAN_S`.
         retain_weight: weight of the retain loss against the unlearning one, which is scaled so
@@ -107,6 +98,8 @@ class TrainConfig:
         _check(self, "at least 0", "retain_weight")
         _check(self, "at least 0 and below 1", "early_stop")
         _check(self, BOOL, "surgery")
+        _check(self, "an integer", "seed")
+        _check(self, "a list", "target_modules", special=(None,))
         _check_choice(self, "init", ("auto", "lora", "closed_form"))
         if self.estimator not in ("exact", "variational") and self.critic is None:
             raise ValueError(
@@ -168,6 +161,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check(self, COUNT, "trajectories", special=("auto",))
+        _check(self, "a list", "retain", special=(None,))
         if not isinstance(self.robust, bool | Robust):
             raise ValueError(f"robust must be True, False or a Robust, got {self.robust!r}")
 
@@ -248,9 +242,8 @@ class CheckpointConfig:
     Args:
         dir: the folder, made if missing; None: the folder of `resume`.
         every: steps between two checkpoints; the last two stay.
-        resume: False: begin anew, and delete what an earlier training left in the folder. True:
-            go on from the last checkpoint, or begin if there is none. A file: go on from that
-            one; a folder: from its last. The result is that of an uninterrupted training.
+        resume: False: begin anew, and delete an earlier training's files in the folder. True: go
+            on from the last checkpoint, if there is one. Or the file or folder to go on from.
 
     Raises:
         ValueError: if `every` is no positive integer, or neither argument names a folder.
@@ -274,89 +267,6 @@ class CheckpointConfig:
         return path if path.is_dir() else path.parent
 
 
-class Settings(NamedTuple):
-    """All options, by what they are about."""
-
-    train: TrainConfig
-    data: DataConfig
-    performance: Performance
-
-    @property
-    def offloads(self) -> bool:
-        """Whether text encoders and autoencoder leave the accelerator, but for robust training."""
-        return self.performance.offload is not False and self.data.defence is None
-
-    def pictures(self, concepts: int) -> int:
-        """How many pictures are recorded at most for so many concepts."""
-        return self.data.pictures(concepts, self.train.retain_weight > 0)
-
-    @property
-    def roles(self) -> int:
-        """How many roles, to unlearn and to retain, the rows of one pass have."""
-        return 1 if self.train.surgery or not self.train.retain_weight else 2
-
-
-OPTIONS: tuple[Any, ...] = (TrainConfig, DataConfig, Performance)
-Built = TypeVar("Built")
-
-
-def option_names() -> list[str]:
-    """Names of all fields of `TrainConfig`, `DataConfig` and `Performance`."""
-    return [field.name for kind in OPTIONS for field in fields(kind)]
-
-
-def settings(options: Mapping[str, Any]) -> Settings:
-    """Sort options by what they are about.
-
-    Args:
-        options: fields of `TrainConfig`, `DataConfig` and `Performance`, by name. In place of a
-            `Variational` or a `Robust` a mapping of its fields may stand, as in a YAML file or a
-            recipe: `{"estimator": {"variational": {"width": 32}}, "robust": {"every": 3}}`.
-
-    Raises:
-        TypeError: for an unknown name, with the nearest one.
-        ValueError: for a bad value.
-    """
-    check_names(options, option_names())
-    found = dict(options)
-    if isinstance(estimator := found.get("estimator"), Mapping):
-        is_named = list(estimator) == ["variational"]
-        values, name = (estimator["variational"], ".variational") if is_named else (estimator, "")
-        found["estimator"] = _built(Variational, values, f"estimator{name}")
-    if isinstance(found.get("robust"), Mapping):
-        found["robust"] = _built(Robust, found["robust"], "robust")
-    return Settings(*(_built(kind, _part(found, kind)) for kind in OPTIONS))
-
-
-def check_names(options: Mapping[str, Any], known: Collection[str], prefix: str = "") -> None:
-    """Refuse names that are not known.
-
-    Args:
-        options: values by name.
-        known: the names that they may have.
-        prefix: what the error puts before each name, such as "robust.".
-
-    Raises:
-        TypeError: with the nearest known name, or all of them if none is near.
-    """
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            advice = f"did you mean {prefix}{near[0]}?" if near else "choose " + ", ".join(known)
-            raise TypeError(f"unknown option {prefix + str(name)!r}: {advice}")
-
-
-def _part(options: Mapping[str, Any], kind: Any) -> dict[str, Any]:
-    return {field.name: options[field.name] for field in fields(kind) if field.name in options}
-
-
-def _built(kind: type[Built], values: Mapping[str, Any] | None, name: str = "") -> Built:
-    """A dataclass of these values, which stand under `name` in the options."""
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    check_names(values or {}, known, f"{name}." if name else "")
-    return kind(**(values or {}))
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value < math.inf
 
@@ -367,6 +277,8 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     BOOL: lambda value: isinstance(value, bool),
     POSITIVE: lambda value: _is_number(value) and value > 0,
     "at least 0": lambda value: _is_number(value) and value >= 0,
+    "an integer": lambda value: isinstance(value, int),
+    "a list": lambda value: isinstance(value, Sequence) and not isinstance(value, str),
     "at least 0 and below 1": lambda value: _is_number(value) and 0 <= value < 1,
 }
 

@@ -16,12 +16,13 @@ from . import hub
 from .adapters import loading as weights
 from .adapters import lora as adapters
 from .adapters import recipe
-from .config import CheckpointConfig, Settings, settings
+from .config import CheckpointConfig
 from .data.concepts import Anchor, Target, concepts
 from .data.replay_buffer import ReplayBuffer
 from .pipelines.context import RunContext
 from .pipelines.denoiser import denoiser_name, denoiser_names
 from .pipelines.offload import placement
+from .settings import Settings, settings
 from .training import auto_fit, memory
 from .training import recording as recordings
 from .training.callbacks import Callback, StepRecord

@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "diffusers_fdu"
 LAYERS = (
     {"utils", "config", "emoji"},
+    {"settings"},
     {"divergences", "pipelines"},
     {"data", "adapters"},
     {"training", "hub"},

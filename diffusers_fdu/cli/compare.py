@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..config import option_names
+from ..settings import option_names
 from .options import GuidanceScale, Kind, Model, Named, named_options, takes
 from .pipeline import load_pipeline, resolve_placement, run_arguments
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.recipe import RECIPE_NAME
-from ..config import check_names
 from ..data.concepts import Anchor, Concept, NegativeGuidance
+from ..settings import check_names
 from ..utils.io import as_json
 from .options import read_file
 

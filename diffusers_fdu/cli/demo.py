@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..config import option_names
+from ..settings import option_names
 from .options import Named, named_options, takes
 from .pipeline import load_pipeline, resolve_placement
 

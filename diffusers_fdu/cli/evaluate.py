@@ -30,7 +30,7 @@ KNOWN = (
     "batch",
     "data_parallel",
 )
-"""What `--config` and `--set` say: arguments of `diffusers_fdu.evaluate`."""
+"""What `--config` and `--set` say: fields of `EvaluationConfig`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,7 @@ def evaluate(given: EvaluateOptions) -> None:
     from ..adapters.measured import write_evaluation
     from ..adapters.read import read_adapter
     from ..evaluation.attacks.run import check_names
+    from ..evaluation.evaluate import EvaluationConfig
     from ..evaluation.evaluate import evaluate as run
     from ..evaluation.protocols import protocol as chosen
     from ..evaluation.report.files import to_json, write_report
@@ -101,8 +102,7 @@ def evaluate(given: EvaluateOptions) -> None:
         clip=given.clip,
         attacks=names,
         concepts=concepts,
-        folder=folder / "pictures",
-        **options,
+        config=EvaluationConfig(**options, folder=folder / "pictures"),
     )
     if not Processes(options.get("data_parallel", False)).is_main:
         return

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 import yaml
 
-from ..config import check_names
+from ..settings import check_names
 
 MAPPINGS = ("pipeline_kwargs", "concept")  # options that hold options
 Options = TypeVar("Options")

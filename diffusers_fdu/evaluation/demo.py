@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..adapters.adapter_file import WEIGHTS_NAME
 from ..adapters.measured import sha256, write_evaluation
-from ..config import settings
 from ..data.concepts import Concept, Kind
 from ..divergences.profiles import divergence
 from ..emoji.benchmark import (
@@ -23,6 +22,7 @@ from ..emoji.benchmark import (
 )
 from ..emoji.loading import load_emoji_judge, load_emoji_pipeline
 from ..emoji.vocabulary import CONCEPTS, STYLES, caption
+from ..settings import settings
 from ..unlearner import FDUnlearner
 from ..utils.io import writable_folder
 from ..utils.statistics import wilson

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..config import Settings
+from ..settings import Settings
 from ..utils.distributed import Processes
 
 

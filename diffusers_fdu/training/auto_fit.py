@@ -22,10 +22,11 @@ import psutil
 import torch
 from torch import nn
 
-from ..config import Auto, Performance, Settings
+from ..config import Auto, Performance
 from ..pipelines.context import RunContext
 from ..pipelines.offload import placement
 from ..pipelines.recorder import BATCH, STEPS
+from ..settings import Settings
 from ..utils.micro_batches import HELP, is_out_of_memory
 from .acceleration import can_checkpoint
 from .memory import (
@@ -161,8 +162,8 @@ def auto_fit(
 
 def fit_together(context: RunContext, pictures: int = 0, traces: bool = False) -> Fit:
     """`auto_fit` of a context; the same on all processes that share a denoiser."""
-    settings, kwargs = context.settings, context.pipeline_kwargs
-    fit = auto_fit(context.pipe, context.model, settings, kwargs, pictures, traces)
+    pipe, settings, kwargs = context.pipe, context.settings, context.pipeline_kwargs
+    fit = auto_fit(pipe, context.model, settings, kwargs, pictures, traces)
     if settings.performance.shard:
         fit = min(context.processes.gather([fit]), key=lambda fit: fit.available)
     return fit
@@ -282,19 +283,18 @@ def fitted(context: RunContext, pictures: int = 0, tells: bool = True) -> Iterat
 
     Args:
         context: with the options as they were given.
-        pictures: most that will be recorded, for an estimate of the time; 0: there is none.
-        tells: whether it is said what was chosen.
+        pictures: most that will be recorded, for an estimate of the time; 0: none is made.
+        tells: say what was chosen.
     """
-    settings, model = context.settings, context.model
     fit = fit_together(context, pictures if context.progress else 0)
     if tells and context.progress:
-        print(fit.line(context.pipe, settings.train.batch_size), file=sys.stderr)
+        print(fit.line(context.pipe, context.settings.train.batch_size), file=sys.stderr)
     if tells and not fit.fits:
         warnings.warn(fit.shortage(), RuntimeWarning, stacklevel=5)
-    model.eval()
+    context.model.eval()
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        taking_turns(context.pipe, placement(model).device, fit.offloads_recording),
+        taking_turns(context.pipe, placement(context.model).device, fit.offloads_recording),
     ):
-        yield replace(context, settings=settings._replace(performance=fit.performance))
+        yield replace(context, settings=context.settings._replace(performance=fit.performance))

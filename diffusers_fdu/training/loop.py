@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..config import Performance, Settings
+from ..config import Performance
 from ..data.replay_buffer import Row
 from ..data.sampler import Batch, Draw, Sampler
+from ..settings import Settings
 from ..utils.micro_batches import MicroBatches
 from .acceleration import (
     checkpointed,

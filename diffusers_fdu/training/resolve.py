@@ -17,7 +17,7 @@ from ..adapters.download import local_folder
 from ..adapters.loading import check_fits
 from ..adapters.read import read_adapter
 from ..adapters.target_modules import input_width
-from ..config import NARROW, RATE_TIMES_WIDTH, TrainConfig
+from ..config import TrainConfig
 from ..data.concepts import Concept
 from ..divergences.choice import AutoDivergence
 from ..divergences.conjugates import CONJUGATES, Conjugate, conjugate
@@ -25,6 +25,15 @@ from ..divergences.loss import DivergenceLoss
 from ..divergences.profiles import Divergence, Generator
 from ..pipelines.context import RunContext
 from .acceleration import check_supported
+
+RATE_TIMES_WIDTH, NARROW = 0.64, 128
+"""Learning rate times the width of the adapted layers' input, from the closed-form start.
+
+A step of Adam moves A c by the rate times the width, and B (A c) by the rate times the rank. From
+the closed form, where both are far from 0, 0.64 / width is as good at 768 and 2048 as at 128,
+where it was chosen. A plain start has B = 0, which at that rate grows too slowly on a wide model:
+there it falls with the root of the width alone (`examples/studies/width.py` measures both).
+"""
 
 F = str | Divergence | Generator | Conjugate | AutoDivergence
 

@@ -11,7 +11,7 @@ from peft import set_peft_model_state_dict
 from torch import nn
 
 from ..adapters import lora as adapters
-from ..config import CheckpointConfig, Settings, TrainConfig
+from ..config import CheckpointConfig, TrainConfig
 from ..data.plan import Recording
 from ..data.replay_buffer import ReplayBuffer
 from ..data.sampler import Sampler
@@ -24,6 +24,7 @@ from ..pipelines.offload import (
     streamed,
 )
 from ..pipelines.recorder import Recorder
+from ..settings import Settings
 from ..utils.io import as_json
 from .acceleration import precision, set_aside
 from .callbacks import Callback, StepRecord

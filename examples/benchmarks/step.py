@@ -16,9 +16,10 @@ from torch import nn
 
 from diffusers_fdu import DivergenceLoss, Performance, TrainConfig, denoisers
 from diffusers_fdu.adapters import lora as adapters
-from diffusers_fdu.config import DataConfig, Settings
+from diffusers_fdu.config import DataConfig
 from diffusers_fdu.data.replay_buffer import ReplayBuffer
 from diffusers_fdu.data.sampler import Sampler
+from diffusers_fdu.settings import Settings
 from diffusers_fdu.training.loop import Hooks, train
 from diffusers_fdu.training.memory import Footprint
 from diffusers_fdu.training.objective import Objective

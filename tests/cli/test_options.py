@@ -13,7 +13,7 @@ from diffusers_fdu import Robust, Variational
 from diffusers_fdu.cli import app, unlearn_job
 from diffusers_fdu.cli.options import Named, named_options, read_yaml
 from diffusers_fdu.cli.unlearn import UnlearnOptions
-from diffusers_fdu.config import option_names, settings
+from diffusers_fdu.settings import option_names, settings
 
 KNOWN = [*option_names(), "pipeline_kwargs"]
 CONFIG = """
