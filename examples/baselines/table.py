@@ -25,13 +25,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from diffusers_fdu import (
-    FDUnlearner,
-    concept_ablation,
-    esd,
-    fdmu_full,
-    uce,
-)
+from diffusers_fdu import FDUnlearner
 from diffusers_fdu.data.replay_buffer import ReplayBuffer
 from diffusers_fdu.emoji.benchmark import (
     Cell,
@@ -48,6 +42,7 @@ from diffusers_fdu.evaluation.metrics.distances import fid
 from diffusers_fdu.training.inversion import Inversion
 
 from ..studies.bench import ALL, OTHER, OWN, RUNS, STYLE, Results, concept, scene
+from . import concept_ablation, esd, fdmu_full, uce
 from .common import DRAW_STEPS, HALF
 from .printing import ahead, by_target, printed
 

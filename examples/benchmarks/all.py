@@ -18,14 +18,9 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from diffusers_fdu import (
-    loss_kernel,
-    time_to_erase,
-    train_step,
-    whole,
-)
 from examples.on_gpu import tables as on_gpu
 
+from . import loss_kernel, time_to_erase, train_step, whole
 from .lines import PACKAGES, Results, newest, read
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"

@@ -19,11 +19,11 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from diffusers_fdu import denoisers
 from diffusers_fdu.settings import settings
 from diffusers_fdu.training.auto_fit import Fit, choose
 from diffusers_fdu.training.memory import GIB, Footprint, weight_bytes
 
+from . import denoisers
 from .denoisers import SIZES, TOKENS
 
 CARDS = (8, 12, 24, 80)  # GB, as cards are named

@@ -14,7 +14,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import nn
 
-from diffusers_fdu import DivergenceLoss, Performance, TrainConfig, denoisers
+from diffusers_fdu import DivergenceLoss, Performance, TrainConfig
 from diffusers_fdu.adapters import lora as adapters
 from diffusers_fdu.config import DataConfig
 from diffusers_fdu.data.replay_buffer import ReplayBuffer
@@ -24,6 +24,7 @@ from diffusers_fdu.training.loop import Hooks, train
 from diffusers_fdu.training.memory import Footprint
 from diffusers_fdu.training.objective import Objective
 
+from . import denoisers
 from .denoisers import Size
 from .lines import Skipped
 from .measuring import GIB, free_bytes, wait

@@ -27,8 +27,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from diffusers_fdu import denoisers
-
+from . import denoisers
 from .denoisers import SIZES
 from .lines import Results, Skipped, newest, read
 from .measuring import GIB, peak_bytes, reset_peak, wait

@@ -24,7 +24,7 @@ from diffusers_fdu import (
     render_card,
 )
 from diffusers_fdu.adapters.measured import read_evaluation, write_evaluation
-from diffusers_fdu.cli.demo import evaluation
+from diffusers_fdu.evaluation.demo import evaluation
 from diffusers_fdu.hub import facts
 from diffusers_fdu.hub.markup import cleaned, escaped, slug
 from diffusers_fdu.hub.preview import draw_pictures, prompt_of, prompts
