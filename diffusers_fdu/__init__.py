@@ -1,71 +1,99 @@
-"""Concept unlearning for diffusers pipelines under any f-divergence, as a standard LoRA."""
+"""Concept unlearning for diffusers pipelines under any f-divergence, as a standard LoRA.
 
-from .adapters.download import pull
-from .adapters.export.export import export
-from .adapters.fuse import fuse
-from .adapters.info import describe
-from .adapters.loading import load_unlearned
-from .adapters.merging.conflicts import Conflicts, conflicts
-from .adapters.merging.merge import merge
-from .adapters.merging.merged import Merged
-from .adapters.stacking import stack, strengths, unstack
-from .config import DataConfig, Performance, Robust, TrainConfig, Variational
-from .data.concepts import Concept, NegativeGuidance
-from .divergences.conjugates import CONJUGATES, Conjugate
-from .divergences.loss import DivergenceLoss
-from .divergences.profiles import DIVERGENCES, Divergence, divergence
-from .evaluation.compare import compare
-from .evaluation.comparison import Comparison, load_comparison
-from .evaluation.evaluate import evaluate
-from .evaluation.watch import Watch
-from .hub.card import render_card
-from .hub.push import push
-from .hub.search import FoundAdapter, find_adapters
-from .retrain import retrain
-from .training.callbacks import StepRecord
-from .unlearner import FDUnlearner
-from .utils.hub_errors import HubError
+A public name is imported when it is first used, so that `import diffusers_fdu` and the command
+line's help load neither torch nor diffusers.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .utils.version import VERSION
+
+if TYPE_CHECKING:
+    from .adapters.download import pull as pull
+    from .adapters.export.export import export as export
+    from .adapters.fuse import fuse as fuse
+    from .adapters.info import describe as describe
+    from .adapters.loading import load_unlearned as load_unlearned
+    from .adapters.merging.conflicts import Conflicts as Conflicts
+    from .adapters.merging.conflicts import conflicts as conflicts
+    from .adapters.merging.merge import merge as merge
+    from .adapters.merging.merged import Merged as Merged
+    from .adapters.stacking import stack as stack
+    from .adapters.stacking import strengths as strengths
+    from .adapters.stacking import unstack as unstack
+    from .config import CheckpointConfig as CheckpointConfig
+    from .config import DataConfig as DataConfig
+    from .config import Performance as Performance
+    from .config import Robust as Robust
+    from .config import TrainConfig as TrainConfig
+    from .config import Variational as Variational
+    from .data.concepts import Concept as Concept
+    from .data.concepts import NegativeGuidance as NegativeGuidance
+    from .divergences.choice import AutoDivergence as AutoDivergence
+    from .divergences.conjugates import CONJUGATES as CONJUGATES
+    from .divergences.conjugates import Conjugate as Conjugate
+    from .divergences.loss import DivergenceLoss as DivergenceLoss
+    from .divergences.profiles import DIVERGENCES as DIVERGENCES
+    from .divergences.profiles import Divergence as Divergence
+    from .divergences.profiles import divergence as divergence
+    from .evaluation.compare import compare as compare
+    from .evaluation.comparison import Comparison as Comparison
+    from .evaluation.comparison import load_comparison as load_comparison
+    from .evaluation.evaluate import EvaluationConfig as EvaluationConfig
+    from .evaluation.evaluate import evaluate as evaluate
+    from .evaluation.watch import Watch as Watch
+    from .hub.card import render_card as render_card
+    from .hub.push import push as push
+    from .hub.search import FoundAdapter as FoundAdapter
+    from .hub.search import find_adapters as find_adapters
+    from .retraining import retrain as retrain
+    from .training.callbacks import StepRecord as StepRecord
+    from .unlearner import FDUnlearner as FDUnlearner
+    from .utils.hub_errors import HubError as HubError
 
 __version__ = VERSION
 
-__all__ = [
-    "CONJUGATES",
-    "DIVERGENCES",
-    "Comparison",
-    "Concept",
-    "Conflicts",
-    "Conjugate",
-    "DataConfig",
-    "Divergence",
-    "DivergenceLoss",
-    "FDUnlearner",
-    "FoundAdapter",
-    "HubError",
-    "Merged",
-    "NegativeGuidance",
-    "Performance",
-    "Robust",
-    "StepRecord",
-    "TrainConfig",
-    "Variational",
-    "Watch",
-    "compare",
-    "conflicts",
-    "describe",
-    "divergence",
-    "find_adapters",
-    "evaluate",
-    "export",
-    "fuse",
-    "load_comparison",
-    "load_unlearned",
-    "merge",
-    "pull",
-    "push",
-    "render_card",
-    "retrain",
-    "stack",
-    "strengths",
-    "unstack",
-]
+_NAMES = {
+    "adapters.download": "pull",
+    "adapters.export.export": "export",
+    "adapters.fuse": "fuse",
+    "adapters.info": "describe",
+    "adapters.loading": "load_unlearned",
+    "adapters.merging.conflicts": "Conflicts conflicts",
+    "adapters.merging.merge": "merge",
+    "adapters.merging.merged": "Merged",
+    "adapters.stacking": "stack strengths unstack",
+    "config": "CheckpointConfig DataConfig Performance Robust TrainConfig Variational",
+    "data.concepts": "Concept NegativeGuidance",
+    "divergences.choice": "AutoDivergence",
+    "divergences.conjugates": "CONJUGATES Conjugate",
+    "divergences.loss": "DivergenceLoss",
+    "divergences.profiles": "DIVERGENCES Divergence divergence",
+    "evaluation.compare": "compare",
+    "evaluation.comparison": "Comparison load_comparison",
+    "evaluation.evaluate": "EvaluationConfig evaluate",
+    "evaluation.watch": "Watch",
+    "hub.card": "render_card",
+    "hub.push": "push",
+    "hub.search": "FoundAdapter find_adapters",
+    "retraining": "retrain",
+    "training.callbacks": "StepRecord",
+    "unlearner": "FDUnlearner",
+    "utils.hub_errors": "HubError",
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,19 +5,12 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 RETAIN_PER_TRAJECTORY = 3
 STAGES = (16, 32, 64, 96)
-RATE_TIMES_WIDTH, NARROW = 0.64, 128
-"""Learning rate times the width of the adapted layers' input, from the closed-form start.
-
-A step of Adam moves A c by the rate times the width, and B (A c) by the rate times the rank. From
-the closed form, where both are far from 0, 0.64 / width is as good at 768 and 2048 as at 128,
-where it was chosen. A plain start has B = 0, which at that rate grows too slowly on a wide model:
-there it falls with the root of the width alone (`examples/studies/width.py` measures both).
-"""
 
 Auto = Literal["auto"]
 
@@ -68,7 +61,7 @@ class TrainConfig:
         batch_size: rows of each role (unlearn, retain) in one step, see `Performance` for how
             many of them are computed at once.
         learning_rate: peak of AdamW's; linear warm-up, then cosine. "auto": by the width of the
-            adapted layers' input and the start, see `RATE_TIMES_WIDTH`.
+            adapted layers' input and the start, see `training.resolve`.
         max_grad_norm: gradients are clipped to this norm.
         sigma: scale of the divergence; "auto" puts the median initial s at `loss.MEDIAN_S`.
         retain_weight: weight of the retain loss against the unlearning one, which is scaled so
@@ -105,6 +98,8 @@ class TrainConfig:
         _check(self, "at least 0", "retain_weight")
         _check(self, "at least 0 and below 1", "early_stop")
         _check(self, BOOL, "surgery")
+        _check(self, "an integer", "seed")
+        _check(self, "a list", "target_modules", special=(None,))
         _check_choice(self, "init", ("auto", "lora", "closed_form"))
         if self.estimator not in ("exact", "variational") and self.critic is None:
             raise ValueError(
@@ -166,6 +161,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check(self, COUNT, "trajectories", special=("auto",))
+        _check(self, "a list", "retain", special=(None,))
         if not isinstance(self.robust, bool | Robust):
             raise ValueError(f"robust must be True, False or a Robust, got {self.robust!r}")
 
@@ -239,36 +235,36 @@ class Performance:
         return batch_size if size == "auto" else min(size, batch_size)
 
 
-class Settings(NamedTuple):
-    """All options, by what they are about."""
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Where a training keeps its state, and what it goes on from.
 
-    train: TrainConfig
-    data: DataConfig
-    performance: Performance
-
-    @property
-    def offloads(self) -> bool:
-        """Whether text encoders and autoencoder leave the accelerator, but for robust training."""
-        return self.performance.offload is not False and self.data.defence is None
-
-    @property
-    def roles(self) -> int:
-        """How many roles, to unlearn and to retain, the rows of one pass have."""
-        return 1 if self.train.surgery or not self.train.retain_weight else 2
-
-
-def settings(options: dict[str, Any]) -> Settings:
-    """What keyword arguments say of the training, its data and the machine.
+    Args:
+        dir: the folder, made if missing; None: the folder of `resume`.
+        every: steps between two checkpoints; the last two stay.
+        resume: False: begin anew, and delete an earlier training's files in the folder. True: go
+            on from the last checkpoint, if there is one. Or the file or folder to go on from.
 
     Raises:
-        TypeError: for a name that is a field of none, with the fields.
+        ValueError: if `every` is no positive integer, or neither argument names a folder.
     """
-    kinds: tuple[Any, ...] = (TrainConfig, DataConfig, Performance)
-    owner = {field.name: kind for kind in kinds for field in fields(kind)}
-    for name in sorted(options.keys() - owner):
-        raise TypeError(f"unknown option {name!r}: choose from {', '.join(owner)}")
-    groups = ({k: v for k, v in options.items() if owner[k] is kind} for kind in kinds)
-    return Settings(*(kind(**own) for kind, own in zip(kinds, groups, strict=True)))
+
+    dir: str | Path | None = None
+    every: int = 20
+    resume: bool | str | Path = False
+
+    def __post_init__(self) -> None:
+        _check(self, COUNT, "every")
+        if self.dir is None and isinstance(self.resume, bool):
+            raise ValueError("CheckpointConfig needs dir, or resume with a file or a folder")
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints are kept."""
+        if self.dir is not None:
+            return Path(self.dir)
+        path = Path(self.resume)  # type: ignore[arg-type]  # checked above
+        return path if path.is_dir() else path.parent
 
 
 def _is_number(value: Any) -> bool:
@@ -281,6 +277,8 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     BOOL: lambda value: isinstance(value, bool),
     POSITIVE: lambda value: _is_number(value) and value > 0,
     "at least 0": lambda value: _is_number(value) and value >= 0,
+    "an integer": lambda value: isinstance(value, int),
+    "a list": lambda value: isinstance(value, Sequence) and not isinstance(value, str),
     "at least 0 and below 1": lambda value: _is_number(value) and 0 <= value < 1,
 }
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +16,19 @@ from . import hub
 from .adapters import loading as weights
 from .adapters import lora as adapters
 from .adapters import recipe
-from .adapters.target_modules import has_cross_attention
-from .config import Settings, TrainConfig, settings
-from .data.concepts import (
-    Anchor,
-    Concept,
-    Target,
-    concepts,
-)
-from .data.plan import Recording
+from .config import CheckpointConfig
+from .data.concepts import Anchor, Target, concepts
 from .data.replay_buffer import ReplayBuffer
-from .divergences.choice import Compared, Preference, choose
-from .divergences.conjugates import Conjugate
-from .divergences.profiles import Divergence, Generator
+from .pipelines.context import RunContext
 from .pipelines.denoiser import denoiser_name, denoiser_names
 from .pipelines.offload import placement
-from .pipelines.recorder import BATCH
+from .settings import Settings, settings
 from .training import auto_fit, memory
-from .training.acceleration import check_supported
-from .training.agreement import Agreement, starts_in_closed_form
+from .training import recording as recordings
 from .training.callbacks import Callback, StepRecord
-from .training.checkpoint import EVERY, Checkpoints, folder_of
 from .training.gradients import without_cudnn_attention
-from .training.identity import active_strengths
-from .training.resolve import (
-    divergence_of,
-    f_name,
-    origin_of,
-    settled,
-)
-from .training.robust import expose_concepts
-from .training.trainer import Training
+from .training.resolve import F, resolve_plan
+from .training.trainer import Trainer
 from .utils.distributed import Processes
 from .utils.io import writable_folder
 
@@ -105,6 +87,18 @@ class FDUnlearner:
         """The pipe's denoiser."""
         return getattr(self.pipe, self.component)
 
+    @property
+    def context(self) -> RunContext:
+        """The pipe and the options, as recording and training take them."""
+        return RunContext(
+            self.pipe,
+            self.component,
+            Settings(self.config, self.data, self.performance),
+            self.pipeline_kwargs,
+            self.processes,
+            self.progress,
+        )
+
     def estimate(self) -> memory.Estimate | None:
         """How much memory a training would take, fitted to the machine; `print` shows it.
 
@@ -114,22 +108,17 @@ class FDUnlearner:
         Returns:
             None if the denoiser had to run for real, and ran out of memory with one row.
         """
-        return self._fit(self.config, traces=True).estimate
-
-    def _fit(self, config: TrainConfig, pictures: int = 0, traces: bool = False) -> auto_fit.Fit:
-        """How the training uses the machine; the same on all processes that share a denoiser."""
-        settings = Settings(config, self.data, self.performance)
-        kwargs = self.pipeline_kwargs
-        fit = auto_fit.auto_fit(self.pipe, self.model, settings, kwargs, pictures, traces)
-        if self.performance.shard:
-            fit = min(self.processes.gather([fit]), key=lambda fit: fit.available)
-        return fit
+        return auto_fit.fit_together(self.context, traces=True).estimate
 
     @without_cudnn_attention()
     def record(
         self, target: Target | Sequence[Target], anchor: Anchor | Sequence[Anchor] = None
     ) -> ReplayBuffer:
         """Record what the frozen model does, as `unlearn` does first; the pipe stays as it is.
+
+            buffer = unlearner.record("Snoopy", "dog")
+            for f in ("kl", "tv"):
+                unlearner.unlearn("Snoopy", "dog", f=f, buffer=buffer)
 
         Args:
             target: see `unlearn`.
@@ -145,16 +134,9 @@ class FDUnlearner:
         found = concepts(target, anchor)
         adapters.check_denoiser(self.model)
         before = adapters.snapshot(self.model)
-        fit, device = self._fit(self.config), placement(self.model).device
-        self._tell(fit, self.config)
-        settings = Settings(self.config, self.data, fit.performance)
         try:
-            self.model.eval()
-            with (
-                torch.inference_mode(False),
-                auto_fit.taking_turns(self.pipe, device, fit.offloads_recording),
-            ):
-                return self._record(self._recording(found, settings))
+            with auto_fit.fitted(self.context) as context:
+                return recordings.record(recordings.plan_recording(context, found))
         finally:
             adapters.restore_flags(self.model, before)
 
@@ -164,18 +146,17 @@ class FDUnlearner:
         target: Target | Sequence[Target],
         anchor: Anchor | Sequence[Anchor] = None,
         *,
-        f: str | Divergence | Generator | Conjugate = "hellinger",
-        prefer: Preference = "balance",
-        comparison: Compared | None = None,
+        f: F = "hellinger",
         adapter_name: str | None = None,
         buffer: ReplayBuffer | None = None,
-        start: str | Path | None = None,
+        init_adapter: str | Path | None = None,
         callback: Callback | None = None,
-        checkpoint_dir: str | Path | None = None,
-        checkpoint_every: int = EVERY,
-        resume_from_checkpoint: bool | str | Path = False,
+        checkpoint: CheckpointConfig | None = None,
     ) -> Any:
         """Train a LoRA that does for the target what the frozen model does for the anchor.
+
+            pipe = unlearner.unlearn("Snoopy", "dog", f="kl")
+            pipe = unlearner.unlearn(["dog", Concept("blob", kind="style")], ["cat", None])
 
         Adapters that are active on the pipe count as the frozen model: what they erased stays
         erased.
@@ -186,20 +167,14 @@ class FDUnlearner:
             anchor: what takes its place; None: what an empty prompt gives; or a
                 `NegativeGuidance`. For a list of targets one for each, or one for all.
             f: the divergence, see `divergence`; for the variational estimator a name of
-                `CONJUGATES` or a `Conjugate`; "auto": see `choose`.
-            prefer: "erase", "balance" or "preserve", for f="auto".
-            comparison: what `compare` measured, for f="auto".
+                `CONJUGATES` or a `Conjugate`; "auto" or an `AutoDivergence`: by preference.
             adapter_name: of the LoRA; None: made from the targets.
             buffer: what `record` returned for these concepts; None: it is recorded now.
-            start: folder or Hub name of an adapter to go on from, with its weights, rank, alpha
-                and layers; None: begin anew.
+            init_adapter: folder or Hub name of an adapter to go on from, with its weights, rank,
+                alpha and layers; None: begin anew.
             callback: called with a `StepRecord` after every step; if it returns True, the
                 training ends there.
-            checkpoint_dir: where the training's state is kept; None: nowhere.
-            checkpoint_every: steps between two checkpoints; the last two stay.
-            resume_from_checkpoint: True: go on from the last checkpoint, or begin if there is
-                none; a file: from that one; a folder: from its last. The result is that of an
-                uninterrupted training. False: begin anew; what is in the folder goes.
+            checkpoint: where the training's state is kept, and what to go on from; None: nowhere.
 
         Returns:
             The same pipe, the adapter loaded and active beside those that were.
@@ -212,64 +187,29 @@ class FDUnlearner:
 
         Whatever is raised, Ctrl-C included, the pipe is left as it was.
         """
-        checkpoint_dir = folder_of(checkpoint_dir, resume_from_checkpoint)
-        found = concepts(target, anchor)
-        origin, lora = origin_of(self.model, self.config, start)
-        config = settled(self.model, self.config, lora)
-        f = choose(prefer, comparison) if f == "auto" else f
-        loss, critic = divergence_of(f, config)
-        targets = [concept.target for concept in found]
-        name = adapter_name or adapters.default_adapter_name(targets, self.model)
-        adapters.check_adapter_name(name, self.model)
-        adapters.check_denoiser(self.model)
-        check_supported(self.performance, self.model)
+        plan = resolve_plan(self.context, concepts(target, anchor), f, adapter_name, init_adapter)
         before = adapters.snapshot(self.model)
-        pictures = (
-            0 if buffer is not None else self.data.pictures(len(found), config.retain_weight > 0)
-        )
-        fit = self._fit(config, pictures if self.progress else 0)
-        if buffer is None:
-            self._tell(fit, config)
-        settings = Settings(config, self.data, fit.performance)
+        context = replace(self.context, settings=self.context.settings._replace(train=plan.config))
         started = time.monotonic()
         try:
-            self.model.eval()
-            with (
-                torch.inference_mode(False),
-                torch.enable_grad(),
-                auto_fit.taking_turns(
-                    self.pipe, placement(self.model).device, fit.offloads_recording
-                ),
-            ):
-                recording = self._recording(found, settings, origin is None)
-                recorder = recording.recorder()
-                how = settings, self.processes, self.progress, loss, critic, origin
-                training = Training(self.pipe, self.model, recorder, *how)
-                checkpoints = None
-                if checkpoint_dir is not None:
-                    checkpoints = Checkpoints(
-                        checkpoint_dir,
-                        checkpoint_every,
-                        {**recording.about(), **training.about()},
-                        resume_from_checkpoint,
-                        self.processes.is_main,
-                    )
-                    self.processes.check_same("the checkpoint's step", checkpoints.step)
-                buffer = self._obtain(recording, buffer, checkpoints)
+            pictures = context.settings.pictures(len(plan.concepts)) if buffer is None else 0
+            with auto_fit.fitted(context, pictures, tells=buffer is None) as context:
+                is_new = plan.init_adapter is None
+                recording = recordings.plan_recording(context, plan.concepts, is_new)
+                trainer = Trainer(context, recording.recorder(), plan)
+                checkpoints = trainer.open_checkpoints(checkpoint, recording)
+                buffer = recordings.obtain(recording, buffer, checkpoints)
                 recorded = time.monotonic()
-                done = training.run(buffer, name, lora, before, callback, checkpoints)
+                result = trainer.run(buffer, before, callback, checkpoints)
             trained = time.monotonic()
             facts = recipe.describe(
                 self.pipe,
-                (done.config, self.data, done.performance),
+                result.settings,
                 self.pipeline_kwargs,
-                concepts=[vars(concept) for concept in found],
                 component=self.component,
                 dtype=str(placement(self.model).dtype).removeprefix("torch."),
-                **done.facts(buffer),
-                f=f_name(loss, critic),
-                adapter_name=name,
-                start=origin.recipe or origin.digest if origin is not None else None,
+                **plan.facts(),
+                **result.facts(buffer),
                 active_adapters=adapters.strengths(self.model, before.active),
                 seconds={
                     "record": round(recorded - started, 2),
@@ -277,72 +217,11 @@ class FDUnlearner:
                 },
             )
         except BaseException:
-            adapters.remove(self.model, name, before)
+            adapters.remove(self.model, plan.adapter_name, before)
             raise
-        self.adapter_name, self.history, self.recipe = name, done.history, facts
+        self.adapter_name, self.history = plan.adapter_name, result.history
+        self.recipe = facts
         return self.pipe
-
-    def _tell(self, fit: auto_fit.Fit, config: TrainConfig) -> None:
-        """Say what was chosen, beside the progress bars."""
-        if self.progress:
-            print(fit.line(self.pipe, config.batch_size), file=sys.stderr)
-        if not fit.fits:
-            warnings.warn(fit.shortage(), RuntimeWarning, stacklevel=3)
-
-    def _recording(
-        self, found: Sequence[Concept], settings: Settings, is_new: bool = True
-    ) -> Recording:
-        batch, model = settings.performance.record_batch, self.model
-        # How few pictures to retain suffice without the closed form was not measured.
-        stops = is_new and starts_in_closed_form(settings, model)
-        return Recording(
-            self.pipe,
-            found,
-            self.data,
-            self.pipeline_kwargs,
-            self.config.seed,
-            self.config.retain_weight > 0,
-            self.processes,
-            self.component,
-            BATCH if batch == "auto" else batch,
-            Agreement(self.pipe, model, settings) if stops else None,
-            has_cross_attention(model),
-            {n: active_strengths(getattr(self.pipe, n)) for n in denoiser_names(self.pipe)},
-        )
-
-    def _record(self, recording: Recording) -> ReplayBuffer:
-        """Draw, and for robust training what an adversary looks for."""
-        buffer, defence = recording.run(self.progress), self.data.defence
-        if defence is not None:
-            recorder, words = recording.recorder(), recording.words
-            seed, progress, processes = self.config.seed, self.progress, self.processes
-            expose_concepts(
-                recorder, recording.concepts, words, buffer, defence, seed, progress, processes
-            )
-        return buffer
-
-    def _obtain(
-        self, recording: Recording, buffer: ReplayBuffer | None, checkpoints: Checkpoints | None
-    ) -> ReplayBuffer:
-        """What was recorded: given, kept by a training that is gone on with, or recorded now.
-
-        Raises:
-            ValueError: see `Recording.check` and `record`.
-        """
-        new = None
-        if buffer is not None:
-            buffer = recording.check(buffer)
-        else:
-            kept = checkpoints.recorded() if checkpoints is not None else None
-            # Either all processes have it, or all record.
-            if all(self.processes.gather([kept is not None])) and kept is not None:
-                buffer = ReplayBuffer.from_state(kept)
-            else:
-                buffer = self._record(recording)
-                new = buffer.state()
-        if checkpoints is not None:
-            checkpoints.begin(new)
-        return buffer
 
     def save(self, directory: str | Path, format: weights.Format = "diffusers") -> Path:
         """Write the adapter and its recipe.
@@ -377,26 +256,15 @@ class FDUnlearner:
         self.processes.wait()
         return folder
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        private: bool | None = None,
-        token: str | None = None,
-        commit_message: str | None = None,
-        pictures: bool = True,
-        base_model: str | None = None,
-        licence: str | None = None,
-    ) -> str | None:
+    def push_to_hub(self, repo_id: str, *, pictures: bool = True, **options: Any) -> str | None:
         """Put the adapter on the Hub with its recipe, a model card and pictures.
 
+            unlearner.push_to_hub("me/no-snoopy", private=True)
+
         Args:
-            repo_id: see `push`, as the others that are not here.
-            private: see there.
-            token: see there.
-            commit_message: see there.
+            repo_id: `user/name`; made if missing.
             pictures: draw four prompts without the adapter and with it, for the card.
-            base_model: see there.
-            licence: see there.
+            **options: of `push`: private, token, commit_message, base_model, licence.
 
         Returns:
             The repository's address; None on processes that are not the main one.
@@ -411,22 +279,8 @@ class FDUnlearner:
             folder = self.save(temporary, format)
             if not self.processes.is_main:
                 return None
-            hub.check_pushable(folder, repo_id, base_model)
-            if pictures and self.adapter_name is not None:
-                hub.draw_pictures(
-                    self.pipe,
-                    self.component,
-                    self.adapter_name,
-                    self.recipe,
-                    self.pipeline_kwargs,
-                    folder,
-                )
-            return hub.push(
-                folder,
-                repo_id,
-                private=private,
-                token=token,
-                commit_message=commit_message,
-                base_model=base_model,
-                licence=licence,
-            )
+            return hub.push(folder, repo_id, draw=self._draw if pictures else None, **options)
+
+    def _draw(self, folder: Path) -> None:
+        pipe, name = self.pipe, str(self.adapter_name)
+        hub.draw_pictures(pipe, self.component, name, self.recipe, self.pipeline_kwargs, folder)

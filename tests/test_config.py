@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from diffusers_fdu.config import settings
+from diffusers_fdu.settings import settings
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,9 @@ from diffusers_fdu.config import settings
         ({"mixed_precision": "int8"}, "mixed_precision 'int8'"),
         ({"optimizer": "sgd"}, "optimizer 'sgd'"),
         ({"init": "pissa"}, "unknown init 'pissa': choose auto, lora, closed_form"),
+        ({"seed": "x"}, "seed must be an integer, got 'x'"),
+        ({"retain": "fox"}, "retain must be a list or None, got 'fox'"),
+        ({"target_modules": "to_k"}, "target_modules must be a list or None, got 'to_k'"),
         ({"compile": 1}, "compile must be True or False, got 1"),
     ],
 )
@@ -32,6 +35,8 @@ def test_bad_values_are_named(options, message) -> None:
         settings(options)
 
 
-def test_unknown_options_list_the_known_ones() -> None:
-    with pytest.raises(TypeError, match="unknown option 'learning_rat'.*learning_rate.*compile"):
+def test_unknown_options_name_the_nearest_or_all() -> None:
+    with pytest.raises(TypeError, match="'learning_rat': did you mean learning_rate"):
         settings({"learning_rat": 1.0})
+    with pytest.raises(TypeError, match="'xyz': choose rank, .*compile"):
+        settings({"xyz": 1.0})

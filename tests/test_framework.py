@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tiny import FAST, RUNS, add_other_adapter, state, unlearner
 
 from diffusers_fdu import (
+    AutoDivergence,
     Concept,
     Conjugate,
     FDUnlearner,
@@ -253,12 +254,12 @@ def test_f_by_preference(pipe) -> None:
     worker = unlearner(pipe, steps=1)
     worker.unlearn("dog", "cat", f="auto")
     assert worker.recipe["f"] == "hellinger"
-    worker.unlearn("dog", "cat", f="auto", prefer="erase")
+    worker.unlearn("dog", "cat", f=AutoDivergence("erase"))
     assert worker.recipe["f"] == "chi2"
-    worker.unlearn("dog", "cat", f="auto", prefer="erase", comparison=Swept())
+    worker.unlearn("dog", "cat", f=AutoDivergence("erase", Swept()))
     assert worker.recipe["f"] == "tv"
     with pytest.raises(ValueError, match="unknown preference 'most': choose erase, balance"):
-        worker.unlearn("dog", "cat", f="auto", prefer="most")
+        worker.unlearn("dog", "cat", f=AutoDivergence("most"))
 
 
 def test_the_variational_estimator_wants_a_conjugate(pipe) -> None:

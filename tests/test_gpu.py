@@ -9,6 +9,7 @@ import torch
 from families import FAMILIES
 
 from diffusers_fdu import (
+    EvaluationConfig,
     FDUnlearner,
     NegativeGuidance,
     Watch,
@@ -151,7 +152,8 @@ def test_evaluates_and_attacks_on_cuda() -> None:
     pipe = load_emoji_pipeline().to("cuda")
     worker = FDUnlearner(pipe, {"guidance_scale": 4.0}, progress=False)
     worker.unlearn("dog", "cat")
-    found = evaluate(pipe, worker, attacks=tuple(ATTACKS), attack_seeds=(0,), progress=False)
+    config = EvaluationConfig(attack_seeds=(0,), progress=False)
+    found = evaluate(pipe, worker, attacks=tuple(ATTACKS), config=config)
     assert found.metrics["ua"].value > 0.9 and found.metrics["ira"].value > 0.9
     success = {result.name: result.success.value for result in found.attacks}
     assert len(success) == len(ATTACKS) and success["adapter removal"] > 0.8

@@ -10,11 +10,12 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "diffusers_fdu"
 LAYERS = (
     {"utils", "config", "emoji"},
+    {"settings"},
     {"divergences", "pipelines"},
     {"data", "adapters"},
     {"training", "hub"},
     {"unlearner"},
-    {"evaluation", "retrain"},
+    {"evaluation", "retraining"},
     {"app"},
     {"cli"},
     {"__init__", "__main__"},

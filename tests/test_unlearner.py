@@ -167,7 +167,7 @@ def test_from_a_plain_start_the_rate_follows_the_root_of_the_width(pipe, tmp_pat
     plain.save(tmp_path)
     # What goes on from an adapter does not begin with a B of 0.
     further = unlearner(build_tiny_pipe(), learning_rate="auto", steps=1)
-    further.unlearn("dog", "cat", start=tmp_path)
+    further.unlearn("dog", "cat", init_adapter=tmp_path)
     assert further.recipe["config"]["learning_rate"] == pytest.approx(0.04)
 
 

@@ -1,20 +1,16 @@
-"""Command line: `diffusers-fdu <command>`."""
+"""Command line: `diffusers-fdu <command>`.
+
+The modules of the commands import torch and diffusers where they run, so that help is quick.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
-from transformers.utils import logging as transformers_logging
 
-from . import (
-    evaluate as evaluating,
-)
-from . import (
-    hub,
-    sharing,
-    training,
-)
+from . import adapters, compare, demo, evaluate, hub, unlearn
 
 app = typer.Typer(
     help="Make a text-to-image model forget a concept, as a standard LoRA.",
@@ -22,15 +18,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command(epilog=training.DEMO_EXAMPLES)(training.demo)
-app.command(epilog=training.UNLEARN_EXAMPLES)(training.unlearn)
-app.command(epilog=training.COMPARE_EXAMPLES)(training.compare)
-app.command(epilog=evaluating.EVALUATE_EXAMPLES)(evaluating.evaluate)
-app.command(epilog=sharing.STACK_EXAMPLES)(sharing.stack)
-app.command(epilog=sharing.MERGE_EXAMPLES)(sharing.merge)
-app.command(epilog=sharing.INFO_EXAMPLES)(sharing.info)
-app.command(epilog=sharing.EXPORT_EXAMPLES)(sharing.export)
-app.command("app", epilog=sharing.PAGE_EXAMPLES)(sharing.show_page)
+app.command(epilog=demo.EXAMPLES)(demo.demo)
+app.command(epilog=unlearn.EXAMPLES)(unlearn.unlearn)
+app.command(epilog=compare.EXAMPLES)(compare.compare)
+app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command(epilog=adapters.STACK_EXAMPLES)(adapters.stack)
+app.command(epilog=adapters.MERGE_EXAMPLES)(adapters.merge)
+app.command(epilog=adapters.INFO_EXAMPLES)(adapters.info)
+app.command(epilog=adapters.EXPORT_EXAMPLES)(adapters.export)
+app.command("app", epilog=adapters.PAGE_EXAMPLES)(adapters.show_page)
 app.command(epilog=hub.PUSH_EXAMPLES)(hub.push)
 app.command(epilog=hub.PULL_EXAMPLES)(hub.pull)
 app.command("list", epilog=hub.LIST_EXAMPLES)(hub.list_adapters)
@@ -38,8 +34,9 @@ app.command("list", epilog=hub.LIST_EXAMPLES)(hub.list_adapters)
 
 def main() -> None:
     """Entry point: errors that a user can fix are one line, and the exit code is 1."""
-    # Without torchvision, transformers warns about image processors that nothing here uses.
-    transformers_logging.set_verbosity_error()
+    # Without torchvision, transformers warns about image processors that nothing here uses, as
+    # soon as it is imported.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app()
     except (ValueError, TypeError, RuntimeError, ArithmeticError, OSError, ImportError) as error:

@@ -1,162 +1,68 @@
-"""The main job on the embedded model: unlearn, measure, and show what happened."""
+"""`diffusers-fdu demo`."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from PIL import Image, ImageDraw, ImageFont
+import typer
 
-from ..adapters.adapter_file import WEIGHTS_NAME
-from ..adapters.measured import sha256, write_evaluation
-from ..config import settings
-from ..data.concepts import Concept, Kind
-from ..divergences.profiles import divergence
-from ..emoji.loading import load_emoji_pipeline
-from ..emoji.vocabulary import CONCEPTS, STYLES, caption
-from ..evaluation.emoji import FIRST_SEED, Scores, cells, draw, measure
-from ..unlearner import FDUnlearner
-from ..utils.io import writable_folder, write_json
-from ..utils.statistics import wilson
+from ..settings import option_names
+from .options import Named, named_options, takes
+from .pipeline import load_pipeline, resolve_placement
 
-GUIDANCE = 4.0
-OTHER_SEEDS = 2  # pictures of each cell that is not the target's
+EXAMPLES = """
+Examples:
 
+  diffusers-fdu demo
 
-def run_demo(
-    target: str,
-    anchor: str,
-    f: str,
-    output_dir: Path,
-    load: Callable[[], Any] = load_emoji_pipeline,
-    **config: Any,
-) -> dict[str, Any]:
-    """Unlearn a concept or style of the embedded model; write picture, adapter and numbers.
+  diffusers-fdu demo --target blob --anchor noto --f hellinger --output-dir runs/blob
 
-    Args:
-        target: one of the embedded model's concepts or styles.
-        anchor: another of the same kind.
-        f: the divergence.
-        output_dir: gets `before_after.png`, `summary.json`, `evaluation.json` and the adapter.
-        load: loads the embedded model, once the rest is checked.
-        **config: fields of `TrainConfig`, `DataConfig` and `Performance`.
-
-    Returns:
-        The summary, as written.
-
-    Raises:
-        ValueError: if the embedded model does not know the target, or the folder cannot be
-            written.
-    """
-    known = CONCEPTS if target in CONCEPTS else STYLES
-    for name in (target, anchor):
-        if name not in known:
-            raise ValueError(f"the embedded model has no {name!r}: choose {', '.join(known)}")
-    kind: Kind = "object" if target in CONCEPTS else "style"
-    concept, f_divergence = Concept(target, anchor, kind=kind), divergence(f)
-    settings(config)
-    folder = writable_folder(output_dir)
-    pipe = load()
-    shown = shown_prompts(target)
-    before_images = draw(pipe, shown, range(len(shown)), progress="draw before")
-    before = measure(pipe, target, seeds(target), OTHER_SEEDS, "before")
-    unlearner = FDUnlearner(pipe, {"guidance_scale": GUIDANCE}, **config)
-    started = time.monotonic()
-    unlearner.unlearn(concept, f=f_divergence)
-    seconds = time.monotonic() - started
-    after = measure(pipe, target, seeds(target), OTHER_SEEDS, "after")
-    after_images = draw(pipe, shown, range(len(shown)), progress="draw after")
-    picture = before_after(before_images, after_images, target, anchor)
-    picture.save(folder / "before_after.png")
-    unlearner.save(folder)
-    summary = {
-        "target": target,
-        "anchor": anchor,
-        "f": f,
-        "before": before._asdict(),
-        "after": after._asdict(),
-        "seconds": {"unlearn": round(seconds, 1), **unlearner.recipe["seconds"]},
-        "steps": len(unlearner.history),
-        "sigma": unlearner.recipe["sigma"][0],
-    }
-    write_json(folder / "summary.json", summary)
-    found = evaluation(target, before, after)
-    write_evaluation({**found, "weights_sha256": sha256(folder / WEIGHTS_NAME)}, folder)
-    return summary
+  diffusers-fdu demo --set trajectories=4 --set steps=20
+"""
 
 
-def evaluation(target: str, before: Scores, after: Scores) -> dict[str, Any]:
-    """What the demo measures, as `measured` has it.
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(Named):
+    """Options of the command."""
 
-    Args:
-        target: what was unlearned.
-        before: its scores on the frozen model.
-        after: its scores with the adapter.
-    """
-    images, drawn = after.images, len(cells(target)) * seeds(target)
-    counts = {"ua": drawn, "ira": images - drawn, "cra": images - drawn}
-    metrics = {}
-    for name, count in counts.items():
-        share = getattr(after, name)
-        low, high = wilson(round(share * count), count)
-        value = {"value": share, "low": low, "high": high, "before": getattr(before, name)}
-        metrics[name] = {key: round(number, 4) for key, number in value.items()}
-    most = max(seeds(target), OTHER_SEEDS)
-    own, kept = (f"{FIRST_SEED} to {FIRST_SEED + n - 1}" for n in (seeds(target), OTHER_SEEDS))
-    kind, other = ("concept", "style") if target in CONCEPTS else ("style", "concept")
-    protocol = (
-        f"All {len(CONCEPTS)} concepts in all {len(STYLES)} styles of the embedded model, drawn "
-        f"with 25 DDIM steps at guidance {GUIDANCE:g}: {drawn} pictures of the target with the "
-        f"seeds {own}, {images - drawn} of the others with the seeds {kept}. UA: share of the "
-        f"target's pictures that are not judged the target. IRA: share of the others with the "
-        f"right {kind}; CRA: with the right {other}. Prompts are those that the model was trained "
-        "with. 95 % Wilson intervals, as if pictures were independent."
+    target: Annotated[str, typer.Option(help="Concept or style to forget.")] = "dog"
+    anchor: Annotated[str, typer.Option(help="What takes its place.")] = "cat"
+    f: Annotated[str, typer.Option("--f", help="Divergence.")] = "kl"
+    output_dir: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/demo")
+    seed: Annotated[
+        int | None, typer.Option(help="Of prompts, noise and weights.", show_default="0")
+    ] = None
+
+
+LABELS = {
+    "ua": "UA   target no longer drawn",
+    "ira": "IRA  the others of its kind",
+    "cra": "CRA  the other domain",
+}
+
+
+@takes(DemoOptions)
+def demo(given: DemoOptions) -> None:
+    """Unlearn on the embedded emoji model, measure it and draw before and after."""
+    options = named_options(given, {"seed": given.seed}, option_names())
+    from ..evaluation.demo import run_demo
+
+    placed = resolve_placement(given.device, given.dtype)
+    load = partial(load_pipeline, "emoji", placed.device, placed.dtype)
+    summary = run_demo(given.target, given.anchor, given.f, given.output_dir, load, **options)
+    before, after = summary["before"], summary["after"]
+    typer.echo(
+        f"\n{given.target} -> {given.anchor}, f = {given.f}, {summary['steps']} steps\n"
+        f"{'':34}before   after"
     )
-    return {
-        "protocol": protocol,
-        "images": images,
-        "seeds": list(range(FIRST_SEED, FIRST_SEED + most)),
-        "judge": "the embedded judge, a classifier of concepts and styles",
-        "metrics": metrics,
-    }
-
-
-def seeds(target: str) -> int:
-    """Pictures of each of the target's cells: 40 in all of a concept, 64 of a style."""
-    return 10 if target in CONCEPTS else OTHER_SEEDS
-
-
-def shown_prompts(target: str) -> list[str]:
-    """Eight prompts with the target, then eight without it."""
-    if target in CONCEPTS:
-        own = [caption(target, style) for style in STYLES] * 2
-        rest = [c for c in CONCEPTS if c != target]
-        return own + [caption(c, STYLES[i % 4]) for i, c in enumerate(rest[::4])]
-    own = [caption(c, target) for c in CONCEPTS[::4]]
-    rest = [s for s in STYLES if s != target]
-    return own + [caption(c, rest[i % 3]) for i, c in enumerate(CONCEPTS[1::4])]
-
-
-def before_after(
-    before: Sequence[Image.Image], after: Sequence[Image.Image], target: str, anchor: str
-) -> Image.Image:
-    """Four rows of eight pictures: the target before and after, the others before and after."""
-    side, gap, margin = 96, 4, 190
-    rows = [
-        (f'"{target}", before', before[:8]),
-        (f'"{target}" -> "{anchor}"', after[:8]),
-        ("others, before", before[8:16]),
-        ("others, after", after[8:16]),
-    ]
-    width, height = margin + 8 * (side + gap), 4 * (side + gap) + gap
-    sheet = Image.new("RGB", (width, height), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
-    for row, (label, images) in enumerate(rows):
-        top = gap + row * (side + gap)
-        pen.text((8, top + side // 2 - 8), label, fill="black", font=font)
-        for column, image in enumerate(images):
-            large = image.resize((side, side), Image.Resampling.LANCZOS)
-            sheet.paste(large, (margin + column * (side + gap), top))
-    return sheet
+    for key, label in LABELS.items():
+        typer.echo(f"{label:34}{before[key]:6.1%}  {after[key]:6.1%}")
+    seconds = summary["seconds"]
+    typer.echo(
+        f"recording {seconds['record']} s, training {seconds['train']} s\n"
+        f"written to {given.output_dir}: before_after.png, the LoRA, recipe.json,\n"
+        f"summary.json, evaluation.json; diffusers-fdu push {given.output_dir} USER/NAME shares it"
+    )

@@ -2,72 +2,82 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .inputs import load_pipeline, resolve_placement, values
-from .options import Device, Dtype
+from .options import Named, named_options, takes
+from .pipeline import load_pipeline, resolve_placement
 
-EVALUATE_EXAMPLES = """Examples:
+EXAMPLES = """Examples:
 
 diffusers-fdu evaluate runs/no-dog --protocol quick --report runs/report
 
 diffusers-fdu evaluate runs/no-dog --attack inversion --attack greedy-search --report runs/report
 
 diffusers-fdu evaluate me/no-snoopy --model <folder> --clip openai/clip-vit-base-patch32
-  --protocol mace --report runs/report
+  --protocol mace --set num_inference_steps=20 --report runs/report
 """
 
+KNOWN = (
+    "seeds",
+    "num_inference_steps",
+    "guidance_scale",
+    "pipeline_kwargs",
+    "attack_seeds",
+    "batch",
+    "data_parallel",
+)
+"""What `--config` and `--set` say: fields of `EvaluationConfig`."""
 
-def evaluate(
-    adapter: Annotated[str, typer.Argument(help="Folder of an adapter, or its Hub id.")],
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(Named):
+    """Options of the command."""
+
+    adapter: Annotated[str, typer.Argument(help="Folder of an adapter, or its Hub id.")]
     protocol: Annotated[
         str, typer.Option(help="quick, unlearncanvas, concept-ablation or mace.")
-    ] = "quick",
+    ] = "quick"
     report: Annotated[
         Path, typer.Option(help="Folder for JSON, Markdown, HTML page and pictures.")
-    ] = Path("report"),
+    ] = Path("report")
     model: Annotated[
-        str | None, typer.Option(help="Folder, Hub id or `emoji`; none: what the recipe says.")
-    ] = None,
+        str | None,
+        typer.Option(help="Folder, Hub id or `emoji`; by default what the recipe says."),
+    ] = None
     target: Annotated[
         list[str] | None,
         typer.Option(help="Only this one of what it unlearned; may be repeated."),
-    ] = None,
+    ] = None
     attack: Annotated[
         list[str] | None, typer.Option(help="An attack, or `all`; may be repeated.")
-    ] = None,
-    clip: Annotated[str | None, typer.Option(help="Folder or Hub id of a CLIP.")] = None,
+    ] = None
+    clip: Annotated[str | None, typer.Option(help="Folder or Hub id of a CLIP.")] = None
     classifier: Annotated[
         str | None, typer.Option(help="Folder or Hub id of an image classifier, as the judge.")
-    ] = None,
-    seed: Annotated[
-        list[int] | None, typer.Option(help="Of the pictures; may be repeated.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Of a run; none: the protocol's.")] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="Of a run; none: the protocol's.")
-    ] = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="An argument of the runs as name=value; may be repeated."),
-    ] = None,
-    data_parallel: Annotated[
-        bool, typer.Option("--data-parallel", help="Share the drawing (accelerate launch).")
-    ] = False,
-    device: Device = None,
-    dtype: Dtype = "auto",
-) -> None:
+    ] = None
+    seed: Annotated[list[int] | None, typer.Option(help="Of the pictures; may be repeated.")] = (
+        None
+    )
+
+
+@takes(EvaluateOptions)
+def evaluate(given: EvaluateOptions) -> None:
     """Measure what an adapter made its model forget, and what it kept; go on if interrupted.
 
-    The figures also go to `evaluation.json` in the adapter's folder, for its model card.
+    The figures also go to `evaluation.json` in the adapter's folder, for its model card. --config
+    and --set take num_inference_steps, guidance_scale and pipeline_kwargs of the runs, seeds,
+    attack_seeds, batch, and data_parallel, to share the drawing with `accelerate launch`.
     """
+    options = named_options(given, {"seeds": given.seed or None}, KNOWN)
     from ..adapters.download import local_folder
     from ..adapters.measured import write_evaluation
     from ..adapters.read import read_adapter
     from ..evaluation.attacks.run import check_names
+    from ..evaluation.evaluate import EvaluationConfig
     from ..evaluation.evaluate import evaluate as run
     from ..evaluation.protocols import protocol as chosen
     from ..evaluation.report.files import to_json, write_report
@@ -76,33 +86,29 @@ def evaluate(
     from ..utils.distributed import Processes
     from ..utils.io import writable_folder
 
-    chosen(protocol)
-    names = check_names(attack or ())
-    found = read_adapter(local_folder(adapter))
-    concepts = concepts_of(found.recipe, target or ())
-    folder = writable_folder(report)
-    placed = resolve_placement(device, dtype)
-    pipe = load_pipeline(model or _model_of(found.recipe, adapter), placed.device, placed.dtype)
+    chosen(given.protocol)
+    names = check_names(given.attack or ())
+    found = read_adapter(local_folder(given.adapter))
+    concepts = concepts_of(found.recipe, given.target or ())
+    folder = writable_folder(given.report)
+    model = given.model or _model_of(found.recipe, given.adapter)
+    placed = resolve_placement(given.device, given.dtype)
+    pipe = load_pipeline(model, placed.device, placed.dtype)
     result = run(
         pipe,
-        adapter,
-        protocol,
-        judge=_classifier(classifier, placed.device),
-        clip=clip,
+        given.adapter,
+        given.protocol,
+        judge=_classifier(given.classifier, placed.device),
+        clip=given.clip,
         attacks=names,
         concepts=concepts,
-        seeds=seed or None,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        pipeline_kwargs=values(options),
-        folder=folder / "pictures",
-        data_parallel=data_parallel,
+        config=EvaluationConfig(**options, folder=folder / "pictures"),
     )
-    if not Processes(data_parallel).is_main:
+    if not Processes(options.get("data_parallel", False)).is_main:
         return
     write_report(result, folder)
-    if Path(adapter).is_dir():
-        write_evaluation(to_json(result), Path(adapter))
+    if Path(given.adapter).is_dir():
+        write_evaluation(to_json(result), Path(given.adapter))
     typer.echo(to_markdown(result))
     typer.echo(f"written to {folder}: evaluation.json, report.md, report.html, pictures")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from ..config import RETAIN_PER_TRAJECTORY, DataConfig
+from ..config import RETAIN_PER_TRAJECTORY
+from ..pipelines.context import RunContext
 from ..pipelines.recorder import BATCH, Recorder
 from ..pipelines.tokenizers import vocabulary
-from ..utils.distributed import Processes
 from ..utils.io import as_json
 from .concepts import Concept
 from .recording import IsEnough, Stages, record
@@ -26,41 +26,39 @@ class Recording:
     """What is to be recorded.
 
     Args:
-        pipe: the frozen pipeline.
+        context: the frozen pipeline, and the options with a value for every "auto".
         concepts: what is to be forgotten.
-        data: see `DataConfig`.
-        pipeline_kwargs: of the runs.
-        seed: of prompts and noise.
-        retains: whether prompts to retain are drawn.
-        processes: share the work.
-        component: the denoiser to record.
-        batch: pictures recorded at once.
         is_enough: see `Stages`.
         keep_texts: see `record`.
-        active_adapters: their strengths, by denoiser.
+        active_adapters: strengths of the adapters that are active, by denoiser.
     """
 
-    pipe: Any
+    context: RunContext
     concepts: Sequence[Concept]
-    data: DataConfig
-    pipeline_kwargs: dict[str, Any]
-    seed: int
-    retains: bool
-    processes: Processes = field(default_factory=Processes)
-    component: str | None = None
-    batch: int = BATCH
     is_enough: IsEnough | None = None
     keep_texts: bool = False
     active_adapters: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
-    def run(self, progress: bool = True) -> ReplayBuffer:
+    @property
+    def retains(self) -> bool:
+        """Whether prompts to retain are drawn."""
+        return self.context.settings.train.retain_weight > 0
+
+    @property
+    def batch(self) -> int:
+        """How many pictures are recorded at once."""
+        size = self.context.settings.performance.record_batch
+        return BATCH if size == "auto" else size
+
+    def run(self) -> ReplayBuffer:
         """Record it.
 
         Raises:
             ValueError: see `record`.
         """
-        rng, data = random.Random(self.seed), self.data
-        words, free = vocabulary(self.pipe), self.words
+        train, data, _ = self.context.settings
+        rng, free = random.Random(train.seed), self.words
+        words = vocabulary(self.context.pipe)
         pairs = [
             pair
             for i, concept in enumerate(self.concepts)
@@ -79,8 +77,8 @@ class Recording:
             pairs,
             retain,
             dtype,
-            progress,
-            self.processes,
+            self.context.progress,
+            self.context.processes,
             stages,
             self.keep_texts,
         )
@@ -91,11 +89,12 @@ class Recording:
     def words(self) -> list[str]:
         """The vocabulary without the concepts' names."""
         names = [name for concept in self.concepts for name in concept.names]
-        return without(vocabulary(self.pipe), names)
+        return without(vocabulary(self.context.pipe), names)
 
     def recorder(self) -> Recorder:
         """Runs the pipe."""
-        return Recorder(self.pipe, self.pipeline_kwargs, self.seed, self.batch, self.component)
+        context, seed = self.context, self.context.settings.train.seed
+        return Recorder(context.pipe, context.pipeline_kwargs, seed, self.batch, context.component)
 
     def about(self) -> dict[str, Any]:
         """Everything that the buffer depends on besides the pipe's weights, as JSON types."""
@@ -103,13 +102,13 @@ class Recording:
         return as_json(
             {
                 "concepts": [vars(concept) for concept in self.concepts],
-                "seed": self.seed,
+                "seed": self.context.settings.train.seed,
                 "retains": self.retains,
-                "component": self.component,
+                "component": self.context.component,
                 "group": max(BATCH, self.batch),
-                "pipeline_kwargs": self.pipeline_kwargs,
+                "pipeline_kwargs": self.context.pipeline_kwargs,
                 "active_adapters": self.active_adapters,
-                **{name: getattr(self.data, name) for name in names},
+                **{name: getattr(self.context.settings.data, name) for name in names},
             }
         )
 

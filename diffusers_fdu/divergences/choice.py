@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 Preference = Literal["erase", "balance", "preserve"]
@@ -24,8 +25,11 @@ class Compared(Protocol):
         """The point that a preference picks, with its `f`."""
 
 
-def choose(prefer: Preference = "balance", comparison: Compared | None = None) -> str:
-    """The divergence for a preference.
+@dataclass(frozen=True)
+class AutoDivergence:
+    """The divergence that a preference picks.
+
+        unlearner.unlearn("Snoopy", "dog", f=AutoDivergence("preserve", comparison))
 
     Args:
         prefer: "erase": as thoroughly as possible; "preserve": as gently as possible;
@@ -35,6 +39,16 @@ def choose(prefer: Preference = "balance", comparison: Compared | None = None) -
     Raises:
         ValueError: for an unknown preference.
     """
-    if prefer not in RULES:
-        raise ValueError(f"unknown preference {prefer!r}: choose {', '.join(RULES)}")
-    return RULES[prefer] if comparison is None else comparison.best(prefer).f
+
+    prefer: Preference = "balance"
+    comparison: Compared | None = None
+
+    def __post_init__(self) -> None:
+        if self.prefer not in RULES:
+            raise ValueError(f"unknown preference {self.prefer!r}: choose {', '.join(RULES)}")
+
+    @property
+    def f(self) -> str:
+        """The name of the divergence."""
+        compared = self.comparison
+        return RULES[self.prefer] if compared is None else compared.best(self.prefer).f

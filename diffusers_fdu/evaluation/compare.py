@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..adapters import lora as adapters
-from ..config import TrainConfig, settings
+from ..config import TrainConfig
 from ..data.concepts import (
     Anchor,
     Concept,
@@ -28,6 +28,7 @@ from ..data.replay_buffer import ReplayBuffer
 from ..data.teacher import ask
 from ..divergences.conjugates import conjugate
 from ..divergences.profiles import divergence
+from ..settings import settings
 from ..training.identity import function_name, pipe_facts
 from ..unlearner import FDUnlearner
 from ..utils.io import as_json, read_json, writable_folder, write_json
@@ -36,6 +37,9 @@ from .comparison import Comparison, Point
 FS = ("kl", "hellinger", "chi2", "js", "tv")
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 HELD_OUT = 100_003  # added to the seed: noise and fillers that no training saw
+
+OTHERS = ("pipeline_kwargs", "progress", "component")
+"""Options of an unlearner that are no fields of its configuration."""
 
 Measure = Callable[[Any], tuple[float, float]]
 """From a pipe to (erased, kept), both 0 to 1: how far the target is gone, the rest still there."""
@@ -51,8 +55,6 @@ def compare(
     strengths: Sequence[float] = STRENGTHS,
     measure: Measure | None = None,
     cache: str | Path | None = None,
-    pipeline_kwargs: dict[str, Any] | None = None,
-    progress: bool = True,
     **options: Any,
 ) -> Comparison:
     """Unlearn under each f with each seed, and measure erasure and preservation by strength.
@@ -68,9 +70,7 @@ def compare(
             For a cache a function with a name of its own, or an attribute `cache_key`.
         cache: a folder for the results of each training; what is there is not trained again, so
             an interrupted comparison goes on. None: nothing is kept.
-        pipeline_kwargs: of the recorded runs.
-        progress: show progress bars.
-        **options: fields of `TrainConfig`, `DataConfig` and `Performance` other than seed.
+        **options: of `FDUnlearner` other than seed.
 
     Raises:
         ValueError: for a bad argument, before anything is trained.
@@ -82,15 +82,17 @@ def compare(
         raise ValueError("nothing to compare: fs, seeds and strengths need one entry each")
     if "seed" in options:
         raise ValueError("pass seeds, not seed")
-    names = _checked_fs(fs, settings(options).train)
+    config = {name: value for name, value in options.items() if name not in OTHERS}
+    names = _checked_fs(fs, settings(config).train)
     store = _Store(cache)
     title = " + ".join(concept.target for concept in found)
     points: list[Point] = []
-    bar = tqdm(total=len(names) * len(numbers), desc="compare", disable=not progress, unit="run")
+    shows = options.get("progress", True)
+    bar = tqdm(total=len(names) * len(numbers), desc="compare", disable=not shows, unit="run")
     before: tuple[float, float] | None = None
     key: dict[str, Any] = {}
     for seed in numbers:
-        worker = FDUnlearner(pipe, pipeline_kwargs, progress, seed=seed, **options)
+        worker = FDUnlearner(pipe, seed=seed, **options)
         if cache is not None:
             key = _key(worker, found, strengths, measure)
         judge, buffer = measure, None

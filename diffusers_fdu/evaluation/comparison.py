@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ..divergences.choice import Preference, choose
+from ..divergences.choice import AutoDivergence, Preference
 from ..utils.io import as_json, read_json, writable_folder, write_json, write_text
 from ..utils.statistics import Estimate, estimate
 
@@ -98,7 +98,7 @@ class Comparison:
         Raises:
             ValueError: for an unknown preference.
         """
-        choose(prefer)  # refuses what it does not know
+        AutoDivergence(prefer)  # refuses what it does not know
         found = self.averages()
         if prefer == "erase":
             return max(found, key=lambda a: (a.erased.mean, a.kept.mean))

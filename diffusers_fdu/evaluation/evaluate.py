@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,29 +37,55 @@ CELLS = 4
 """Prompts in which attacks try to bring a concept back, at most."""
 
 
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How an evaluation draws its pictures, attacks and compares.
+
+    Args:
+        seeds: seeds of the pictures; None: the protocol's.
+        num_inference_steps: steps of a run; None: the protocol's.
+        guidance_scale: guidance of a run; None: the protocol's, or what the model was made for.
+        pipeline_kwargs: further arguments of the runs, such as height and width.
+        attack_seeds: seeds of each attack.
+        canvas: what can be asked for; None: the embedded model's, or that of the protocol.
+        extractor: from pictures (B, 3, H, W), uint8, to features (B, D) for FID and KID; None:
+            the CLIP's image features.
+        oracle: a pipe that never saw the target, on the same device, for the attacks' floor.
+        folder: keeps the pictures, so that an interrupted evaluation goes on.
+        batch: pictures drawn at once.
+        data_parallel: the processes that `accelerate launch` started share the drawing; needs a
+            folder.
+        progress: show progress bars.
+    """
+
+    seeds: Sequence[int] | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    pipeline_kwargs: Mapping[str, Any] | None = None
+    attack_seeds: Sequence[int] = (0, 1, 2)
+    canvas: Canvas | None = None
+    extractor: Any = None
+    oracle: Any = None
+    folder: str | Path | None = None
+    batch: int = BATCH
+    data_parallel: bool = False
+    progress: bool = True
+
+
 def evaluate(
     pipe: Any,
     unlearner: FDUnlearner | str | Path,
     protocol: str | Protocol = "quick",
     *,
-    canvas: Canvas | None = None,
     judge: Judge | None = None,
     clip: ClipScorer | str | Path | None = None,
-    extractor: Any = None,
     attacks: Sequence[str | Attack] | bool = (),
-    attack_seeds: Sequence[int] = (0, 1, 2),
-    oracle: Any = None,
-    seeds: Sequence[int] | None = None,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    pipeline_kwargs: Mapping[str, Any] | None = None,
     concepts: Sequence[Concept] | None = None,
-    folder: str | Path | None = None,
-    batch: int = BATCH,
-    data_parallel: bool = False,
-    progress: bool = True,
+    config: EvaluationConfig | None = None,
 ) -> Evaluation:
     """Measure what an adapter made a pipeline forget, and what it kept.
+
+        evaluate(pipe, unlearner, attacks=["inversion"], config=EvaluationConfig(seeds=[0, 1]))
 
     Args:
         pipe: a diffusers pipeline; left as it was. Other adapters that are active on it count as
@@ -67,24 +93,11 @@ def evaluate(
         unlearner: the `FDUnlearner` that trained on this pipe, or the folder or the Hub name of an
             adapter.
         protocol: "quick", "unlearncanvas", "concept-ablation", "mace", or a `Protocol`.
-        canvas: what can be asked for; None: the embedded model's, or that of the protocol.
         judge: a callable on pictures, see `Judge`; None: the embedded model's, or the CLIP.
         clip: a `ClipScorer`, or the folder or Hub name of a CLIP.
-        extractor: from pictures (B, 3, H, W), uint8, to features (B, D) for FID and KID; None:
-            the CLIP's image features.
         attacks: names of `ATTACKS`, or attacks; True: all.
-        attack_seeds: of each attack.
-        oracle: a pipe that never saw the target, on the same device, for the attacks' floor.
-        seeds: of the pictures; None: the protocol's.
-        num_inference_steps: of a run; None: the protocol's.
-        guidance_scale: of a run; None: the protocol's, or what the model was made for.
-        pipeline_kwargs: further arguments of the runs, such as height and width.
         concepts: what was to be forgotten; None: what the recipe says.
-        folder: keeps the pictures, so that an interrupted evaluation goes on.
-        batch: pictures drawn at once.
-        data_parallel: the processes that `accelerate launch` started share the drawing; needs a
-            folder.
-        progress: show progress bars.
+        config: how pictures are drawn, attacked and compared.
 
     Returns:
         The figures, each with a 95 % interval, and the pictures; `write_report` writes them.
@@ -93,29 +106,28 @@ def evaluate(
         ValueError: for a bad argument, targets of different domains, or no judge.
         ImportError: if torchmetrics is needed and not installed.
     """
-    options = {"seeds": seeds, "num_inference_steps": num_inference_steps}
-    plan = chosen(protocol, **options, guidance_scale=guidance_scale)
-    processes, clock = Processes(data_parallel), _Clock()
+    config, clock = config or EvaluationConfig(), _Clock()
+    names = ("seeds", "num_inference_steps", "guidance_scale")
+    plan = chosen(protocol, **{name: getattr(config, name) for name in names})
     with subject(pipe, unlearner) as own:
         found = list(concepts or concepts_of(own.recipe))
-        table = board(pipe, found, plan.name, canvas, judge, clip, oracle)
+        table = board(pipe, found, plan.name, config.canvas, judge, clip, config.oracle)
         if plan.guidance_scale is None and table.guidance_scale is not None:
             plan = replace(plan, guidance_scale=table.guidance_scale)
         question = _question(table, found)
-        names = list(ATTACKS) if attacks is True else list(attacks or ())
-        if names and len(question.targets) != 1:
+        wanted = list(ATTACKS) if attacks is True else list(attacks or ())
+        if wanted and len(question.targets) != 1:
             raise ValueError("attacks need one target: pass concepts=[...] with one of them")
-        settings = _settings(pipe, plan, pipeline_kwargs or {})
-        how = settings, batch, processes, progress
-        before, after = _galleries(own, plan.requests(question), folder, *how)
+        settings = _settings(pipe, plan, config.pipeline_kwargs or {})
+        before, after = _galleries(own, plan.requests(question), settings, config)
         clock.passed("draw")
         answers = [asked(table.judge, gallery.images) for gallery in (before, after)]
         pictures = Pictures(before, after, *answers)
-        metrics, left_out = figures(pictures, question, plan.metrics, table.clip, extractor)
+        metrics, left_out = figures(pictures, question, plan.metrics, table.clip, config.extractor)
         clock.passed("judge")
         results: tuple[AttackResult, ...] = ()
-        if names:
-            results = _attacked(own, table, question, settings, names, attack_seeds, progress)
+        if wanted:
+            results = _attacked(own, table, question, settings, wanted, config)
         clock.passed("attack")
         return Evaluation(
             protocol=plan.name,
@@ -184,17 +196,15 @@ def _question(table: Board, concepts: Sequence[Concept]) -> Asked:
 def _galleries(
     own: Subject,
     requests: Sequence[Any],
-    folder: str | Path | None,
     settings: Mapping[str, Any],
-    batch: int,
-    processes: Processes,
-    progress: bool,
+    config: EvaluationConfig,
 ) -> tuple[Gallery, Gallery]:
     """The pictures without the adapter, and with it."""
-    place = None if folder is None else Path(folder)
+    place = None if config.folder is None else Path(config.folder)
+    batch, processes = config.batch, Processes(config.data_parallel)
 
     def pictures(name: str) -> Gallery:
-        where, title = place and place / name, f"draw {name}" if progress else None
+        where, title = place and place / name, f"draw {name}" if config.progress else None
         return draw(own.pipe, requests, settings, where, batch, processes, title)
 
     with own.without():
@@ -208,11 +218,11 @@ def _attacked(
     question: Asked,
     settings: Mapping[str, Any],
     names: Sequence[str | Attack],
-    seeds: Sequence[int],
-    progress: bool,
+    config: EvaluationConfig,
 ) -> tuple[AttackResult, ...]:
     """Attack the target, and the oracle in the same way."""
     (target,), domain, canvas = question.targets, question.domain, table.canvas
+    seeds, progress = config.attack_seeds, config.progress
 
     def is_target(images: Sequence[Any]) -> list[bool]:
         return [answer.get(domain) == target for answer in asked(table.judge, images)]

@@ -8,13 +8,12 @@ from ..adapters.download import local_folder, pull
 from ..utils.hub_errors import HubError
 from .card import render_card
 from .preview import draw_pictures
-from .push import check_pushable, push
+from .push import push
 from .search import FoundAdapter, find_adapters
 
 __all__ = [
     "FoundAdapter",
     "HubError",
-    "check_pushable",
     "draw_pictures",
     "find_adapters",
     "local_folder",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -32,6 +34,7 @@ def push(
     commit_message: str | None = None,
     base_model: str | None = None,
     licence: str | None = None,
+    draw: Callable[[Path], Any] | None = None,
 ) -> str:
     """Put an adapter on the Hub, from where plain diffusers loads it.
 
@@ -52,6 +55,7 @@ def push(
             recipe's.
         licence: of the base model, as the Hub names licences, such as "apache-2.0"; None: the
             card states none.
+        draw: called with the folder once all is checked, to put pictures there.
 
     Returns:
         The repository's address.
@@ -65,6 +69,8 @@ def push(
     check_repo_id(repo_id)
     found = read_adapter(folder)
     base = base_name(found, base_model)
+    if draw is not None:
+        draw(Path(folder))
     files = contents(found)
     text = card(found, repo_id, base, licence)
     additions = [CommitOperationAdd(CARD_NAME, text.encode())]
@@ -88,16 +94,6 @@ def push(
         deletions = [CommitOperationDelete(name) for name in stale if name not in sent]
         api.create_commit(repo_id, [*additions, *deletions], commit_message=message)
     return str(url)
-
-
-def check_pushable(folder: str | Path, repo_id: str, base_model: str | None) -> None:
-    """Refuse what `push` would refuse, before time is spent on pictures.
-
-    Raises:
-        ValueError: see `push`.
-    """
-    check_repo_id(repo_id)
-    base_name(read_adapter(folder), base_model)
 
 
 def _public_recipe(found: AdapterFile, base: str | None) -> bytes | None:

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from ..adapters import lora as adapters
 from ..adapters.target_modules import has_cross_attention
-from ..config import Settings
 from ..data.replay_buffer import Half, ReplayBuffer, Row
 from ..data.sampler import Batch, Sampler
 from ..divergences.loss import DivergenceLoss
@@ -36,6 +35,7 @@ from ..pipelines.offload import (
     placement,
     streamed,
 )
+from ..settings import Settings
 from ..utils.micro_batches import MicroBatches
 from .acceleration import checkpointed, precision, set_aside
 from .objective import Objective, answer_batch, initial_distances

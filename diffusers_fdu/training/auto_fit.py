@@ -9,6 +9,8 @@ checkpointing, one more forward pass.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,9 +22,11 @@ import psutil
 import torch
 from torch import nn
 
-from ..config import Auto, Performance, Settings
+from ..config import Auto, Performance
+from ..pipelines.context import RunContext
 from ..pipelines.offload import placement
 from ..pipelines.recorder import BATCH, STEPS
+from ..settings import Settings
 from ..utils.micro_batches import HELP, is_out_of_memory
 from .acceleration import can_checkpoint
 from .memory import (
@@ -156,6 +160,15 @@ def auto_fit(
     return timed(fit, measured, pictures * steps) if pictures else fit
 
 
+def fit_together(context: RunContext, pictures: int = 0, traces: bool = False) -> Fit:
+    """`auto_fit` of a context; the same on all processes that share a denoiser."""
+    pipe, settings, kwargs = context.pipe, context.settings, context.pipeline_kwargs
+    fit = auto_fit(pipe, context.model, settings, kwargs, pictures, traces)
+    if settings.performance.shard:
+        fit = min(context.processes.gather([fit]), key=lambda fit: fit.available)
+    return fit
+
+
 def choose(measured: Footprint, available: int) -> Fit:
     """The fastest settings whose estimate fits; the smallest if none does.
 
@@ -262,3 +275,26 @@ def _address_space() -> float:
         return float("inf")
     limit, _ = process.rlimit(psutil.RLIMIT_AS)
     return float("inf") if limit < 0 else limit - process.memory_info().vms
+
+
+@contextmanager
+def fitted(context: RunContext, pictures: int = 0, tells: bool = True) -> Iterator[RunContext]:
+    """The frozen model for a while, and the options with a value for every "auto".
+
+    Args:
+        context: with the options as they were given.
+        pictures: most that will be recorded, for an estimate of the time; 0: none is made.
+        tells: say what was chosen.
+    """
+    fit = fit_together(context, pictures if context.progress else 0)
+    if tells and context.progress:
+        print(fit.line(context.pipe, context.settings.train.batch_size), file=sys.stderr)
+    if tells and not fit.fits:
+        warnings.warn(fit.shortage(), RuntimeWarning, stacklevel=5)
+    context.model.eval()
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        taking_turns(context.pipe, placement(context.model).device, fit.offloads_recording),
+    ):
+        yield replace(context, settings=context.settings._replace(performance=fit.performance))

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
+from ..config import CheckpointConfig
 from ..utils.io import UNFINISHED, replacing, writable_folder
 
-EVERY = 20  # steps between two, if nothing else is said
 KEPT = 2  # checkpoints of a training: the last, and one should the last be damaged
 NAME = "step-{:06d}.state"
 RECORDED = "recorded.state"
@@ -69,53 +69,31 @@ def step_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*.state") if pattern.fullmatch(path.name))
 
 
-def folder_of(folder: str | Path | None, resume: bool | str | Path = False) -> str | Path | None:
-    """Where checkpoints are kept; that of the one to go on from if no other is given.
-
-    Raises:
-        ValueError: if it cannot be told.
-    """
-    if folder is not None or resume is False:
-        return folder
-    if resume is True:
-        raise ValueError("resume_from_checkpoint=True needs checkpoint_dir")
-    return Path(resume) if Path(resume).is_dir() else Path(resume).parent
-
-
 class Checkpoints:
     """A training's checkpoints in a folder.
 
     Args:
-        folder: made if missing.
-        every: steps between two.
+        config: where they are kept, how often, and what to go on from.
         about: what the training depends on, as JSON types; another training's are refused.
-        resume: False: begin anew. True: go on from the last if there is one. A file: from that
-            one. A folder: from its last.
         writes: whether this process writes.
 
     Attributes:
         state: what to go on from; None: from the beginning.
 
     Raises:
-        ValueError: if `every` is no positive integer, the folder cannot be written, or the file
-            to go on from is missing, damaged, or of another training.
+        ValueError: if the folder cannot be written, or the file to go on from is missing,
+            damaged, or of another training.
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        every: int,
-        about: dict[str, Any],
-        resume: bool | str | Path = False,
-        writes: bool = True,
+        self, config: CheckpointConfig, about: dict[str, Any], writes: bool = True
     ) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"checkpoint_every must be an integer of at least 1, got {every!r}")
-        self.folder, self.every, self.about, self.writes = Path(folder), every, about, writes
+        self.folder, self.every = config.folder, config.every
+        self.about, self.writes = about, writes
         if writes:
             writable_folder(self.folder)
-        self._resumes = resume is not False
-        path = self._wanted(resume)
+        self._resumes = config.resume is not False
+        path = self._wanted(config.resume)
         self.state = None if path is None else self._checked(path)
 
     @property

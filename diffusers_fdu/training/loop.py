@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..config import Performance, TrainConfig
+from ..config import Performance
 from ..data.replay_buffer import Row
 from ..data.sampler import Batch, Draw, Sampler
+from ..settings import Settings
 from ..utils.micro_batches import MicroBatches
 from .acceleration import (
     checkpointed,
@@ -31,6 +32,23 @@ from .robust import Adversary
 WARMUP = 0.05  # share of the steps
 SMOOTHING = 0.8  # of the difference that early stop looks at
 SHOWN = ("loss", "divergence", "retain")  # beside the progress bar
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a training does between its steps.
+
+    Args:
+        callback: called after every step; what it returns may end the training.
+        progress: show a progress bar.
+        adversary: searches for ways back before each step, for robust training.
+        checkpoints: where the state is kept, and gone on from.
+    """
+
+    callback: Callback | None = None
+    progress: bool = True
+    adversary: Adversary | None = None
+    checkpoints: Checkpoints | None = None
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -62,12 +80,8 @@ def train(
     parameters: Sequence[nn.Parameter],
     sampler: Sampler,
     objective: Objective,
-    config: TrainConfig,
-    callback: Callback | None = None,
-    progress: bool = True,
-    performance: Performance | None = None,
-    adversary: Adversary | None = None,
-    checkpoints: Checkpoints | None = None,
+    settings: Settings,
+    hooks: Hooks | None = None,
 ) -> tuple[list[StepRecord], Performance]:
     """Train adapter weights until the divergence has fallen, or the steps are used up.
 
@@ -76,12 +90,8 @@ def train(
         parameters: the adapter's weights, float32.
         sampler: draws what to unlearn and what to retain.
         objective: see `Objective`.
-        config: see `TrainConfig`; its learning rate is a number.
-        callback: called after every step; what it returns may end the training.
-        progress: show a progress bar.
-        performance: see `Performance`.
-        adversary: searches for ways back before each step, for robust training.
-        checkpoints: where the state is kept, and gone on from.
+        settings: all options; the learning rate is a number.
+        hooks: what is done between the steps; None: a progress bar is shown.
 
     Returns:
         A record of every step, and the options with the micro-batches that it ended with.
@@ -91,8 +101,8 @@ def train(
             with it.
         ValueError: if a checkpoint is damaged, or of another training.
     """
-    performance = performance or Performance()
-    size = performance.micro_batch(config.batch_size)
+    performance, hooks = settings.performance, hooks or Hooks()
+    size = performance.micro_batch(settings.train.batch_size)
     autocast, _ = precision(model, performance.mixed_precision)
 
     def trial() -> None:
@@ -105,13 +115,13 @@ def train(
         checkpointed(model, performance.gradient_checkpointing),
         compiled(model, performance.compile, trial),
     ):
-        loop = _Loop(model, parameters, sampler, objective, config, performance, adversary)
-        state = checkpoints.state if checkpoints is not None else None
+        loop = _Loop(model, parameters, sampler, objective, settings, hooks)
+        state = hooks.checkpoints.state if hooks.checkpoints is not None else None
         if state is not None:
             loop.restore(state)
         elif objective.critic is not None:
             loop.prepare(objective.critic.options.warmup_steps)
-        history = loop.run(callback, progress, checkpoints)
+        history = loop.run()
         used = getattr(model, "is_gradient_checkpointing", False)
         return history, replace(
             performance, micro_batch_size=loop.micro.size, gradient_checkpointing=used
@@ -143,11 +153,11 @@ class _Loop:
         parameters: Sequence[nn.Parameter],
         sampler: Sampler,
         objective: Objective,
-        config: TrainConfig,
-        performance: Performance,
-        adversary: Adversary | None,
+        settings: Settings,
+        hooks: Hooks,
     ) -> None:
-        self.adversary = adversary
+        config, _, performance = settings
+        self.hooks, self.adversary = hooks, hooks.adversary
         self.model, self.parameters, self.sampler = model, parameters, sampler
         self.objective, self.config = objective, config
         self.peak = float(config.learning_rate)
@@ -201,20 +211,15 @@ class _Loop:
             self.objective.prepare(*self._answered(self.sampler.draw()))
         self.objective.balance(*self._answered(self.sampler.draw()))
 
-    def run(
-        self,
-        callback: Callback | None,
-        progress: bool,
-        checkpoints: Checkpoints | None,
-    ) -> list[StepRecord]:
+    def run(self) -> list[StepRecord]:
         """Steps until early stop."""
-        steps, done = self.config.steps, len(self.history)
-        bar = tqdm(range(done, steps), "unlearn", steps, initial=done, disable=not progress)
+        steps, done, hooks = self.config.steps, len(self.history), self.hooks
+        bar = tqdm(range(done, steps), "unlearn", steps, initial=done, disable=not hooks.progress)
         for step in bar:
             if self._is_enough():
                 break
-            if checkpoints is not None and step > done:
-                checkpoints.save(step, self.state())
+            if hooks.checkpoints is not None and step > done:
+                hooks.checkpoints.save(step, self.state())
             if self.adversary is not None:
                 self.adversary(step)
             record = self._step(step)
@@ -222,7 +227,7 @@ class _Loop:
             bar.set_postfix({name: f"{getattr(record, name):.4f}" for name in SHOWN})
             self.smooth = SMOOTHING * self.smooth + (1 - SMOOTHING) * record.distance
             self.seen = SMOOTHING * self.seen + (1 - SMOOTHING)
-            if callback is not None and self._wants_to_stop(callback(record)):
+            if hooks.callback is not None and self._wants_to_stop(hooks.callback(record)):
                 break
         bar.close()
         return self.history

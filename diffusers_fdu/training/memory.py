@@ -22,7 +22,6 @@ from torch.utils._pytree import tree_leaves
 
 from ..adapters import lora as adapters
 from ..adapters.target_modules import input_width
-from ..config import Settings
 from ..pipelines.denoiser import predicted, sample_name
 from ..pipelines.offload import (
     is_offloaded,
@@ -32,6 +31,7 @@ from ..pipelines.offload import (
     streamed,
 )
 from ..pipelines.recorder import Recorder, untouched
+from ..settings import Settings
 from ..utils.nested import unflatten
 from .acceleration import can_set_aside, checkpointed, precision
 from .agreement import SIZE, starts_in_closed_form

@@ -1,10 +1,12 @@
-"""What a training is told, settled before it begins: its loss, its start, its open options."""
+"""Resolve what a training is told before it begins: its loss, its start, its open options."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig
 from torch import nn
@@ -15,21 +17,112 @@ from ..adapters.download import local_folder
 from ..adapters.loading import check_fits
 from ..adapters.read import read_adapter
 from ..adapters.target_modules import input_width
-from ..config import NARROW, RATE_TIMES_WIDTH, TrainConfig
+from ..config import TrainConfig
+from ..data.concepts import Concept
+from ..divergences.choice import AutoDivergence
 from ..divergences.conjugates import CONJUGATES, Conjugate, conjugate
 from ..divergences.loss import DivergenceLoss
 from ..divergences.profiles import Divergence, Generator
+from ..pipelines.context import RunContext
+from .acceleration import check_supported
+
+RATE_TIMES_WIDTH, NARROW = 0.64, 128
+"""Learning rate times the width of the adapted layers' input, from the closed-form start.
+
+A step of Adam moves A c by the rate times the width, and B (A c) by the rate times the rank. From
+the closed form, where both are far from 0, 0.64 / width is as good at 768 and 2048 as at 128,
+where it was chosen. A plain start has B = 0, which at that rate grows too slowly on a wide model:
+there it falls with the root of the width alone (`examples/studies/width.py` measures both).
+"""
+
+F = str | Divergence | Generator | Conjugate | AutoDivergence
 
 
-def divergence_of(
-    f: str | Divergence | Generator | Conjugate, config: TrainConfig
-) -> tuple[DivergenceLoss, Conjugate | None]:
+@dataclass(frozen=True)
+class TrainingPlan:
+    """One adapter that is to be trained, with a value for every option that a denoiser resolves.
+
+    Args:
+        concepts: what it is to forget.
+        adapter_name: its name on the denoiser.
+        config: how it is trained; rank, alpha and layers are those of `lora`.
+        lora: PEFT's configuration of it.
+        loss: the divergence.
+        critic: of the variational estimator; None: the divergence's profile is used.
+        init_adapter: the adapter to go on from; None: see `TrainConfig.init`.
+    """
+
+    concepts: Sequence[Concept]
+    adapter_name: str
+    config: TrainConfig
+    lora: LoraConfig
+    loss: DivergenceLoss
+    critic: Conjugate | None = None
+    init_adapter: AdapterFile | None = None
+
+    @property
+    def f(self) -> str:
+        """The divergence's name, as the recipe has it; a user's own conjugate is in no file."""
+        if self.critic is None:
+            return self.loss.divergence.name
+        is_known = CONJUGATES.get(self.critic.name) is self.critic
+        return self.critic.name if is_known else f"conjugate:{self.critic.name}"
+
+    def facts(self) -> dict[str, Any]:
+        """What the recipe says of it besides the options."""
+        origin = self.init_adapter
+        return {
+            "concepts": [vars(concept) for concept in self.concepts],
+            "f": self.f,
+            "adapter_name": self.adapter_name,
+            "start": None if origin is None else origin.recipe or origin.digest,
+        }
+
+
+def resolve_plan(
+    context: RunContext,
+    concepts: Sequence[Concept],
+    f: F,
+    adapter_name: str | None = None,
+    init_adapter: str | Path | None = None,
+) -> TrainingPlan:
+    """Check everything about a training that can be checked before it begins.
+
+    Args:
+        context: the pipeline and the options.
+        concepts: what is to be forgotten.
+        f: see `FDUnlearner.unlearn`.
+        adapter_name: None: made from the targets.
+        init_adapter: folder or Hub name of an adapter to go on from; None: begin anew.
+
+    Raises:
+        TypeError: if f is of a kind that the estimator cannot take.
+        ValueError: for a bad f or name, if the adapter is not to be trusted or does not fit, or
+            if the denoiser cannot be trained with these options.
+    """
+    model, config = context.model, context.settings.train
+    origin, lora = _resolve_init_adapter(model, config, init_adapter)
+    modules = sorted(lora.target_modules or ())
+    config = replace(config, rank=lora.r, alpha=lora.lora_alpha, target_modules=modules)
+    loss, critic = build_loss(f, config)
+    name = adapter_name or adapters.default_adapter_name([c.target for c in concepts], model)
+    adapters.check_adapter_name(name, model)
+    adapters.check_denoiser(model)
+    check_supported(context.settings.performance, model)
+    return TrainingPlan(concepts, name, config, lora, loss, critic, origin)
+
+
+def build_loss(f: F, config: TrainConfig) -> tuple[DivergenceLoss, Conjugate | None]:
     """The loss that f gives, and what a critic of the variational estimator needs.
 
     Raises:
         TypeError: if f is of a kind that the estimator cannot take.
         ValueError: for an unknown name.
     """
+    if f == "auto":
+        f = AutoDivergence()
+    if isinstance(f, AutoDivergence):
+        f = f.f
     if config.critic is None:
         if isinstance(f, Conjugate):
             raise TypeError("a Conjugate needs estimator='variational'")
@@ -44,37 +137,15 @@ def divergence_of(
     )
 
 
-def f_name(loss: DivergenceLoss, critic: Conjugate | None) -> str:
-    """As the recipe has it: a conjugate of the user's own is in no file."""
-    if critic is None:
-        return loss.divergence.name
-    return critic.name if CONJUGATES.get(critic.name) is critic else f"conjugate:{critic.name}"
-
-
-def origin_of(
-    model: nn.Module, config: TrainConfig, start: str | Path | None
+def _resolve_init_adapter(
+    model: nn.Module, config: TrainConfig, source: str | Path | None
 ) -> tuple[AdapterFile | None, LoraConfig]:
-    """The adapter to go on from, and PEFT's configuration of the one to train.
-
-    Args:
-        model: the denoiser.
-        config: of the training; rank, alpha and layers are those of the start, if there is one.
-        start: its folder or Hub name; None: begin anew.
-
-    Raises:
-        ValueError: if it is not to be trusted or does not fit, and see `adapters.lora_config`.
-    """
-    if start is None:
+    """The adapter to go on from, and PEFT's configuration of the one to train."""
+    if source is None:
         return None, adapters.lora_config(model, config.rank, config.alpha, config.target_modules)
-    origin = read_adapter(local_folder(start))
+    origin = read_adapter(local_folder(source))
     check_fits(origin, model)
     return origin, origin.lora_config()
-
-
-def settled(model: nn.Module, config: TrainConfig, lora: LoraConfig) -> TrainConfig:
-    """The config with a value for every field that leaves one to the denoiser but the rate."""
-    modules = sorted(lora.target_modules or ())
-    return replace(config, rank=lora.r, alpha=lora.lora_alpha, target_modules=modules)
 
 
 def learning_rate(model: nn.Module, config: TrainConfig, is_plain: bool) -> float:

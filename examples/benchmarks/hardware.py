@@ -19,7 +19,7 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from diffusers_fdu.config import settings
+from diffusers_fdu.settings import settings
 from diffusers_fdu.training.auto_fit import Fit, choose
 from diffusers_fdu.training.memory import GIB, Footprint, weight_bytes
 

@@ -16,10 +16,11 @@ from torch import nn
 
 from diffusers_fdu import DivergenceLoss, Performance, TrainConfig
 from diffusers_fdu.adapters import lora as adapters
-from diffusers_fdu.config import DataConfig, Settings
+from diffusers_fdu.config import DataConfig
 from diffusers_fdu.data.replay_buffer import ReplayBuffer
 from diffusers_fdu.data.sampler import Sampler
-from diffusers_fdu.training.loop import train
+from diffusers_fdu.settings import Settings
+from diffusers_fdu.training.loop import Hooks, train
 from diffusers_fdu.training.memory import Footprint
 from diffusers_fdu.training.objective import Objective
 
@@ -140,10 +141,8 @@ class Ours:
                 parameters,
                 sampler,
                 objective,
-                config,
-                lambda record: look(),
-                progress=False,
-                performance=settings.performance,
+                settings,
+                Hooks(lambda record: look(), progress=False),
             )
         finally:
             adapters.remove(model, "benchmark", before)

@@ -15,11 +15,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
+from unittest.mock import patch
 
 import torch
 import typer
 
 from diffusers_fdu import FDUnlearner
+from diffusers_fdu.training import auto_fit
 from diffusers_fdu.training import trainer as training_module
 
 from .lines import Results
@@ -75,16 +77,17 @@ class Unlearning:
             self.pipe, progress=False, learning_rate=RATE, early_stop=0.0, **self.options
         )
         phases.begin("estimate")
-        fit = worker._fit(worker.config, traces=True)
+        fit = auto_fit.fit_together(worker.context, traces=True)
         phases.end()
         self.estimates = phases.estimates = fit.estimate
-        worker._fit = lambda *_, **__: fit  # type: ignore[method-assign] # traced once, not thrice
-        if self.buffer is None:
-            phases.begin("recording")
-            self.buffer = worker.record(TARGET, ANCHOR)
-        phases.begin("distances")
-        with _closed_form(phases):
-            worker.unlearn(TARGET, ANCHOR, buffer=self.buffer)
+        # Traced once, not thrice.
+        with patch.object(auto_fit, "fit_together", lambda *_, **__: fit):
+            if self.buffer is None:
+                phases.begin("recording")
+                self.buffer = worker.record(TARGET, ANCHOR)
+            phases.begin("distances")
+            with _closed_form(phases):
+                worker.unlearn(TARGET, ANCHOR, buffer=self.buffer)
         phases.end()
         recorded = worker.recipe["buffer"]
         about = {"steps": len(worker.history), "recorded": recorded}

@@ -23,9 +23,9 @@ import typer
 
 from diffusers_fdu import FDUnlearner, Variational
 from diffusers_fdu.adapters import lora as adapters
-from diffusers_fdu.config import RATE_TIMES_WIDTH
 from diffusers_fdu.data.replay_buffer import ReplayBuffer
 from diffusers_fdu.emoji.loading import load_emoji_pipeline
+from diffusers_fdu.training.resolve import RATE_TIMES_WIDTH
 from diffusers_fdu.utils.statistics import estimate
 
 from .bench import ALL, RUNS, Results, concept, judged, line

@@ -37,7 +37,7 @@ from diffusers_fdu.evaluation.emoji import (
     draw,
     judge_cells,
 )
-from diffusers_fdu.retrain import refine
+from diffusers_fdu.retraining import refine
 
 from .bench import ALL, DRAW, RUNS, Results, line
 from .many_concepts import PAIRS

@@ -23,10 +23,11 @@ from unittest import mock
 import typer
 
 from diffusers_fdu import FDUnlearner
-from diffusers_fdu.config import RETAIN_PER_TRAJECTORY, Settings
+from diffusers_fdu.config import RETAIN_PER_TRAJECTORY
 from diffusers_fdu.data.replay_buffer import Half, ReplayBuffer
 from diffusers_fdu.data.rollout import Drawing, Drawn, Run
 from diffusers_fdu.emoji.loading import load_emoji_pipeline
+from diffusers_fdu.settings import Settings
 from diffusers_fdu.training.agreement import Agreement
 
 from .bench import RUNS, Results, concept, judged, line

@@ -35,11 +35,11 @@ from torch import Tensor, nn
 
 from diffusers_fdu import FDUnlearner
 from diffusers_fdu.adapters.target_modules import target_modules
-from diffusers_fdu.config import RATE_TIMES_WIDTH
 from diffusers_fdu.data.replay_buffer import ReplayBuffer
 from diffusers_fdu.emoji.loading import load_emoji_pipeline
 from diffusers_fdu.evaluation.emoji import draw
 from diffusers_fdu.training import loop as train
+from diffusers_fdu.training.resolve import RATE_TIMES_WIDTH
 
 from .bench import RUNS, Results, concept, judged, line
 from .held_out import HeldOut

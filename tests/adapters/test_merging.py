@@ -19,7 +19,7 @@ from diffusers_fdu.adapters.info import describe
 from diffusers_fdu.adapters.merging.parts import Update, truncated
 from diffusers_fdu.adapters.read import read_adapter
 from diffusers_fdu.adapters.write import write_adapter
-from diffusers_fdu.retrain import refine
+from diffusers_fdu.retraining import refine
 
 
 @pytest.fixture
@@ -244,7 +244,7 @@ def test_going_on_from_an_adapter(pipe, trained, folders) -> None:
     """With almost no step the result is the adapter; its rank and alpha are taken over."""
     options = {**TINY, "steps": 1, "learning_rate": 1e-9, "rank": 7}
     worker = FDUnlearner(pipe, RUN, False, **options)
-    worker.unlearn("dog", "cat", start=folders[1])
+    worker.unlearn("dog", "cat", init_adapter=folders[1])
     own = {n: p for n, p in pipe.unet.named_parameters() if "lora_A" in n}
     state = read_adapter(folders[1]).state
     assert len(own) == len(state) / 2
@@ -256,4 +256,4 @@ def test_going_on_from_an_adapter(pipe, trained, folders) -> None:
     with pytest.raises(ValueError, match="went on from another"):
         retrain(build_tiny_pipe(), worker.recipe)
     with pytest.raises(ValueError, match="there is no folder"):
-        worker.unlearn("dog", "cat", start="missing")
+        worker.unlearn("dog", "cat", init_adapter="missing")

@@ -27,7 +27,7 @@ from diffusers_fdu.app.renderer import (
 )
 from diffusers_fdu.app.replies import answers, unlearns
 from diffusers_fdu.app.server import build_page, serve
-from diffusers_fdu.cli import sharing
+from diffusers_fdu.cli import adapters as commands
 from diffusers_fdu.emoji.loading import load_emoji_pipeline
 from diffusers_fdu.pipelines.denoiser import denoiser_names
 
@@ -330,7 +330,7 @@ def test_the_command_refuses_at_once(monkeypatch, tmp_path) -> None:
         command = ["app", "--model", "emoji", "--adapters", str(tmp_path), *more]
         return str(CliRunner().invoke(cli.app, command).exception)
 
-    monkeypatch.setattr(sharing, "load_pipeline", None)  # nothing is loaded
+    monkeypatch.setattr(commands, "load_pipeline", None)  # nothing is loaded
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert 'pip install "diffusers-fdu[app]"' in told()
     monkeypatch.setitem(sys.modules, "gradio", sys)  # anything but None

@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from diffusers_fdu.cli import app, order
+from diffusers_fdu.cli import app, unlearn_job
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -49,13 +49,8 @@ UNLEARN = ("unlearn", "--model", "emoji", "--target", "dog", "--anchor", "cat")
         (("--kind", "person"), "unknown kind 'person': choose object, style"),
         (("--target", "cat"), "target and anchor are both 'cat'"),
         (("--anchor", "fox", "--anchor", "cow"), "1 targets and 3 anchors"),
-        (("--negative-guidance", "1"), "pass --anchor or --negative-guidance, not both"),
-        (("--target", "cow", "--alias", "bull"), "--alias is for a single --target"),
-        (("--prompts", "no/such/file"), "cannot read prompts from 'no/such/file'"),
-        (("--estimator", "gan"), "unknown estimator 'gan'"),
-        (("--set", "surgery"), "--set 'surgery': write name=value"),
         (("--set", "surgery=yes"), "surgery must be True or False, got 'yes'"),
-        (("--set", "retian=1"), "unknown option 'retian'"),
+        (("--config", "no/such/file"), "cannot read 'no/such/file'"),
         (("--dtype", "int8"), "unknown dtype 'int8'"),
         (("--model", "no/such/folder"), "cannot load 'no/such/folder'"),
         (("--steps", "0"), "steps must be an integer of at least 1"),
@@ -95,8 +90,9 @@ def test_unlearn_with_options_of_the_library(tmp_path) -> None:
     folder = tmp_path / "lora"
     result = run(
         *("unlearn", "--model", "emoji", "--target", "dog", "--target", "banana"),
-        *("--negative-guidance", "0.5", "--set", "surgery=true", "--set", "trajectories=2"),
-        *("--f", "auto", "--prefer", "erase", "--steps", "2", "--output-dir", str(folder)),
+        *("--set", "concept.negative_guidance=0.5", "--set", "surgery=true"),
+        *("--set", "trajectories=2", "--set", "prefer=erase", "--f", "auto"),
+        *("--steps", "2", "--output-dir", str(folder)),
     )
     assert result.returncode == 0, result.stderr
     recipe = json.loads((folder / "recipe.json").read_text())
@@ -126,9 +122,19 @@ def test_compare_writes_a_table_and_goes_on(tmp_path) -> None:
     [
         (["--concepts", "x.yaml", "--kind", "style"], "the list says what --kind would"),
         (["--concepts", "x.yaml", "--target", "dog"], "pass --target or --concepts"),
-        (["--target", "dog", "--format", "gguf"], "choose diffusers, peft"),
-        (["--target", "dog", "--checkpoint-every", "-1"], "must not be negative"),
-        (["--target", "dog", "--log-with", "paper"], "unknown tracker 'paper'"),
+        (["--concepts", "x.yaml", "--set", "concept.aliases=[a]"], "the list says what concept"),
+        (["--target", "dog", "--set", "checkpoint_every=-1"], "every must be an integer of at"),
+        (["--target", "dog", "--set", "log_with=paper"], "unknown tracker 'paper'"),
+        (["--target", "dog", "--set", "estimator=gan"], "unknown estimator 'gan'"),
+        (["--target", "dog", "--set", "concept.prompts=no/file"], "cannot read prompts from 'no/"),
+        (
+            ["--target", "dog", "--target", "cow", "--set", "concept.aliases=[bull]"],
+            "concept.aliases are for a single --target",
+        ),
+        (
+            ["--target", "dog", "--anchor", "cat", "--set", "concept.negative_guidance=1"],
+            "an anchor and negative_guidance do not go together",
+        ),
         (["--target", "dog", "--set", "shard=true"], "for `accelerate launch` to say"),
         (["--target", "dog", "--set", "data_parallel=true"], "for `accelerate launch` to say"),
     ],
@@ -136,7 +142,7 @@ def test_compare_writes_a_table_and_goes_on(tmp_path) -> None:
 def test_what_cannot_be_is_refused_before_a_model_is_loaded(
     tmp_path, monkeypatch, arguments, message
 ) -> None:
-    monkeypatch.setattr(order, "load_pipeline", None)
+    monkeypatch.setattr(unlearn_job, "load_pipeline", None)
     result = CliRunner().invoke(
         app, ["unlearn", "--model", "emoji", "--output-dir", str(tmp_path), *arguments]
     )

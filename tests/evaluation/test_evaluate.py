@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from conftest import build_tiny_pipe, latents
 
 from diffusers_fdu import (
     Concept,
+    EvaluationConfig,
     FDUnlearner,
     Watch,
     evaluate,
@@ -58,8 +60,12 @@ def trained(pipe) -> FDUnlearner:
 
 
 def measure(pipe, source, **options):
-    how = {"canvas": CANVAS, "judge": Judge(), "num_inference_steps": 2, "progress": False}
-    return evaluate(pipe, source, **{**how, **options})
+    names = {field.name for field in fields(EvaluationConfig)} & set(options)
+    own = {name: options.pop(name) for name in names}
+    config = EvaluationConfig(
+        **{"canvas": CANVAS, "num_inference_steps": 2, "progress": False, **own}
+    )
+    return evaluate(pipe, source, **{"judge": Judge(), **options}, config=config)
 
 
 def test_an_unlearner_and_its_folder_measure_the_same(trained, tmp_path) -> None:
@@ -138,7 +144,7 @@ def test_an_interrupted_evaluation_goes_on(trained, tmp_path, monkeypatch) -> No
 
 def test_bad_questions_are_refused(trained, pipe) -> None:
     with pytest.raises(ValueError, match="no judge"):
-        evaluate(trained.pipe, trained, canvas=CANVAS)
+        evaluate(trained.pipe, trained, config=EvaluationConfig(canvas=CANVAS))
     with pytest.raises(ValueError, match="another pipe"):
         measure(build_tiny_pipe(), trained)
     with pytest.raises(ValueError, match="different domains"):

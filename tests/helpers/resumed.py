@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from conftest import build_tiny_pipe
 
-from diffusers_fdu import FDUnlearner
+from diffusers_fdu import CheckpointConfig, FDUnlearner
 
 
 def main(folder: str, kill_at: str, resume: str, *pairs: str) -> None:
@@ -42,9 +42,7 @@ def main(folder: str, kill_at: str, resume: str, *pairs: str) -> None:
         "dog",
         "cat",
         callback=callback,
-        checkpoint_dir=Path(folder) / "checkpoints",
-        checkpoint_every=3,
-        resume_from_checkpoint=resume == "resume",
+        checkpoint=CheckpointConfig(Path(folder) / "checkpoints", 3, resume == "resume"),
     )
     worker.save(Path(folder) / "adapter")
 

@@ -25,7 +25,7 @@ from diffusers_fdu import (
     render_card,
 )
 from diffusers_fdu.adapters.measured import read_evaluation, write_evaluation
-from diffusers_fdu.cli.demo import evaluation
+from diffusers_fdu.evaluation.demo import evaluation
 from diffusers_fdu.evaluation.emoji import Scores
 from diffusers_fdu.hub.card import spread
 from diffusers_fdu.hub.preview import draw_pictures, prompt_of, prompts

@@ -10,9 +10,10 @@ from conftest import build_tiny_pipe
 from tiny import state, unlearner
 
 from diffusers_fdu import NegativeGuidance
-from diffusers_fdu.config import STAGES, settings
+from diffusers_fdu.config import STAGES
 from diffusers_fdu.data.rollout import Drawing
 from diffusers_fdu.data.teacher import ask
+from diffusers_fdu.settings import settings
 from diffusers_fdu.training.agreement import ENOUGH, Agreement, _product
 
 

@@ -11,6 +11,7 @@ import torch
 from conftest import build_tiny_pipe
 from tiny import unlearner
 
+from diffusers_fdu import CheckpointConfig
 from diffusers_fdu.training.checkpoint import read, step_files, write
 
 ROOT = Path(__file__).parents[2]
@@ -52,9 +53,7 @@ def trained(folder, resume=False, every=3, **options):
     worker.unlearn(
         "dog",
         "cat",
-        checkpoint_dir=folder,
-        checkpoint_every=every,
-        resume_from_checkpoint=resume,
+        checkpoint=CheckpointConfig(folder, every, resume),
     )
     return worker
 
@@ -96,8 +95,8 @@ def test_another_training_is_refused(tmp_path) -> None:
         trained(tmp_path, resume=True, rank=3)
     worker = unlearner(build_tiny_pipe())
     with pytest.raises(ValueError, match="of a training with concepts="):
-        worker.unlearn("tree", "cat", checkpoint_dir=tmp_path, resume_from_checkpoint=True)
-    worker.unlearn("tree", "cat", checkpoint_dir=tmp_path, checkpoint_every=5)  # begins anew
+        worker.unlearn("tree", "cat", checkpoint=CheckpointConfig(tmp_path, resume=True))
+    worker.unlearn("tree", "cat", checkpoint=CheckpointConfig(tmp_path, 5))  # begins anew
     assert [path.name for path in step_files(tmp_path)] == [
         "step-000005.state",
         "step-000010.state",
@@ -172,8 +171,7 @@ def test_a_new_training_takes_the_folder(tmp_path) -> None:
     trained(tmp_path)
     other = unlearner(build_tiny_pipe(), steps=5)
     buffer = other.record("dog", "cat")
-    options = {"checkpoint_dir": tmp_path, "checkpoint_every": 3}
-    other.unlearn("dog", "cat", f="tv", buffer=buffer, **options)
+    other.unlearn("dog", "cat", f="tv", buffer=buffer, checkpoint=CheckpointConfig(tmp_path, 3))
     assert [path.name for path in tmp_path.iterdir()] == ["step-000003.state"]
     with pytest.raises(ValueError, match="of a training with f='tv'"):
         trained(tmp_path, resume=True)
@@ -189,7 +187,7 @@ def test_the_folder_can_be_told_from_the_checkpoint(tmp_path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             trained(tmp_path, resume=resume)
-    with pytest.raises(ValueError, match="needs checkpoint_dir"):
+    with pytest.raises(ValueError, match="needs dir"):
         trained(None, resume=True)
 
 
@@ -202,7 +200,7 @@ def test_what_a_training_depends_on_is_compared(tmp_path) -> None:
         pipe.unet.conv_in.bias += 1
     worker = unlearner(pipe, mixed_precision="bf16")
     with pytest.raises(ValueError, match="of a training with weights="):
-        worker.unlearn("dog", "cat", checkpoint_dir=tmp_path, resume_from_checkpoint=True)
+        worker.unlearn("dog", "cat", checkpoint=CheckpointConfig(tmp_path, resume=True))
 
 
 def test_functions_are_told_apart_by_what_they_do(tmp_path) -> None:
@@ -213,12 +211,13 @@ def test_functions_are_told_apart_by_what_they_do(tmp_path) -> None:
         return (t - 1) ** 2
 
     first.__name__ = second.__name__ = "mine"
-    options = {"checkpoint_dir": tmp_path, "checkpoint_every": 5}
-    unlearner(build_tiny_pipe()).unlearn("dog", "cat", f=first, **options)
+    unlearner(build_tiny_pipe()).unlearn(
+        "dog", "cat", f=first, checkpoint=CheckpointConfig(tmp_path, 5)
+    )
     again = unlearner(build_tiny_pipe())
     with pytest.raises(ValueError, match="of a training with profile="):
-        again.unlearn("dog", "cat", f=second, resume_from_checkpoint=True, **options)
-    again.unlearn("dog", "cat", f=first, resume_from_checkpoint=True, **options)
+        again.unlearn("dog", "cat", f=second, checkpoint=CheckpointConfig(tmp_path, 5, True))
+    again.unlearn("dog", "cat", f=first, checkpoint=CheckpointConfig(tmp_path, 5, True))
 
 
 def test_where_an_object_is_in_memory_does_not_matter(tmp_path) -> None:
@@ -230,7 +229,7 @@ def test_where_an_object_is_in_memory_does_not_matter(tmp_path) -> None:
 
         worker = unlearner(build_tiny_pipe())
         worker.pipeline_kwargs |= {"callback_on_step_end": quiet}
-        worker.unlearn("dog", "cat", checkpoint_dir=tmp_path, resume_from_checkpoint=resume)
+        worker.unlearn("dog", "cat", checkpoint=CheckpointConfig(tmp_path, resume=resume))
 
 
 def test_what_a_killed_process_left_goes(tmp_path) -> None:
@@ -240,7 +239,7 @@ def test_what_a_killed_process_left_goes(tmp_path) -> None:
 
 
 def test_nonsense_is_refused(tmp_path) -> None:
-    with pytest.raises(ValueError, match="checkpoint_every must be an integer"):
+    with pytest.raises(ValueError, match="every must be an integer"):
         trained(tmp_path, every=0)
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot write to"):

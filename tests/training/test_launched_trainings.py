@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffusers_fdu.cli import order
+from diffusers_fdu.cli import unlearn_job
 from diffusers_fdu.utils.io import writable_folder
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ FSDP = ("--config_file", str(ROOT / "examples" / "fsdp.yaml"), "--mixed_precisio
 TWO = ("--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no")
 COMMAND = ("-m", "diffusers_fdu", "unlearn", "--model", "emoji", "--f", "kl", "--steps", "4")
 DATA = ("--set", "trajectories=4", "--set", "retain_weight=0", "--guidance-scale", "1")
-SMALL = (*DATA, "--set", "early_stop=0", "--learning-rate", "1e-3", "--set", "init=lora")
+SMALL = (*DATA, "--set", "early_stop=0", "--set", "learning_rate=1e-3", "--set", "init=lora")
 DOG = ("--target", "dog", "--anchor", "cat")
 FILE, RECIPE = "pytorch_lora_weights.safetensors", "recipe.json"
 
@@ -54,7 +54,7 @@ def run(*arguments: str, launch: tuple[str, ...] = ()) -> str:
 def alone(tmp_path_factory) -> dict[str, torch.Tensor]:
     """What one process trains with a batch of 4."""
     folder = tmp_path_factory.mktemp("alone")
-    run(*DOG, "--batch-size", "4", "--output-dir", str(folder))
+    run(*DOG, "--set", "batch_size=4", "--output-dir", str(folder))
     return load_file(folder / FILE)
 
 
@@ -70,7 +70,7 @@ def check_same(folder: Path, alone: dict[str, torch.Tensor]) -> None:
 def test_processes_train_one_adapter(tmp_path, alone) -> None:
     """Which the main one writes: it alone speaks."""
     folder = str(tmp_path / "out")
-    output = run(*DOG, "--batch-size", "2", "--output-dir", folder, launch=TWO)
+    output = run(*DOG, "--set", "batch_size=2", "--output-dir", folder, launch=TWO)
     assert output.count("4 steps, divergence") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     check_same(tmp_path / "out", alone)
@@ -82,7 +82,7 @@ def test_processes_that_shard_go_through_a_list_together(tmp_path, alone) -> Non
     concepts = tmp_path / "concepts.yaml"
     concepts.write_text("- {target: dog, anchor: cat}\n- {target: fox, anchor: cow}\n")
     folder = tmp_path / "out"
-    arguments = ("--concepts", str(concepts), "--batch-size", "2", "--output-dir", str(folder))
+    arguments = ("--concepts", str(concepts), "--set", "batch_size=2", "--output-dir", str(folder))
     output = run(*arguments, launch=FSDP)
     assert re.findall(r"^(\w+): 4 steps", output, re.MULTILINE) == ["dog", "fox"]
     check_same(folder / "dog", alone)
@@ -111,7 +111,7 @@ def test_a_killed_list_goes_on_with_what_is_missing(tmp_path) -> None:
     pairs = {"dog": "cat", "fox": "cow", "banana": "carrot"}
     lines = [f"- {{target: {one}, anchor: {other}}}" for one, other in pairs.items()]
     concepts.write_text("\n".join(lines))
-    arguments = ("--concepts", str(concepts), "--batch-size", "2", "--output-dir", str(folder))
+    arguments = ("--concepts", str(concepts), "--set", "batch_size=2", "--output-dir", str(folder))
     process = start(*arguments, launch=TWO)
     while not list(folder.glob(f"*/{RECIPE}")):
         assert process.poll() is None, process.communicate()[1][-3000:]
@@ -164,8 +164,8 @@ def test_what_the_launcher_says_of_sharding(monkeypatch, env, expected) -> None:
         monkeypatch.delenv(name, raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert order.launched_sharding() is expected
+    assert unlearn_job.launched_sharding() is expected
     if expected:
         monkeypatch.setenv("FSDP_VERSION", "1")
         with pytest.raises(ValueError, match="set fsdp_version to 2"):
-            order.launched_sharding()
+            unlearn_job.launched_sharding()

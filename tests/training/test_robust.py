@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffusers_fdu import (
+    CheckpointConfig,
     Concept,
     FDUnlearner,
     NegativeGuidance,
@@ -152,9 +153,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_uninterrupted(pipe, tmp_path) 
                 "dog",
                 "cat",
                 callback=callback,
-                checkpoint_dir=folder,
-                checkpoint_every=1,
-                resume_from_checkpoint=resume,
+                checkpoint=CheckpointConfig(folder, 1, resume),
             )
         except KeyboardInterrupt:
             return {}
@@ -192,15 +191,16 @@ def test_what_was_recorded_is_not_recorded_again(pipe, tmp_path, monkeypatch) ->
         if record.step == 3:
             raise KeyboardInterrupt
 
-    where = {"checkpoint_dir": tmp_path, "checkpoint_every": 1}
     with pytest.raises(KeyboardInterrupt):
-        worker(pipe).unlearn("dog", "cat", callback=interrupted, **where)
+        worker(pipe).unlearn(
+            "dog", "cat", callback=interrupted, checkpoint=CheckpointConfig(tmp_path, 1)
+        )
 
     def refused(*args, **kwargs):
         raise AssertionError("recorded again")
 
     monkeypatch.setattr("diffusers_fdu.data.plan.record", refused)
-    worker(pipe).unlearn("dog", "cat", resume_from_checkpoint=True, **where)
+    worker(pipe).unlearn("dog", "cat", checkpoint=CheckpointConfig(tmp_path, 1, True))
 
 
 def test_a_robust_adapter_is_trained_again_from_its_recipe(pipe) -> None:

@@ -1,66 +1,18 @@
-"""What the command line is given, as the library takes it."""
+"""The pipeline that a command loads: where it runs, in which dtype, and how it is called."""
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def named_concepts(
-    targets: list[str],
-    anchors: list[Any],
-    kind: str,
-    prompts: Path | None,
-    aliases: list[str] | None,
-) -> list[Any]:
-    """Concepts of one kind; one anchor serves all.
-
-    Raises:
-        ValueError: if their numbers do not fit, or for a bad concept.
-    """
-    from ..data.concepts import Concept, concepts
-
-    if len(anchors) == 1:
-        anchors = anchors * len(targets)
-    if len(anchors) != len(targets):
-        raise ValueError(f"{len(targets)} targets and {len(anchors)} anchors: pass one for each")
-    if aliases and len(targets) > 1:
-        raise ValueError("--alias is for a single --target")
-    return concepts(
-        [
-            Concept(one, other, kind, prompts, aliases or ())  # type: ignore[arg-type]
-            for one, other in zip(targets, anchors, strict=True)
-        ]
-    )
-
-
-def run_arguments(model: str, guidance_scale: float | None) -> dict[str, Any]:
-    """Of the recorded runs; the embedded model is drawn with a guidance of 4."""
+def run_arguments(guidance_scale: float | None, model: str | None = None) -> dict[str, Any]:
+    """Arguments of a pipeline's runs; the embedded model is drawn with a guidance of 4."""
     if guidance_scale is None and model == "emoji":
         guidance_scale = 4.0
     return {} if guidance_scale is None else {"guidance_scale": guidance_scale}
-
-
-def values(options: list[str] | None) -> dict[str, Any]:
-    """name=value as JSON where it is JSON, else as text.
-
-    Raises:
-        ValueError: for an option without "=".
-    """
-    found: dict[str, Any] = {}
-    for option in options or ():
-        name, sign, text = option.partition("=")
-        if not sign:
-            raise ValueError(f"--set {option!r}: write name=value")
-        try:
-            found[name] = json.loads(text)
-        except ValueError:
-            found[name] = text
-    return found
 
 
 class Placed(NamedTuple):

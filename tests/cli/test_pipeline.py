@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import warnings
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -10,11 +11,10 @@ import typer
 from diffusers import DiffusionPipeline
 from typer.testing import CliRunner
 
-from diffusers_fdu import app as page
-from diffusers_fdu import files, hub
-from diffusers_fdu.cli import app, order, sharing, training
-from diffusers_fdu.cli import evaluate as evaluating
-from diffusers_fdu.cli.inputs import load_pipeline, resolve_placement
+from diffusers_fdu.adapters import download, read
+from diffusers_fdu.app import server
+from diffusers_fdu.cli import adapters, app, compare, demo, evaluate, unlearn_job
+from diffusers_fdu.cli.pipeline import load_pipeline, resolve_placement
 from diffusers_fdu.evaluation import subject as subjects
 
 COMMANDS = typer.main.get_command(app).commands
@@ -70,12 +70,14 @@ def loaded(monkeypatch, command: str, *extra: str) -> tuple:
     def spy(*args, **kwargs):
         raise Loaded(*args)
 
-    for module in (evaluating, order, sharing, training):
+    for module in (adapters, compare, demo, evaluate, unlearn_job):
         monkeypatch.setattr(module, "load_pipeline", spy)
-    monkeypatch.setattr(page, "check_gradio", lambda: None)
-    monkeypatch.setattr(hub, "local_folder", lambda source: source)
+    monkeypatch.setattr(server, "check_gradio", lambda: None)
+    monkeypatch.setattr(download, "local_folder", lambda source: source)
     recipe = {"base_model": "a/model"}
-    monkeypatch.setattr(files, "read_adapter", lambda _: SimpleNamespace(recipe=recipe))
+    monkeypatch.setattr(read, "read_adapter", lambda _: SimpleNamespace(recipe=recipe))
+    merging = importlib.import_module("diffusers_fdu.adapters.merging.merge")
+    monkeypatch.setattr(merging, "merge", lambda *args, **options: None)
     monkeypatch.setattr(subjects, "concepts_of", lambda *_: [])
     result = CliRunner().invoke(app, [command, *extra])
     assert isinstance(result.exception, Loaded), result.exception

@@ -1,28 +1,29 @@
-"""Many concepts, an adapter for each: lists that processes share and that go on after a crash."""
+"""Concepts as the command line is given them: by options, or by a YAML list."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..adapters.recipe import RECIPE_NAME
 from ..data.concepts import Anchor, Concept, NegativeGuidance
+from ..settings import check_names
 from ..utils.io import as_json, read_json
+from .options import read_file
 
-FIELDS = ("target", "anchor", "negative_guidance", "kind", "prompts", "aliases", "name")
+DETAILS = ("aliases", "prompts", "negative_guidance")
+FIELDS = ("target", "anchor", "kind", "name", *DETAILS)
 
 
 @dataclass(frozen=True)
-class Job:
+class ListedConcept:
     """One concept of a list.
 
     Args:
-        name: of its folder.
+        name: name of its folder.
         concept: what is to be forgotten.
     """
 
@@ -49,7 +50,7 @@ class Job:
         return True
 
 
-def read_jobs(path: str | Path) -> list[Job]:
+def read_concepts(path: Path) -> list[ListedConcept]:
     """The concepts of a YAML file.
 
         - {target: Snoopy, anchor: dog}
@@ -62,48 +63,54 @@ def read_jobs(path: str | Path) -> list[Job]:
     Raises:
         ValueError: for a file that is no such list, with the entry.
     """
-    try:
-        entries = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"cannot read concepts from {str(path)!r}: {reason}") from error
+    entries = read_file(path)
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{str(path)!r} is no list of concepts such as '- {{target: Snoopy}}'")
-    jobs = [_job(entry, number) for number, entry in enumerate(entries, 1)]
-    names = [job.name for job in jobs]
+    listed = []
+    for number, entry in enumerate(entries, 1):
+        try:
+            listed.append(_listed(entry))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"concept {number}: {error}") from error
+    names = [one.name for one in listed]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"two concepts are named {name!r}: give one of them a `name`")
-    return jobs
+    return listed
 
 
-def _job(entry: Any, number: int) -> Job:
+def _listed(entry: Any) -> ListedConcept:
     if not isinstance(entry, dict) or not isinstance(entry.get("target"), str):
-        raise ValueError(f"concept {number} has no target: {entry!r}")
-    for key in entry:
-        if key not in FIELDS:
-            raise ValueError(f"concept {number}: unknown {key!r}, choose {', '.join(FIELDS)}")
-    if "anchor" in entry and "negative_guidance" in entry:
-        raise ValueError(f"concept {number} has both an anchor and negative_guidance")
-    anchor: Anchor = entry.get("anchor")
-    if "negative_guidance" in entry:
-        anchor = NegativeGuidance(entry["negative_guidance"])
-    try:
-        concept = Concept(
-            entry["target"],
-            anchor,
-            entry.get("kind", "object"),
-            entry.get("prompts"),
-            entry.get("aliases", ()),
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"concept {number}: {error}") from error
+        raise ValueError(f"no target in {entry!r}")
+    check_names(entry, FIELDS)
     name = entry.get("name", re.sub(r"[^A-Za-z0-9]+", "-", entry["target"]).strip("-").lower())
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise ValueError(f"concept {number}: name {name!r} must be of letters, digits, '_', '-'")
-    return Job(name, concept)
+        raise ValueError(f"name {name!r} must be of letters, digits, '_', '-'")
+    return ListedConcept(name, make_concept(entry))
 
 
-def own_jobs(jobs: Sequence[Job], folder: Path, f: str, rank: int, count: int) -> list[Job]:
-    """What one process of several has to do: every `count`-th job, without those that are done."""
-    return [job for job in jobs[rank::count] if not job.is_done(folder, f)]
+def make_concept(entry: Mapping[str, Any]) -> Concept:
+    """A concept of its `FIELDS`.
+
+    Raises:
+        ValueError: for a bad value, or an anchor beside negative guidance.
+    """
+    anchor: Anchor = entry.get("anchor")
+    if entry.get("negative_guidance") is not None:
+        if anchor is not None:
+            raise ValueError("an anchor and negative_guidance do not go together: pass one")
+        anchor = NegativeGuidance(entry["negative_guidance"])
+    return Concept(
+        entry["target"],
+        anchor,
+        entry.get("kind", "object"),
+        entry.get("prompts"),
+        entry.get("aliases", ()),
+    )
+
+
+def unfinished(
+    listed: Sequence[ListedConcept], folder: Path, f: str, rank: int = 0, count: int = 1
+) -> list[ListedConcept]:
+    """What one process of `count` has to do: every `count`-th concept that is not done."""
+    return [one for one in listed[rank::count] if not one.is_done(folder, f)]

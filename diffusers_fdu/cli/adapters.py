@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .inputs import load_pipeline, resolve_placement, run_arguments
-from .options import Device, Dtype
+from .options import GuidanceScale, Model, Placement, takes
+from .pipeline import load_pipeline, resolve_placement, run_arguments
 
 STACK_EXAMPLES = """
 Examples:
@@ -63,100 +64,113 @@ Adapters = Annotated[list[str], typer.Argument(help="Folders of adapters, or the
 Weights = Annotated[
     list[float] | None, typer.Option("--weight", help="Strength; once for each adapter; none: 1.")
 ]
-Model = Annotated[str, typer.Option(help="Folder or Hub id of a pipeline, or `emoji`.")]
 
 
-def stack(
-    adapters: Adapters,
-    model: Model,
-    weight: Weights = None,
-    prompt: Annotated[str | None, typer.Option(help="Draw this with all of them.")] = None,
-    output: Annotated[Path, typer.Option(help="File of the picture.")] = Path("stacked.png"),
-    seed: Annotated[int, typer.Option(help="Of the picture.")] = 0,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="None: the pipeline's own, 4 of `emoji`.")
-    ] = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class StackOptions(Placement):
+    """Options of the command."""
+
+    adapters: Adapters
+    model: Model
+    weight: Weights = None
+    prompt: Annotated[str | None, typer.Option(help="Draw this with all of them.")] = None
+    output: Annotated[Path, typer.Option(help="File of the picture.")] = Path("stacked.png")
+    seed: Annotated[int, typer.Option(help="Of the picture.")] = 0
+    guidance_scale: GuidanceScale = None
+
+
+@takes(StackOptions)
+def stack(given: StackOptions) -> None:
     """Load adapters side by side, show where they conflict, and draw with them."""
     from ..adapters.merging.conflicts import conflicts
     from ..adapters.stacking import stack as load
     from ..pipelines.generate import generate
 
-    placed = resolve_placement(device, dtype)
-    pipe = load_pipeline(model, placed.device, placed.dtype)
-    strengths = load(pipe, adapters, weight)
+    placed = resolve_placement(given.device, given.dtype)
+    pipe = load_pipeline(given.model, placed.device, placed.dtype)
+    strengths = load(pipe, given.adapters, given.weight)
     for name, strength in strengths.items():
         typer.echo(f"{name}: strength {strength:g}")
-    if len(adapters) > 1:
+    if len(given.adapters) > 1:
         try:
-            whose, by, share = conflicts(adapters).worst()
+            whose, by, share = conflicts(given.adapters).worst()
             typer.echo(f"most in conflict: {by} reads {share:.0%} of what {whose} acts on")
         except ValueError as error:  # such as those of two denoisers
             typer.echo(f"conflicts not compared: {error}")
     typer.echo(f"pipe.set_adapters({list(strengths)}, {list(strengths.values())})")
-    if prompt is not None:
-        generate(pipe, [prompt], [seed], **run_arguments(model, guidance_scale))[0].save(output)
-        typer.echo(f"written to {output}")
+    if given.prompt is not None:
+        kwargs = run_arguments(given.guidance_scale, given.model)
+        generate(pipe, [given.prompt], [given.seed], **kwargs)[0].save(given.output)
+        typer.echo(f"written to {given.output}")
 
 
-def merge(
-    adapters: Adapters,
-    output_dir: Annotated[Path, typer.Option(help="Folder for the LoRA.")],
-    weight: Weights = None,
-    method: Annotated[str, typer.Option(help="concat or svd.")] = "concat",
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions(Placement):
+    """Options of the command."""
+
+    adapters: Adapters
+    output_dir: Annotated[Path, typer.Option(help="Folder for the LoRA.")]
+    weight: Weights = None
+    method: Annotated[str, typer.Option(help="concat or svd.")] = "concat"
     rank: Annotated[
-        int | None, typer.Option(help="Of the result; none: the sum of the ranks.")
-    ] = None,
+        int | None, typer.Option(help="Of the result; by default the sum of the ranks.")
+    ] = None
     refine: Annotated[
         bool, typer.Option("--refine", help="Train the result a little, on --model.")
-    ] = False,
+    ] = False
     steps: Annotated[
-        int | None, typer.Option(help="Of refining; none: 5 for each concept, at least 20.")
-    ] = None,
+        int | None,
+        typer.Option(help="Of refining; by default 5 for each concept, at least 20."),
+    ] = None
     model: Annotated[
         str | None, typer.Option(help="What the adapters were trained on, to refine.")
-    ] = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-) -> None:
+    ] = None
+
+
+@takes(MergeOptions)
+def merge(given: MergeOptions) -> None:
     """Make one LoRA of several, which costs one at inference."""
     from ..adapters.merging.merge import merge as run
 
-    if refine and model is None:
+    if given.refine and given.model is None:
         raise ValueError("--refine needs --model, what the adapters were trained on")
     merged = run(
-        adapters,
-        weight,
-        method=method,  # type: ignore[arg-type]  # checked there
-        rank=rank,
+        given.adapters,
+        given.weight,
+        method=given.method,  # type: ignore[arg-type]  # checked there
+        rank=given.rank,
     )
-    if refine:
-        from ..retrain import refine as run_refinement
+    if given.refine:
+        from ..retraining import refine
 
-        placed = resolve_placement(device, dtype)
-        pipe = load_pipeline(str(model), placed.device, placed.dtype)
-        options: dict[str, Any] = {} if steps is None else {"steps": steps}
-        merged = run_refinement(pipe, merged, **options)
-    merged.save(output_dir)
-    off = f"{merged.error:.2%} from their sum{' before it was refined' if refine else ''}"
-    typer.echo(f"{len(adapters)} adapters, rank {merged.rank}, {off}; written to {output_dir}")
+        placed = resolve_placement(given.device, given.dtype)
+        pipe = load_pipeline(str(given.model), placed.device, placed.dtype)
+        options: dict[str, Any] = {} if given.steps is None else {"steps": given.steps}
+        merged = refine(pipe, merged, **options)
+    merged.save(given.output_dir)
+    off = f"{merged.error:.2%} from their sum{' before it was refined' if given.refine else ''}"
+    typer.echo(
+        f"{len(given.adapters)} adapters, rank {merged.rank}, {off}; written to {given.output_dir}"
+    )
 
 
-def show_page(
-    model: Model,
+@dataclass(frozen=True, kw_only=True)
+class PageOptions(Placement):
+    """Options of the command."""
+
+    model: Model
     adapters: Annotated[
         list[str],
         typer.Option(help="Folder or Hub id of an adapter; may be repeated: each has a slider."),
-    ],
+    ]
     host: Annotated[
         str, typer.Option(help="Whom it answers: 127.0.0.1 this machine, 0.0.0.0 all.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Where it listens.")] = 7860,
-    device: Device = None,
-    dtype: Dtype = "auto",
-) -> None:
+    ] = "127.0.0.1"
+    port: Annotated[int, typer.Option(help="Where it listens.")] = 7860
+
+
+@takes(PageOptions)
+def show_page(given: PageOptions) -> None:
     """Show a page for the browser: the base model beside the unlearned one, at any strength."""
     from ..adapters.download import local_folder
     from ..adapters.read import read_adapter
@@ -165,14 +179,14 @@ def show_page(
 
     # What can be refused at once is refused before a model is loaded.
     check_gradio()
-    found = [read_adapter(local_folder(source)) for source in adapters]
-    placed = resolve_placement(device, dtype)
-    pipe = load_pipeline(model, placed.device, placed.dtype)
-    names = list(load(pipe, adapters))
+    found = [read_adapter(local_folder(source)) for source in given.adapters]
+    placed = resolve_placement(given.device, given.dtype)
+    pipe = load_pipeline(given.model, placed.device, placed.dtype)
+    names = list(load(pipe, given.adapters))
     recipes = {name: adapter.recipe for name, adapter in zip(names, found, strict=True)}
-    if host not in OURSELVES:
-        typer.echo(f"whoever reaches {host} can draw: there is no password")
-    serve(pipe, names, recipes=recipes, host=host, port=port)
+    if given.host not in OURSELVES:
+        typer.echo(f"whoever reaches {given.host} can draw: there is no password")
+    serve(pipe, names, recipes=recipes, host=given.host, port=given.port)
 
 
 def info(

@@ -11,7 +11,6 @@ from .adapters import lora as adapters
 from .adapters.lora import snapshot, strengths
 from .adapters.merging.merged import Merged
 from .adapters.read import read_adapter
-from .config import Robust, Variational
 from .data.concepts import from_json
 from .training.callbacks import StepRecord
 from .training.identity import active_strengths
@@ -78,10 +77,6 @@ def retrain(
     if facts.get("start") is not None:
         raise ValueError("this adapter went on from another: train that again, and go on by hand")
     options = current_options({**facts["config"], **facts["performance"]})
-    if isinstance(options["estimator"], dict):
-        options["estimator"] = Variational(**options["estimator"])
-    if isinstance(options.get("robust"), dict):
-        options["robust"] = Robust(**options["robust"])
     if facts["f"].startswith(("generator:", "conjugate:")):
         raise ValueError(f"the recipe names {facts['f']!r}, which is not in it: train by hand")
     found = [from_json(fields) for fields in facts["concepts"]]
@@ -161,7 +156,7 @@ def refine(pipe: Any, merged: Merged, progress: bool = True, **options: Any) -> 
     before = adapters.snapshot(worker.model)
     with tempfile.TemporaryDirectory() as start, tempfile.TemporaryDirectory() as end:
         merged.save(start)
-        worker.unlearn(found, f=f, start=start)
+        worker.unlearn(found, f=f, init_adapter=start)
         try:
             worker.save(end, merged.format)
         finally:
