@@ -68,7 +68,7 @@ def main(output: str, *pairs: str) -> None:
         {"num_inference_steps": 3, **run},
         progress=False,
         trajectories=12,
-        retain=["red house", "blue apple"] if options.pop("named", True) else None,
+        retain=["red house", "blue apple"],
         steps=6,
         early_stop=0.0,
         learning_rate=1e-2,

@@ -12,13 +12,13 @@ from diffusers_fdu.training.objective import Objective
 SHAPE = (4, 3, 3)
 
 
-def batch(concepts=(0, 0, 0), retained=2, weights=None) -> tuple[torch.Tensor, Batch]:
+def batch(concepts=(0, 0, 0), retained=2) -> tuple[torch.Tensor, Batch]:
     torch.manual_seed(0)
     rows = len(concepts) + retained
     answer = torch.randn(rows, *SHAPE, requires_grad=True)
     target = torch.randn(rows, *SHAPE)
     time = torch.linspace(0, 900, rows)
-    return answer, Batch({}, target, len(concepts), torch.tensor(concepts), time, weights)
+    return answer, Batch({}, target, len(concepts), torch.tensor(concepts), time)
 
 
 def distances(answer, batch) -> torch.Tensor:
@@ -74,14 +74,6 @@ def test_with_one_sigma_every_concept_pulls_alike_at_half_its_start() -> None:
     answer, rows = batch((0, 1), retained=0)
     phi = divergence("hellinger").phi(distances(answer, rows))
     expected = (phi[0] / units[0] + phi[1] / units[1]) / 2
-    assert objective(answer, rows)[0].item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_weights_of_timesteps() -> None:
-    weights = torch.tensor([3.0, 0.0, 0.0])
-    answer, rows = batch(weights=weights, retained=0)
-    objective = Objective(DivergenceLoss("kl", 1.0), [torch.tensor([4.0])], 0.0)
-    expected = distances(answer, rows)[0] / 2
     assert objective(answer, rows)[0].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
