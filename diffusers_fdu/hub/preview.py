@@ -18,7 +18,8 @@ from ..adapters import lora as adapters
 from ..adapters.contents import PICTURES
 from ..adapters.summary import mapping
 from ..data.templates import fill, without
-from ..pipelines.recorder import OWN, untouched
+from ..pipelines.call_signature import OWN
+from ..pipelines.recorder import untouched
 from ..pipelines.tokenizers import vocabulary
 from . import facts
 from .markup import cleaned
