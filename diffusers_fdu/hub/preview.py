@@ -17,8 +17,8 @@ from ..adapters.contents import PICTURES
 from ..adapters.stacking import at_strengths, strengths
 from ..adapters.summary import concepts, mapping, texts
 from ..data.templates import fill, without
+from ..pipelines.call_signature import OWN
 from ..pipelines.generate import check_pictures, generate
-from ..pipelines.recorder import OWN
 from ..pipelines.tokenizers import vocabulary
 from ..utils.markup import cleaned
 

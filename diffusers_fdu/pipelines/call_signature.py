@@ -5,6 +5,8 @@ Some arguments have an entry for each prompt; the prompt decides some of those.
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,9 @@ import torch
 from ..utils.nested import same
 
 Inputs = Mapping[str, Any]
+
+OWN = ("prompt", "generator", "output_type", "num_images_per_prompt", "num_videos_per_prompt")
+"""Arguments of a pipeline that recording sets itself."""
 
 
 @dataclass(frozen=True)
@@ -66,3 +71,22 @@ def _length(value: Any) -> int | None:
     if torch.is_tensor(value):
         return len(value) if value.dim() else None
     return len(value) if isinstance(value, list | tuple) else None
+
+
+def check_arguments(pipe: Any, kwargs: dict[str, Any]) -> None:
+    """Refuse arguments of recorded runs that recording sets or that the pipe does not take.
+
+    Raises:
+        ValueError: with the argument, and the nearest one that there is.
+    """
+    parameters = inspect.signature(pipe.__call__).parameters
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    for name, value in kwargs.items():
+        if name in OWN:
+            raise ValueError(f"pipeline_kwargs may not hold {name!r}: recording sets it")
+        if name not in parameters and not takes_any:
+            near = difflib.get_close_matches(name, parameters, n=1)
+            advice = f": did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{type(pipe).__name__} takes no {name!r}{advice}")
+        if name.startswith("negative_prompt") and isinstance(value, list):
+            raise ValueError(f"{name} must be one text for all prompts, got {value!r}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..utils.micro_batches import MicroBatches
 from ..utils.nested import Leaves, cloned, flatten, same
-from .call_signature import Layout, find_layout
+from .call_signature import Layout, check_arguments, find_layout
 from .denoiser import (
     denoiser_name,
     denoiser_names,
@@ -37,8 +37,6 @@ STEPS = 8
 At the same cost, many prompts of few steps show the denoiser more of the concept than few prompts
 of many steps.
 """
-OWN = ("prompt", "generator", "output_type", "num_images_per_prompt", "num_videos_per_prompt")
-"""Arguments of a pipeline that recording sets itself."""
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 GUIDANCE = ("guidance_scale", "true_cfg_scale")
 WITHOUT = (1.0, 0.0)
@@ -127,7 +125,8 @@ class Recorder:
         component: the denoiser to record; None: the pipe's first.
 
     Raises:
-        ValueError: if the pipe has no denoiser, or an argument is one that recording sets.
+        ValueError: if the pipe has no denoiser, or for an argument that recording sets or that
+            the pipe does not take.
     """
 
     def __init__(
@@ -143,12 +142,7 @@ class Recorder:
         self.kwargs = dict(pipeline_kwargs or {})
         self.seed, self.group = seed, max(BATCH, batch)
         self.micro = MicroBatches(batch, "pictures")
-        for name in OWN:
-            if name in self.kwargs:
-                raise ValueError(f"pipeline_kwargs may not hold {name!r}: recording sets it")
-        for name, value in self.kwargs.items():
-            if name.startswith("negative_prompt") and isinstance(value, list):
-                raise ValueError(f"{name} must be one text for all prompts, got {value!r}")
+        check_arguments(pipe, self.kwargs)
         self.has_negative = any(
             name.startswith("negative_prompt") and bool(value)
             for name, value in self.kwargs.items()

@@ -277,3 +277,8 @@ def test_a_negative_prompt_is_not_the_empty_one(pipe) -> None:
 def test_a_list_of_negative_prompts_is_refused(pipe) -> None:
     with pytest.raises(ValueError, match="negative_prompt must be one text for all"):
         Recorder(pipe, {"negative_prompt": ["a", "b"]})
+
+
+def test_an_argument_that_the_pipe_does_not_take_is_refused(pipe) -> None:
+    with pytest.raises(ValueError, match="takes no 'hieght': did you mean height"):
+        Recorder(pipe, {"hieght": 64})
