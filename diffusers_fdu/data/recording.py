@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..pipelines.recorder import Recorder, untouched
-from ..pipelines.timestep_convention import find_clock
+from ..pipelines.recorder import Recorder, preserve_pipeline_state
+from ..pipelines.timestep_convention import find_timestep_convention
 from ..utils.distributed import Processes
 from ..utils.nested import chunks
 from .concepts import Pair
@@ -90,7 +90,7 @@ def record(
     runs += [(prompt, None) for prompt in retain]
     prompts = [prompt for prompt, _ in runs] + [pair.target for pair in pairs]
     recorder.check_lengths(prompts)
-    with untouched(recorder.pipe):
+    with preserve_pipeline_state(recorder.pipe):
         recording = _Recording(recorder, pairs, dtype, processes or Processes())
         recording.draw(runs, progress, stages)
         recording.answer()
@@ -166,7 +166,9 @@ class _Recording:
                 self._draw_groups(own, groups, scheduler, bar)
                 config: Any = getattr(scheduler, "config", {})
                 length = config.get("num_train_timesteps", 1000)
-                self.buffer.clock = find_clock(self.drawing.time, length, self.drawn.times)
+                self.buffer.clock = find_timestep_convention(
+                    self.drawing.time, length, self.drawn.times
+                )
                 if number + 1 < len(plan) and self._is_enough(stages):
                     break
 

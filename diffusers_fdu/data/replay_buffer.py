@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ..pipelines.timestep_convention import Clock
-from ..utils.nested import Leaves, given, same, unflatten
+from ..pipelines.timestep_convention import TimestepConvention
+from ..utils.nested import Leaves, same, to_device, unflatten
 
 Role = Literal["unlearn", "retain", "attacked", "hidden", "adversarial"]
 Row = tuple[Role, int]
@@ -83,7 +83,7 @@ class ReplayBuffer:
     """
 
     dtype: torch.dtype = torch.float16
-    clock: Clock = field(default_factory=Clock)
+    clock: TimestepConvention = field(default_factory=TimestepConvention)
     listed: frozenset[str] = frozenset()
     constants: dict[str, Any] = field(default_factory=dict)
     pairs: list[tuple[int, int]] = field(default_factory=list)
@@ -193,7 +193,7 @@ class ReplayBuffer:
     def from_state(cls, state: dict[str, Any]) -> ReplayBuffer:
         """The buffer that `state` is of."""
         rows = {role: [Entry(*row) for row in found] for role, found in state["_rows"].items()}
-        clock, listed = Clock(**state["clock"]), frozenset(state["listed"])
+        clock, listed = TimestepConvention(**state["clock"]), frozenset(state["listed"])
         made = cls(**{**state, "_rows": rows, "clock": clock, "listed": listed})
         made._states = defaultdict(list, state["_states"])
         made._texts = defaultdict(list, state["_texts"])
@@ -266,7 +266,7 @@ class ReplayBuffer:
             The calls, and the predictions (B, ...) float32 in the order of the rows.
         """
         entries = [self.entry(row) for row in rows]
-        target = given(self.predictions(entries), device, torch.float32)
+        target = to_device(self.predictions(entries), device, torch.float32)
         return self.calls(entries, device, dtype), target
 
     def predictions(self, entries: Sequence[Entry]) -> Tensor:
@@ -293,7 +293,7 @@ class ReplayBuffer:
     def _call(
         self, entries: Sequence[Entry], device: torch.device, dtype: torch.dtype
     ) -> dict[str, Any]:
-        flat = {key: given(value, device, None) for key, value in self.constants.items()}
+        flat = {key: to_device(value, device, None) for key, value in self.constants.items()}
         for key, values in self._states.items():
             own = [values[e.state] for e in entries]
             floating = None if self._is_exact(key, own[0]) else dtype
@@ -310,10 +310,10 @@ class ReplayBuffer:
         self, key: str, values: list[Any], device: torch.device, floating: torch.dtype | None
     ) -> Any:
         if key in self.listed:
-            return [given(value, device, floating) for value in values]
+            return [to_device(value, device, floating) for value in values]
         if values[0] is None:
             return None
-        return given(torch.stack(values), device, floating)
+        return to_device(torch.stack(values), device, floating)
 
 
 def _shape(value: Any) -> tuple | None:

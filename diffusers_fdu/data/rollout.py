@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..pipelines.call_signature import Layout
+from ..pipelines.call_signature import CallSignature
 from ..pipelines.denoiser import timestep_name
 from ..pipelines.recorder import Call, Recorder, entry
-from ..pipelines.timestep_convention import Clock
-from ..utils.nested import Leaves, close, on_cpu, same
+from ..pipelines.timestep_convention import TimestepConvention
+from ..utils.nested import Leaves, close, same, to_cpu
 from .concepts import Pair
 from .replay_buffer import Entry, ReplayBuffer
 
@@ -68,7 +68,7 @@ class Drawing:
     def __init__(
         self,
         recorder: Recorder,
-        layout: Layout,
+        layout: CallSignature,
         texts: dict[str, Leaves],
         dtype: torch.dtype,
     ) -> None:
@@ -78,7 +78,7 @@ class Drawing:
 
     def nothing(self) -> Drawn:
         """What is left before anything is drawn."""
-        return Drawn(ReplayBuffer(self.dtype, Clock(self.time), self.layout.listed))
+        return Drawn(ReplayBuffer(self.dtype, TimestepConvention(self.time), self.layout.listed))
 
     def group(self, runs: Sequence[Run], steps: int, number: int) -> Drawn:
         """Draw a group of prompts, as many at once as fit the memory.
@@ -157,7 +157,7 @@ class _Group:
         assert call.prediction is not None  # only a stopped call has none
         state, constants = self._split(call.inputs, len(call.prediction))
         self.buffer.keep_constants(constants)
-        state = {name: on_cpu(value) for name, value in state.items()}
+        state = {name: to_cpu(value) for name, value in state.items()}
         prediction, found = call.prediction.cpu(), []
         for start in range(0, len(prediction), len(part.runs)):
             block = slice(start, start + len(part.runs))
@@ -167,7 +167,7 @@ class _Group:
             found.append(
                 _Ask(
                     {name: value[block] for name, value in state.items()},
-                    None if is_own else {name: on_cpu(value) for name, value in texts.items()},
+                    None if is_own else {name: to_cpu(value) for name, value in texts.items()},
                     prediction[block],
                 )
             )
@@ -209,7 +209,7 @@ class _Group:
             elif name in self.layout.rows:
                 state[name] = value
             else:
-                constants[name] = on_cpu(value)
+                constants[name] = to_cpu(value)
         return state, constants
 
     def _states(self, key: Leaves, size: int) -> list[int]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..pipelines.offload import placement
 from ..utils.distributed import Processes
-from ..utils.nested import given
+from ..utils.nested import to_device
 from .replay_buffer import Part, ReplayBuffer, Row
 
 
@@ -140,8 +140,8 @@ class Sampler:
             calls,
             target,
             len(unlearn),
-            given(concept, target.device, None),
-            given(self._timesteps[states], target.device, None),
+            to_device(concept, target.device, None),
+            to_device(self._timesteps[states], target.device, None),
         )
 
     def _unlearn(self, size: int) -> list[Row]:

@@ -22,7 +22,7 @@ OWN = ("prompt", "generator", "output_type", "num_images_per_prompt", "num_video
 
 
 @dataclass(frozen=True)
-class Layout:
+class CallSignature:
     """Arguments of a denoiser call, by dotted name.
 
     Args:
@@ -37,7 +37,7 @@ class Layout:
     texts: tuple[str, ...]
 
 
-def find_layout(singles: Sequence[Inputs], together: Inputs) -> Layout:
+def find_call_signature(singles: Sequence[Inputs], together: Inputs) -> CallSignature:
     """Compare the calls for several prompts one by one with the call for all of them.
 
     Args:
@@ -64,7 +64,7 @@ def find_layout(singles: Sequence[Inputs], together: Inputs) -> Layout:
                 "prompts and does not have an entry for each"
             )
     listed = {name for name in rows if not torch.is_tensor(together[name])}
-    return Layout(frozenset(rows), frozenset(listed), tuple(texts))
+    return CallSignature(frozenset(rows), frozenset(listed), tuple(texts))
 
 
 def _length(value: Any) -> int | None:

@@ -11,7 +11,7 @@ from PIL.Image import Image
 from tqdm.auto import tqdm
 
 from ..utils.micro_batches import MicroBatches
-from .recorder import for_each, untouched
+from .recorder import for_each, preserve_pipeline_state
 
 BATCH = 16
 
@@ -62,7 +62,7 @@ def generate(
         bar.update(len(part))
 
     bar = tqdm(total=len(rows), desc=progress, disable=progress is None, unit="image")
-    with torch.no_grad(), untouched(pipe), bar:
+    with torch.no_grad(), preserve_pipeline_state(pipe), bar:
         MicroBatches(batch, "pictures").map(draw, rows)
     return images
 

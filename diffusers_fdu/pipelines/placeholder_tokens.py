@@ -21,18 +21,18 @@ from torch import Tensor, nn
 
 from .recorder import Recorder
 from .tokenizers import (
-    Spoken,
+    WordTokens,
     encoders,
     single_tokens,
-    spoken,
     vocabulary,
+    word_tokens,
 )
 
 FALLBACK = ("bicycle", "mountain", "window", "river", "bridge", "lamp", "cup")
 """Words for pipes whose tokenizer has no whole ones."""
 
 
-class Slots:
+class PlaceholderTokens:
     """Free token embeddings in a pipe's prompts.
 
     Args:
@@ -68,7 +68,7 @@ class Slots:
         for word in [*vocabulary(self._pipe), *FALLBACK]:
             if any(word in text for text in self._avoid):
                 continue
-            found = [spoken(tokenizer, word) for tokenizer in self._tokenizers]
+            found = [word_tokens(tokenizer, word) for tokenizer in self._tokenizers]
             if None in found:
                 continue
             size = max(len(one.within) for one in found if one is not None)
@@ -137,7 +137,7 @@ class Slots:
         Args:
             recorder: holds the pipe.
             prompts: each with the marker.
-            names: the arguments that depend on the text, see `Layout`.
+            names: the arguments that depend on the text, see `CallSignature`.
             vectors: see `placed`.
 
         Returns:
@@ -157,7 +157,7 @@ class Slots:
             )
         return found
 
-    def _hook(self, piece: Spoken, vectors: Tensor) -> Any:
+    def _hook(self, piece: WordTokens, vectors: Tensor) -> Any:
         def put(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
             index = self._places(args[0], piece)
             if not bool((index >= 0).any()):
@@ -167,7 +167,7 @@ class Slots:
 
         return put
 
-    def _places(self, ids: Tensor, piece: Spoken) -> Tensor:
+    def _places(self, ids: Tensor, piece: WordTokens) -> Tensor:
         """Which vector goes where, -1: none, as ids, (B, L)."""
         size = len(piece.within)
         index = torch.full_like(ids, -1)
@@ -183,13 +183,13 @@ class Slots:
         return index
 
 
-def _said(tokenizer: Any, word: str) -> Spoken:
+def _said(tokenizer: Any, word: str) -> WordTokens:
     """How a tokenizer writes a marker.
 
     Raises:
         ValueError: if it writes it differently from place to place.
     """
-    found = spoken(tokenizer, word)
+    found = word_tokens(tokenizer, word)
     if found is None:
         raise ValueError(f"{word!r} cannot be a marker: its tokens depend on where it stands")
     return found

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.micro_batches import MicroBatches
-from ..utils.nested import Leaves, cloned, flatten, same
-from .call_signature import Layout, check_arguments, find_layout
+from ..utils.nested import Leaves, clone_tensors, flatten, same
+from .call_signature import CallSignature, check_arguments, find_call_signature
 from .denoiser import (
     denoiser_name,
     denoiser_names,
@@ -58,7 +58,7 @@ class Call:
 
 
 @contextmanager
-def untouched(pipe: Any) -> Iterator[None]:
+def preserve_pipeline_state(pipe: Any) -> Iterator[None]:
     """Give the pipe's scheduler, progress-bar settings and the global RNG back as they were."""
     scheduler, missing = getattr(pipe, "scheduler", None), object()
     bar = pipe.__dict__.get("_progress_bar_config", missing)
@@ -91,7 +91,7 @@ def _hooked(
         bound.update(bound.pop("kwargs", {}))
         inputs = flatten(bound)
         if not grad:
-            inputs = {name: cloned(value) for name, value in inputs.items()}
+            inputs = {name: clone_tensors(value) for name, value in inputs.items()}
         pending[:] = [Call(inputs)]
         if stop:
             on_call(pending.pop())
@@ -232,8 +232,8 @@ class Recorder:
             return limit, name
         return (given, "max_sequence_length") if limit is None or given < limit else (limit, name)
 
-    def layout(self, prompt: str, other: str) -> Layout:
-        """How the pipeline calls its denoiser, see `find_layout`.
+    def layout(self, prompt: str, other: str) -> CallSignature:
+        """How the pipeline calls its denoiser, see `find_call_signature`.
 
         Args:
             prompt: any.
@@ -254,7 +254,7 @@ class Recorder:
                 f"{type(self.pipe).__name__} asks its denoiser {len(alone[0][name])} questions "
                 "for one prompt, guidance or not: this pipeline cannot be recorded"
             )
-        found = find_layout(alone, self.first_call(prompts).inputs)
+        found = find_call_signature(alone, self.first_call(prompts).inputs)
         if all(same(alone[0].get(text), alone[1].get(text)) for text in found.texts):
             raise ValueError(
                 f"the pipeline gives {prompt!r} and {other!r} the same conditioning: "

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Clock:
+class TimestepConvention:
     """Between the scheduler's time and the denoiser's.
 
     Args:
@@ -36,7 +36,9 @@ class Clock:
         return self.length - time if self.is_reversed else time
 
 
-def find_clock(name: str, length: int, runs: Sequence[tuple[Tensor, Tensor]]) -> Clock:
+def find_timestep_convention(
+    name: str, length: int, runs: Sequence[tuple[Tensor, Tensor]]
+) -> TimestepConvention:
     """The clock of a denoiser from what it was given in its runs.
 
     Args:
@@ -46,4 +48,4 @@ def find_clock(name: str, length: int, runs: Sequence[tuple[Tensor, Tensor]]) ->
     """
     ends = [(a.double().amax().item(), b.double().amax().item()) for a, b in runs]
     is_unit = all(time <= 1 for run in ends for time in run)
-    return Clock(name, length, is_unit, sum(last - first for first, last in ends) > 0)
+    return TimestepConvention(name, length, is_unit, sum(last - first for first, last in ends) > 0)

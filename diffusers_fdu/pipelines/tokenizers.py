@@ -14,7 +14,7 @@ BEFORE = "a"
 """A word that stands before another one."""
 
 
-class Spoken(NamedTuple):
+class WordTokens(NamedTuple):
     """A word's tokens.
 
     Args:
@@ -43,7 +43,7 @@ def encoders(pipe: Any) -> tuple[list[list[nn.Embedding]], list[Any]]:
     return tables, tokenizers
 
 
-def spoken(tokenizer: Any, word: str) -> Spoken | None:
+def word_tokens(tokenizer: Any, word: str) -> WordTokens | None:
     """A word's tokens; None if they depend on where it stands, or one of them is unknown."""
 
     def ids(text: str) -> list[int]:
@@ -58,8 +58,8 @@ def spoken(tokenizer: Any, word: str) -> Spoken | None:
     if getattr(tokenizer, "unk_token_id", None) in within and len(within) == 1:
         return None
     if first and within[-len(first) :] == first:
-        return Spoken(first, first)  # a space is a token of its own, or none
-    return Spoken(within, first) if len(first) == len(within) else None
+        return WordTokens(first, first)  # a space is a token of its own, or none
+    return WordTokens(within, first) if len(first) == len(within) else None
 
 
 def single_tokens(pipe: Any, words: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
@@ -75,7 +75,7 @@ def single_tokens(pipe: Any, words: Sequence[str]) -> list[tuple[str, tuple[int,
     _, tokenizers = encoders(pipe)
     found = []
     for word in words:
-        own = [spoken(tokenizer, word) for tokenizer in tokenizers]
+        own = [word_tokens(tokenizer, word) for tokenizer in tokenizers]
         ids = [one.within for one in own if one is not None]
         if len(ids) == len(tokenizers) and all(len(one) == 1 for one in ids):
             found.append((word, tuple(one[0] for one in ids)))

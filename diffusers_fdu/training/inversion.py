@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..data.replay_buffer import Entry, Part, ReplayBuffer
 from ..data.teacher import predict
 from ..pipelines.offload import placement
-from ..pipelines.placeholder_tokens import Slots
+from ..pipelines.placeholder_tokens import PlaceholderTokens
 from ..pipelines.recorder import Recorder
 from ..utils.micro_batches import MicroBatches
 from ..utils.nested import flatten, unflatten
@@ -98,7 +98,7 @@ class Inversion:
     def __call__(
         self,
         model: nn.Module,
-        slots: Slots,
+        slots: PlaceholderTokens,
         recorder: Recorder,
         marked: Sequence[str],
         goal: Goal,

@@ -30,7 +30,7 @@ from ..pipelines.offload import (
     placement,
     streamed,
 )
-from ..pipelines.recorder import Recorder, untouched
+from ..pipelines.recorder import Recorder, preserve_pipeline_state
 from ..settings import Settings
 from ..utils.nested import unflatten
 from .acceleration import can_set_aside, checkpointed, precision
@@ -344,7 +344,7 @@ def footprint(
     Raises:
         ValueError: see `lora_config` and `Recorder`.
     """
-    with untouched(pipe):
+    with preserve_pipeline_state(pipe):
         recorder = Recorder(pipe, kwargs)
         calls = [unflatten(recorder.first_call(["a"] * count).inputs) for count in (1, 2)]
     return Footprint(pipe, model, settings, calls)

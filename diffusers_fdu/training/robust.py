@@ -28,8 +28,8 @@ from ..data.concepts import Concept, Pair
 from ..data.recording import record
 from ..data.replay_buffer import Entry, ReplayBuffer
 from ..data.teacher import ask, guided
-from ..pipelines.placeholder_tokens import Slots
-from ..pipelines.recorder import Recorder, entry, untouched
+from ..pipelines.placeholder_tokens import PlaceholderTokens
+from ..pipelines.recorder import Recorder, entry, preserve_pipeline_state
 from ..utils.distributed import Processes
 from .inversion import Goal, Inversion
 
@@ -47,7 +47,7 @@ def expose(
 
     The rows "attacked" join a state of the original's pictures of a target with its answer there;
     the rows "hidden" the same state with its answer to the anchor. Their text is that of the
-    target's prompt with a marker in the place of its name, which `Slots` puts embeddings into.
+    target's prompt with a marker in the place of its name, which `PlaceholderTokens` puts embeddings into.
 
     Args:
         recorder: of the frozen pipe.
@@ -59,9 +59,9 @@ def expose(
         processes: share the recording.
 
     Raises:
-        ValueError: see `Slots` and `record`.
+        ValueError: see `PlaceholderTokens` and `record`.
     """
-    slots = Slots(recorder.pipe, robust.tokens, [pair.target for pair in pairs])
+    slots = PlaceholderTokens(recorder.pipe, robust.tokens, [pair.target for pair in pairs])
     buffer.marker = slots.marker
     asked = [
         pair._replace(
@@ -84,7 +84,7 @@ def expose(
     )
     found.clear("retain")
     found.recast("unlearn", "attacked")
-    with untouched(recorder.pipe):
+    with preserve_pipeline_state(recorder.pipe):
         _answer(recorder, found, dict(zip((one.target for one in asked), pairs, strict=True)))
     buffer.absorb(found)
 
@@ -171,7 +171,7 @@ class Adversary:
         self.model, self.recorder, self.buffer = model, recorder, buffer
         self.robust, self.processes = robust, processes or Processes()
         self.autocast = autocast
-        self.slots = Slots(recorder.pipe, robust.tokens, word=buffer.marker.split()[0])
+        self.slots = PlaceholderTokens(recorder.pipe, robust.tokens, word=buffer.marker.split()[0])
         self.search = Inversion(robust.steps, robust.batch)
         self.generator = torch.Generator().manual_seed(seed)
         self.found: list[tuple[str, int, dict[str, Any]]] = []
@@ -182,7 +182,7 @@ class Adversary:
         if step % self.robust.every:
             return
         attacked = self.buffer.entries("attacked")
-        with untouched(self.recorder.pipe):
+        with preserve_pipeline_state(self.recorder.pipe):
             for concept in sorted({row.concept for row in attacked}):
                 self._attack([row for row in attacked if row.concept == concept], step)
 

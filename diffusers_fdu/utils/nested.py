@@ -65,17 +65,17 @@ def close(a: Any, b: Any) -> bool:
     return bool((a - b).float().norm() <= CLOSE * b.float().norm())
 
 
-def on_cpu(value: Any) -> Any:
+def to_cpu(value: Any) -> Any:
     """A value with its tensors on the CPU."""
     return recursively_apply(Tensor.cpu, value)
 
 
-def cloned(value: Any) -> Any:
+def clone_tensors(value: Any) -> Any:
     """A copy that no later step of the pipeline changes."""
     return recursively_apply(lambda tensor: tensor.detach().clone(), value)
 
 
-def given(value: Any, device: torch.device, floating: torch.dtype | None) -> Any:
+def to_device(value: Any, device: torch.device, floating: torch.dtype | None) -> Any:
     """A value with its tensors on a device.
 
     Args:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diffusers_fdu import Concept
 from diffusers_fdu.data.concepts import Pair
-from diffusers_fdu.pipelines.recorder import untouched
+from diffusers_fdu.pipelines.recorder import preserve_pipeline_state
 from diffusers_fdu.pipelines.tokenizers import vocabulary
 
 TRAINED = ("attn2.to_k", "attn2.to_v")
@@ -88,7 +88,7 @@ class Bench:
     def pictures(self, prompts: Sequence[str]) -> Tensor:
         """Latents of pictures, one a prompt, drawn by the UNet as it is."""
         found = []
-        with untouched(self.pipe):
+        with preserve_pipeline_state(self.pipe):
             for i in range(0, len(prompts), 16):
                 part = list(prompts[i : i + 16])
                 first = self.seed + i

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusers_fdu.data.replay_buffer import ReplayBuffer
-from diffusers_fdu.utils.nested import flatten, on_cpu, unflatten
+from diffusers_fdu.utils.nested import flatten, to_cpu, unflatten
 
 
 def test_flatten_and_back() -> None:
@@ -27,6 +27,6 @@ def test_arguments_that_differ_between_batches_are_refused() -> None:
 def test_what_is_kept_is_on_the_cpu_however_deep() -> None:
     """Another device stands in for an accelerator: from the meta device nothing can be copied."""
     with pytest.raises(NotImplementedError, match="meta"):
-        on_cpu([1, (torch.zeros(2), torch.empty(2, device="meta"))])
+        to_cpu([1, (torch.zeros(2), torch.empty(2, device="meta"))])
     value = (torch.ones(2), [torch.zeros(1)], "x", None)
-    assert on_cpu(value)[2:] == ("x", None) and torch.equal(on_cpu(value)[0], value[0])
+    assert to_cpu(value)[2:] == ("x", None) and torch.equal(to_cpu(value)[0], value[0])

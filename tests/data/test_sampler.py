@@ -9,7 +9,7 @@ from torch import nn
 from diffusers_fdu.data.replay_buffer import ReplayBuffer
 from diffusers_fdu.data.sampler import Batch, Sampler
 from diffusers_fdu.data.teacher import predict
-from diffusers_fdu.pipelines.timestep_convention import Clock
+from diffusers_fdu.pipelines.timestep_convention import TimestepConvention
 from diffusers_fdu.utils.distributed import Processes
 
 COUNTS = (9, 3, 1)  # rows of each concept
@@ -17,7 +17,7 @@ COUNTS = (9, 3, 1)  # rows of each concept
 
 def buffer(length: float = 1000.0) -> ReplayBuffer:
     """States numbered by their `sample`; timesteps spread over the length."""
-    made = ReplayBuffer(torch.float32, Clock(is_unit=length == 1))
+    made = ReplayBuffer(torch.float32, TimestepConvention(is_unit=length == 1))
     text = made.add_text("x", {"encoder_hidden_states": torch.zeros(2, 3)})
     total = sum(COUNTS)
     concepts = [k for k, count in enumerate(COUNTS) for _ in range(count)]

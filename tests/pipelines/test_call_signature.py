@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusers_fdu.pipelines.call_signature import find_layout
-from diffusers_fdu.utils.nested import cloned, close, same
+from diffusers_fdu.pipelines.call_signature import find_call_signature
+from diffusers_fdu.utils.nested import clone_tensors, close, same
 
 LENGTHS = (2, 2, 5)  # tokens of each prompt
 
@@ -30,7 +30,7 @@ def call(prompts):
 
 
 def test_what_has_an_entry_for_each_prompt_and_what_depends_on_it() -> None:
-    found = find_layout([call([i]) for i in range(3)], call(range(3)))
+    found = find_call_signature([call([i]) for i in range(3)], call(range(3)))
     assert found.rows == {"sample", "text", "mask", "listed", "shapes", "guidance"}
     assert found.listed == {"listed", "shapes"}
     assert found.texts == ("text", "mask", "listed")
@@ -40,9 +40,9 @@ def test_text_without_a_row_is_refused() -> None:
     singles = [{"bias": torch.full((4, 4), float(i))} for i in range(3)]
     batched = [{"bias": (torch.zeros(1, 4),)}] * 3
     with pytest.raises(ValueError, match="argument bias depends on the prompts"):
-        find_layout(batched, {"bias": (torch.zeros(3, 4),)})
+        find_call_signature(batched, {"bias": (torch.zeros(3, 4),)})
     with pytest.raises(ValueError, match="argument bias depends on the prompts"):
-        find_layout(singles, {"bias": torch.ones(4, 4)})
+        find_call_signature(singles, {"bias": torch.ones(4, 4)})
 
 
 def test_values_are_compared_within_lists() -> None:
@@ -58,6 +58,6 @@ def test_values_are_compared_within_lists() -> None:
 
 def test_copies_do_not_follow() -> None:
     value = [torch.zeros(2), "x"]
-    kept = cloned(value)
+    kept = clone_tensors(value)
     value[0].add_(1)
     assert same(kept, [torch.zeros(2), "x"])

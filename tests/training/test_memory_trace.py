@@ -11,7 +11,7 @@ from torch import nn
 
 from diffusers_fdu.adapters import lora as adapters
 from diffusers_fdu.pipelines.denoiser import denoiser_name
-from diffusers_fdu.pipelines.recorder import Recorder, untouched
+from diffusers_fdu.pipelines.recorder import Recorder, preserve_pipeline_state
 from diffusers_fdu.training.acceleration import checkpointed
 from diffusers_fdu.training.memory import Pass
 from diffusers_fdu.training.memory_trace import StorageCounter, peak_bytes, twin
@@ -32,7 +32,7 @@ def test_fake_tensors_take_what_real_ones_do(key) -> None:
     family = FAMILIES[key]
     pipe = family.build()
     own = getattr(pipe, denoiser_name(pipe))
-    with untouched(pipe):
+    with preserve_pipeline_state(pipe):
         inputs = unflatten(Recorder(pipe, family.run).first_call(["a"] * 2).inputs)
     # The fake call has a twin of its own: what it caches must not be met by the real one.
     models = [twin(own), twin(own)]

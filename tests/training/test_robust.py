@@ -12,7 +12,7 @@ from diffusers_fdu import (
     retrain,
 )
 from diffusers_fdu.data.teacher import ask
-from diffusers_fdu.pipelines.placeholder_tokens import Slots
+from diffusers_fdu.pipelines.placeholder_tokens import PlaceholderTokens
 from diffusers_fdu.pipelines.recorder import Recorder
 from diffusers_fdu.pipelines.tokenizers import single_tokens
 from diffusers_fdu.training.inversion import Goal, Inversion
@@ -118,7 +118,7 @@ def test_the_search_finds_a_known_word(pipe) -> None:
         "dog", "cat"
     )
     rows = found.entries("attacked")
-    slots = Slots(pipe, word=found.marker)
+    slots = PlaceholderTokens(pipe, word=found.marker)
     goal = Goal(found, rows, found.text_names, lambda row: 0)
     marked = [found.prompt(rows[0].text)]
     recorder = Recorder(pipe, RUNS)

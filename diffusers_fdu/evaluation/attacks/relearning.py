@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...adapters import lora as adapters
-from ...pipelines.recorder import untouched
+from ...pipelines.recorder import preserve_pipeline_state
 from .scene import Outcome, Scene
 
 NAME = "relearn"
@@ -47,7 +47,7 @@ class Relearning:
         """See `Attack`."""
         asked, curve, hits = scene.asked(scene.target), [], [False]
         goal = scene.goal([""] * len(asked), seed, self.pictures)
-        with untouched(scene.pipe):
+        with preserve_pipeline_state(scene.pipe):
             inputs = scene.recorder().first_call(asked).inputs
         texts = {name: inputs.get(name) for name in goal.names}
         generator = torch.Generator().manual_seed(seed)

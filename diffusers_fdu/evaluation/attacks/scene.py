@@ -22,7 +22,7 @@ from ...data.recording import record
 from ...data.templates import fill
 from ...pipelines.denoiser import denoiser_name
 from ...pipelines.generate import generate
-from ...pipelines.recorder import Recorder, untouched
+from ...pipelines.recorder import Recorder, preserve_pipeline_state
 from ...training.inversion import Goal
 
 FIRST_SEED = 50_000
@@ -136,7 +136,7 @@ class Scene:
         with self.original() as pipe:
             recorder = Recorder(pipe, kwargs, seed, self.batch, self.component)
             buffer = record(recorder, pairs, [], torch.float32, progress=False)
-            with untouched(pipe):
+            with preserve_pipeline_state(pipe):
                 texts = recorder.layout(marked[0], own[0]).texts
         return Goal(buffer, buffer.entries("unlearn"), tuple(texts))
 
@@ -144,7 +144,7 @@ class Scene:
         """Asks the pipe under attack for the conditioning of prompts."""
         kwargs = {k: v for k, v in self.settings.items() if k != "num_inference_steps"}
         recorder = Recorder(self.pipe, kwargs, batch=self.batch, component=self.component)
-        with untouched(self.pipe):
+        with preserve_pipeline_state(self.pipe):
             recorder.layout(self.asked(self.target)[0], "")  # finds out how to ask one question
         return recorder
 

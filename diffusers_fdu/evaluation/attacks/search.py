@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ...data.replay_buffer import Entry
-from ...pipelines.placeholder_tokens import Slots
-from ...pipelines.recorder import Recorder, untouched
+from ...pipelines.placeholder_tokens import PlaceholderTokens
+from ...pipelines.recorder import Recorder, preserve_pipeline_state
 from ...pipelines.tokenizers import BEFORE, single_tokens, vocabulary
 from ...training.inversion import Inversion
 from .scene import Outcome, Scene
@@ -48,7 +48,7 @@ class Prefix:
     def __init__(self, scene: Scene, count: int, seed: int, pictures: int) -> None:
         self.scene, self.count = scene, count
         asked = scene.asked(scene.target)
-        self.slots = Slots(scene.pipe, count, asked)
+        self.slots = PlaceholderTokens(scene.pipe, count, asked)
         self.marked = [f"{BEFORE} {self.slots.marker} {prompt}" for prompt in asked]
         known = single_tokens(scene.pipe, vocabulary(scene.pipe))
         if not known:
@@ -124,7 +124,7 @@ class PromptSearch:
     def __call__(self, scene: Scene, seed: int) -> Outcome:
         """See `Attack`."""
         prefix = Prefix(scene, self.words, seed, self.pictures)
-        with untouched(scene.pipe):
+        with preserve_pipeline_state(scene.pipe):
             found = self.search(prefix, seed)
         return Outcome(scene.hits(prefix.prompts(found), seed), found=prefix.in_words(found))
 
@@ -185,7 +185,7 @@ class GreedySearch:
     def __call__(self, scene: Scene, seed: int) -> Outcome:
         """See `Attack`."""
         prefix = Prefix(scene, self.words, seed, self.pictures)
-        with untouched(scene.pipe):
+        with preserve_pipeline_state(scene.pipe):
             found = self.search(prefix, seed)
         return Outcome(scene.hits(prefix.prompts(found), seed), found=prefix.in_words(found))
 
@@ -257,11 +257,11 @@ class ConceptInversion:
     def __call__(self, scene: Scene, seed: int) -> Outcome:
         """See `Attack`."""
         generator = torch.Generator().manual_seed(seed)
-        slots = Slots(scene.pipe, self.tokens, scene.asked(scene.target))
+        slots = PlaceholderTokens(scene.pipe, self.tokens, scene.asked(scene.target))
         slots.start_at_a_word(generator)
         marked = scene.asked(slots.marker)
         goal = scene.goal(marked, seed, self.pictures)
-        with untouched(scene.pipe):
+        with preserve_pipeline_state(scene.pipe):
             vectors = self.inversion(scene.model, slots, scene.recorder(), marked, goal, generator)
         with slots.placed(vectors):
             return Outcome(scene.hits(marked, seed))

@@ -16,10 +16,10 @@ from .parts import (
     clip_tokenizer,
     gemma,
     letter_tokenizer,
-    spoken,
     t5,
     t5_tokenizer,
     unet,
+    word_tokens,
 )
 
 
@@ -87,7 +87,7 @@ def kolors() -> Any:
 
     def encode_prompt(self: Any, prompt: Any, negative_prompt: Any = None, **_: Any) -> tuple:
         def encoded(prompts: list[str]) -> tuple:
-            texts = [spoken(one, 32) for one in prompts]
+            texts = [word_tokens(one, 32) for one in prompts]
             padded = [torch.cat([text, text.new_zeros(80 - len(text), 32)]) for text in texts]
             return torch.stack(padded), torch.stack([text.mean(0) for text in texts])
 

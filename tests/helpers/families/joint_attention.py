@@ -19,9 +19,9 @@ from .parts import (
     gemma,
     letter_tokenizer,
     qwen3,
-    spoken,
     t5,
     t5_tokenizer,
+    word_tokens,
 )
 
 
@@ -124,7 +124,7 @@ def flux2_dev() -> Any:
     )
 
     def encode(text_encoder: Any, tokenizer: Any, prompt: Any, **_: Any) -> torch.Tensor:
-        texts = [spoken(one, 16) for one in ([prompt] if isinstance(prompt, str) else prompt)]
+        texts = [word_tokens(one, 16) for one in ([prompt] if isinstance(prompt, str) else prompt)]
         return torch.stack([torch.cat([x, x.new_zeros(64 - len(x), 16)]) for x in texts])
 
     pipe._get_mistral_3_small_prompt_embeds = encode
@@ -203,7 +203,7 @@ def qwen_image() -> Any:
 
     def encode(self: Any, prompt: Any, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Padded to the longest, with a mask, as the pipeline's own does."""
-        texts = [spoken(one, 16) for one in ([prompt] if isinstance(prompt, str) else prompt)]
+        texts = [word_tokens(one, 16) for one in ([prompt] if isinstance(prompt, str) else prompt)]
         masks = [torch.ones(len(text), dtype=torch.long) for text in texts]
         pad = torch.nn.utils.rnn.pad_sequence
         return pad(texts, batch_first=True), pad(masks, batch_first=True)

@@ -100,7 +100,7 @@ def gemma(**sizes: int) -> Any:
     return t.Gemma2Model(config).eval()
 
 
-def spoken(prompt: str, width: int) -> torch.Tensor:
+def word_tokens(prompt: str, width: int) -> torch.Tensor:
     """What stands in for a text encoder too large to be tiny: a vector for each letter."""
     table = torch.randn(256, width, generator=torch.Generator().manual_seed(1))
     return table[[ord(c) for c in f"<{prompt}>"]]
