@@ -15,14 +15,14 @@ from ..pipelines.recorder import BATCH, Recorder
 from ..pipelines.tokenizers import vocabulary
 from ..utils.io import as_json
 from .concepts import Concept
-from .recording import IsEnough, Stages, record
+from .recording import Stages, StopRecording, record
 from .replay_buffer import ReplayBuffer
 from .retain import retain_prompts
 from .templates import without
 
 
 @dataclass(frozen=True)
-class Recording:
+class RecordingPlan:
     """What is to be recorded.
 
     Args:
@@ -35,7 +35,7 @@ class Recording:
 
     context: RunContext
     concepts: Sequence[Concept]
-    is_enough: IsEnough | None = None
+    is_enough: StopRecording | None = None
     keep_texts: bool = False
     active_adapters: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 

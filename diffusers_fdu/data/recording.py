@@ -26,14 +26,14 @@ from ..utils.distributed import Processes
 from ..utils.nested import chunks
 from .concepts import Pair
 from .replay_buffer import Entry, Half, ReplayBuffer, Row
-from .rollout import Drawing, Run
+from .rollout import Rollout, Run
 from .teacher import ask, guided
 
 GOLDEN = (5**0.5 - 1) / 2  # multiples of it spread evenly over [0, 1) however many there are
 SQUARE = 2**0.5 - 1  # likewise, and independent of the multiples of the other
 
 
-IsEnough = Callable[[ReplayBuffer, Sequence[Half]], bool]
+StopRecording = Callable[[ReplayBuffer, Sequence[Half]], bool]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Stages:
 
     pictures: Sequence[int]
     retained: int
-    is_enough: IsEnough | None = None
+    is_enough: StopRecording | None = None
 
 
 def record(
@@ -148,7 +148,7 @@ class _Recording:
         layout = recorder.layout(pairs[0].target, pairs[0].anchor)
         self.names = layout.texts
         texts = recorder.conditioning([pair.target for pair in pairs], self.names)
-        self.drawing = Drawing(recorder, layout, texts, dtype)
+        self.drawing = Rollout(recorder, layout, texts, dtype)
         self.drawn = self.drawing.nothing()
         self.buffer = self.drawn.buffer
         self.concepts = 1 + max(pair.concept for pair in pairs)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..pipelines.timestep_convention import TimestepConvention
-from ..utils.nested import Leaves, same, to_device, unflatten
+from ..utils.nested import RowInputs, same, to_device, unflatten
 
 Role = Literal["unlearn", "retain", "attacked", "hidden", "adversarial"]
 Row = tuple[Role, int]
@@ -100,7 +100,7 @@ class ReplayBuffer:
     _shapes: list[tuple] = field(default_factory=list)
     _free: list[int] = field(default_factory=list)
 
-    def add_text(self, prompt: str, leaves: Leaves) -> int:
+    def add_text(self, prompt: str, leaves: RowInputs) -> int:
         """Keep a prompt's conditioning (leaves without batch dimension); returns its index.
 
         One prompt may have several, padded to different lengths.
@@ -117,7 +117,7 @@ class ReplayBuffer:
         }
         return self._kept(prompt, shape, kept)
 
-    def _kept(self, prompt: str, shape: tuple, leaves: Leaves) -> int:
+    def _kept(self, prompt: str, shape: tuple, leaves: RowInputs) -> int:
         if (prompt, shape) not in self._text_ids:
             for key, value in leaves.items():
                 self._texts[key].append(value)
@@ -125,7 +125,7 @@ class ReplayBuffer:
             self._shapes.append(shape)
         return self._text_ids[prompt, shape]
 
-    def add_state(self, leaves: Leaves) -> int:
+    def add_state(self, leaves: RowInputs) -> int:
         """Keep a state (leaves without batch dimension); returns its index."""
         index = 0
         for key, value in leaves.items():

@@ -13,7 +13,7 @@ from ..pipelines.call_signature import CallSignature
 from ..pipelines.denoiser import timestep_name
 from ..pipelines.recorder import Call, Recorder, entry
 from ..pipelines.timestep_convention import TimestepConvention
-from ..utils.nested import Leaves, close, same, to_cpu
+from ..utils.nested import RowInputs, close, same, to_cpu
 from .concepts import Pair
 from .replay_buffer import Entry, ReplayBuffer
 
@@ -55,7 +55,7 @@ class Drawn:
         self.times += other.times
 
 
-class Drawing:
+class Rollout:
     """What is known of a pipe while its groups are drawn.
 
     Args:
@@ -69,7 +69,7 @@ class Drawing:
         self,
         recorder: Recorder,
         layout: CallSignature,
-        texts: dict[str, Leaves],
+        texts: dict[str, RowInputs],
         dtype: torch.dtype,
     ) -> None:
         self.recorder, self.layout, self.texts = recorder, layout, texts
@@ -108,8 +108,8 @@ class _Ask(NamedTuple):
         prediction: the answer, on the CPU.
     """
 
-    state: Leaves
-    texts: Leaves | None
+    state: RowInputs
+    texts: RowInputs | None
     prediction: Tensor
 
 
@@ -126,16 +126,16 @@ class _Part:
     """
 
     runs: Sequence[Run]
-    own: Leaves
+    own: RowInputs
     calls: list[list[_Ask]] = field(default_factory=list)
-    state: Leaves | None = None
+    state: RowInputs | None = None
     ids: list[int] = field(default_factory=list)
 
 
 class _Group:
     """A group while it is drawn; its rows are in the order in which all at once would come."""
 
-    def __init__(self, drawing: Drawing, number: int) -> None:
+    def __init__(self, drawing: Rollout, number: int) -> None:
         self.recorder, self.layout, self.texts = drawing.recorder, drawing.layout, drawing.texts
         self.names, self.time = drawing.names, drawing.time
         self.number, self.drawn = number, drawing.nothing()
@@ -197,9 +197,9 @@ class _Group:
         if ask.texts is None or is_kept:
             self._rows(part, ask)
 
-    def _split(self, inputs: dict[str, Any], rows: int) -> tuple[Leaves, dict[str, Any]]:
+    def _split(self, inputs: dict[str, Any], rows: int) -> tuple[RowInputs, dict[str, Any]]:
         """What besides the text belongs to a row, batched, and what is the same for all."""
-        state: Leaves = {}
+        state: RowInputs = {}
         constants: dict[str, Any] = {}
         for name, value in inputs.items():
             if name in self.names:
@@ -212,16 +212,16 @@ class _Group:
                 constants[name] = to_cpu(value)
         return state, constants
 
-    def _states(self, key: Leaves, size: int) -> list[int]:
+    def _states(self, key: RowInputs, size: int) -> list[int]:
         return [self.buffer.add_state({n: v[i] for n, v in key.items()}) for i in range(size)]
 
-    def _other(self, texts: Leaves, i: int) -> int:
+    def _other(self, texts: RowInputs, i: int) -> int:
         """Index of the conditioning of a run's other half: the empty or the negative prompt."""
         row = entry(texts, self.names, i)
         sums = [value.cpu().double().sum().item() for value in row.values() if value is not None]
         return self.buffer.add_text(f"\0{','.join(f'{value:.9g}' for value in sums)}", row)
 
-    def _own(self, prompt: str, texts: Leaves, i: int) -> int:
+    def _own(self, prompt: str, texts: RowInputs, i: int) -> int:
         return self.buffer.add_text(prompt, entry(texts, self.names, i))
 
     def _target(self, pair: Pair) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.micro_batches import MicroBatches
-from ..utils.nested import Leaves, clone_tensors, flatten, same
+from ..utils.nested import RowInputs, clone_tensors, flatten, same
 from .call_signature import CallSignature, check_arguments, find_call_signature
 from .denoiser import (
     denoiser_name,
@@ -262,9 +262,9 @@ class Recorder:
             )
         return found
 
-    def conditioning(self, prompts: Sequence[str], names: Sequence[str]) -> dict[str, Leaves]:
+    def conditioning(self, prompts: Sequence[str], names: Sequence[str]) -> dict[str, RowInputs]:
         """Text-dependent arguments of each prompt, without batch dimension; None: left out."""
-        texts: dict[str, Leaves] = {}
+        texts: dict[str, RowInputs] = {}
         unique = list(dict.fromkeys(prompts))
 
         def encode(part: Sequence[str]) -> None:
@@ -285,6 +285,6 @@ def for_each(arguments: Mapping[str, Any], count: int) -> dict[str, Any]:
     }
 
 
-def entry(inputs: dict[str, Any], names: Sequence[str], i: int) -> Leaves:
+def entry(inputs: dict[str, Any], names: Sequence[str], i: int) -> RowInputs:
     """One prompt's part of these arguments, without batch dimension."""
     return {name: None if inputs.get(name) is None else inputs[name][i] for name in names}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..adapters.target_modules import has_cross_attention
 from ..data.concepts import Concept
-from ..data.plan import Recording
+from ..data.plan import RecordingPlan
 from ..data.replay_buffer import ReplayBuffer
 from ..pipelines.context import RunContext
 from ..pipelines.denoiser import denoiser_names
@@ -18,7 +18,7 @@ from .robust import expose_concepts
 
 def plan_recording(
     context: RunContext, concepts: Sequence[Concept], is_new: bool = True
-) -> Recording:
+) -> RecordingPlan:
     """Say what is to be recorded.
 
     Args:
@@ -29,7 +29,7 @@ def plan_recording(
     """
     pipe, model, settings = context.pipe, context.model, context.settings
     stops = is_new and starts_in_closed_form(settings, model)
-    return Recording(
+    return RecordingPlan(
         context,
         concepts,
         Agreement(pipe, model, settings) if stops else None,
@@ -38,7 +38,7 @@ def plan_recording(
     )
 
 
-def record(recording: Recording) -> ReplayBuffer:
+def record(recording: RecordingPlan) -> ReplayBuffer:
     """Draw what was planned, and for robust training what an adversary looks for.
 
     Raises:
@@ -61,12 +61,12 @@ def record(recording: Recording) -> ReplayBuffer:
 
 
 def obtain(
-    recording: Recording, buffer: ReplayBuffer | None, checkpoints: Checkpoints | None
+    recording: RecordingPlan, buffer: ReplayBuffer | None, checkpoints: Checkpoints | None
 ) -> ReplayBuffer:
     """What was recorded: given, kept by a training that is gone on with, or recorded now.
 
     Raises:
-        ValueError: see `Recording.check` and `record`.
+        ValueError: see `RecordingPlan.check` and `record`.
     """
     new = None
     if buffer is not None:

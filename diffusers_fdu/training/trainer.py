@@ -12,7 +12,7 @@ from torch import nn
 
 from ..adapters import lora as adapters
 from ..config import CheckpointConfig, TrainConfig
-from ..data.plan import Recording
+from ..data.plan import RecordingPlan
 from ..data.replay_buffer import ReplayBuffer
 from ..data.sampler import Sampler
 from ..divergences.variational import VariationalLoss
@@ -75,7 +75,7 @@ class Trainer:
 
     Args:
         context: the pipeline, and the options with a value for every "auto" of `Performance`.
-        recorder: of the pipe, see `Recording`.
+        recorder: of the pipe, see `RecordingPlan`.
         plan: the adapter.
     """
 
@@ -111,7 +111,7 @@ class Trainer:
         )
 
     def open_checkpoints(
-        self, config: CheckpointConfig | None, recording: Recording
+        self, config: CheckpointConfig | None, recording: RecordingPlan
     ) -> Checkpoints | None:
         """The training's checkpoints, the same step on all processes; None without a config.
 

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils.operations import recursively_apply
 from torch import Tensor
 
-Leaves = dict[str, Any]
+RowInputs = dict[str, Any]
 """Arguments of one row, by dotted name: tensors, or what else is given; None: left out."""
 
 CLOSE = 0.01  # one text encoded twice differs by rounding, relative; two texts by far more

@@ -25,7 +25,7 @@ import typer
 from diffusers_fdu import FDUnlearner
 from diffusers_fdu.config import RETAIN_PER_TRAJECTORY
 from diffusers_fdu.data.replay_buffer import Half, ReplayBuffer
-from diffusers_fdu.data.rollout import Drawing, Drawn, Run
+from diffusers_fdu.data.rollout import Drawn, Rollout, Run
 from diffusers_fdu.emoji.loading import load_emoji_pipeline
 from diffusers_fdu.settings import Settings
 from diffusers_fdu.training.agreement import Agreement
@@ -102,14 +102,14 @@ class Prefixes:
 @contextmanager
 def _watched(sizes: list[tuple[int, int]]) -> Iterator[None]:
     """Note how many pictures every group has, and how many states."""
-    draw = Drawing.group
+    draw = Rollout.group
 
-    def watched(self: Drawing, runs: Sequence[Run], steps: int, number: int) -> Drawn:
+    def watched(self: Rollout, runs: Sequence[Run], steps: int, number: int) -> Drawn:
         drawn = draw(self, runs, steps, number)
         sizes.append((len(runs), len(drawn.buffer.state()["_states"][self.time])))
         return drawn
 
-    with mock.patch.object(Drawing, "group", watched):
+    with mock.patch.object(Rollout, "group", watched):
         yield
 
 

@@ -11,7 +11,7 @@ from tiny import state, unlearner
 from torch import nn
 
 from diffusers_fdu import Performance
-from diffusers_fdu.data.plan import Recording
+from diffusers_fdu.data.plan import RecordingPlan
 from diffusers_fdu.training.acceleration import (
     checkpointed,
     compiled,
@@ -164,7 +164,7 @@ def test_a_model_without_gradient_checkpointing_is_refused_before_recording(
 ) -> None:
     monkeypatch.setattr(UNet2DConditionModel, "_supports_gradient_checkpointing", False)
     worker = unlearner(pipe, gradient_checkpointing=True)
-    monkeypatch.setattr(Recording, "run", lambda *args: pytest.fail("recorded"))
+    monkeypatch.setattr(RecordingPlan, "run", lambda *args: pytest.fail("recorded"))
     with pytest.raises(ValueError, match="UNet2DConditionModel has no gradient checkpointing"):
         worker.unlearn("dog", "cat")
 

@@ -11,7 +11,7 @@ from tiny import state, unlearner
 
 from diffusers_fdu import NegativeGuidance
 from diffusers_fdu.config import STAGES
-from diffusers_fdu.data.rollout import Drawing
+from diffusers_fdu.data.rollout import Rollout
 from diffusers_fdu.data.teacher import ask
 from diffusers_fdu.settings import settings
 from diffusers_fdu.training.agreement import ENOUGH, Agreement, _product
@@ -90,13 +90,13 @@ def test_little_memory_changes_nothing(recorded, options) -> None:
 def drawn(monkeypatch) -> Counter:
     """How many pictures were drawn, to unlearn and to retain."""
     found: Counter = Counter()
-    group = Drawing.group
+    group = Rollout.group
 
     def counted(self, runs, steps, number):
         found["retain" if runs[0][1] is None else "unlearn"] += len(runs)
         return group(self, runs, steps, number)
 
-    monkeypatch.setattr(Drawing, "group", counted)
+    monkeypatch.setattr(Rollout, "group", counted)
     return found
 
 
