@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .evaluation.comparison import load_comparison as load_comparison
     from .evaluation.evaluate import EvaluationConfig as EvaluationConfig
     from .evaluation.evaluate import evaluate as evaluate
-    from .evaluation.watch import Watch as Watch
+    from .evaluation.watch import EvaluationCallback as EvaluationCallback
     from .hub.card import render_card as render_card
     from .hub.push import push as push
     from .hub.search import FoundAdapter as FoundAdapter

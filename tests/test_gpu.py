@@ -9,10 +9,10 @@ import torch
 from families import FAMILIES
 
 from diffusers_fdu import (
+    EvaluationCallback,
     EvaluationConfig,
     FDUnlearner,
     NegativeGuidance,
-    Watch,
     evaluate,
 )
 from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
@@ -162,6 +162,6 @@ def test_evaluates_and_attacks_on_cuda() -> None:
 def test_a_robust_training_on_cuda() -> None:
     pipe = load_emoji_pipeline().to("cuda")
     worker = FDUnlearner(pipe, {"guidance_scale": 4.0}, progress=False, robust=True, offload=False)
-    watch = Watch(pipe, "dog", every=50)
+    watch = EvaluationCallback(pipe, "dog", every=50)
     worker.unlearn("dog", "cat", callback=watch)
     assert watch.history[-1].metrics["ua"].value > 0.8

@@ -3,7 +3,7 @@
 `diffusers_fdu.evaluate` puts them together.
 """
 
-from .images import Gallery, draw, load_gallery
+from .images import ImageSet, draw, load_image_set
 from .judges import (
     ClassifierJudge,
     ClipJudge,
@@ -11,7 +11,7 @@ from .judges import (
     NudeNetJudge,
 )
 from .metrics.clip import ClipScorer
-from .prompt_grid import CIFAR10, UNLEARNCANVAS, Canvas
+from .prompt_grid import CIFAR10, UNLEARNCANVAS, PromptGrid
 from .protocols import PROTOCOLS, Protocol, protocol
 from .report.files import from_json, to_json, write_report
 from .request import Judge, Request

@@ -15,23 +15,23 @@ from ..unlearner import FDUnlearner
 from ..utils.distributed import Processes
 from .attacks.relearning import Removal
 from .attacks.run import ATTACKS, attack
-from .attacks.scene import Attack, Scene
+from .attacks.scene import Attack, AttackTarget
 from .images import (
     BATCH,
-    Gallery,
+    ImageSet,
     accepted,
     draw,
 )
 from .judges import asked, name_of
 from .metrics.clip import ClipScorer
 from .metrics.figures import Pictures, figures
-from .prompt_grid import Canvas
-from .protocols import Asked, Protocol
+from .prompt_grid import PromptGrid
+from .protocols import Protocol, UnlearningTask
 from .protocols import protocol as chosen
 from .request import Judge
 from .result import AttackResult, Evaluation
-from .setup import Board, board
-from .subject import Subject, concepts_of, subject
+from .setup import EvaluationSetup, board
+from .subject import AdapterUnderTest, concepts_of, subject
 
 CELLS = 4
 """Prompts in which attacks try to bring a concept back, at most."""
@@ -63,7 +63,7 @@ class EvaluationConfig:
     guidance_scale: float | None = None
     pipeline_kwargs: Mapping[str, Any] | None = None
     attack_seeds: Sequence[int] = (0, 1, 2)
-    canvas: Canvas | None = None
+    canvas: PromptGrid | None = None
     extractor: Any = None
     oracle: Any = None
     folder: str | Path | None = None
@@ -179,7 +179,7 @@ def _settings(pipe: Any, plan: Protocol, more: Mapping[str, Any]) -> dict[str, A
     return accepted(pipe, found)
 
 
-def _question(table: Board, concepts: Sequence[Concept]) -> Asked:
+def _question(table: EvaluationSetup, concepts: Sequence[Concept]) -> UnlearningTask:
     """What is to be forgotten, on the canvas.
 
     Raises:
@@ -190,20 +190,20 @@ def _question(table: Board, concepts: Sequence[Concept]) -> Asked:
         shown = ", ".join(f"{target}: {domain}" for target, domain in domains.items())
         raise ValueError(f"targets of different domains ({shown}): pass concepts of one")
     anchors = [concept.anchor_name for concept in concepts]
-    return Asked(table.canvas, list(domains), next(iter(domains.values())), anchors)
+    return UnlearningTask(table.canvas, list(domains), next(iter(domains.values())), anchors)
 
 
 def _galleries(
-    own: Subject,
+    own: AdapterUnderTest,
     requests: Sequence[Any],
     settings: Mapping[str, Any],
     config: EvaluationConfig,
-) -> tuple[Gallery, Gallery]:
+) -> tuple[ImageSet, ImageSet]:
     """The pictures without the adapter, and with it."""
     place = None if config.folder is None else Path(config.folder)
     batch, processes = config.batch, Processes(config.data_parallel)
 
-    def pictures(name: str) -> Gallery:
+    def pictures(name: str) -> ImageSet:
         where, title = place and place / name, f"draw {name}" if config.progress else None
         return draw(own.pipe, requests, settings, where, batch, processes, title)
 
@@ -213,9 +213,9 @@ def _galleries(
 
 
 def _attacked(
-    own: Subject,
-    table: Board,
-    question: Asked,
+    own: AdapterUnderTest,
+    table: EvaluationSetup,
+    question: UnlearningTask,
     settings: Mapping[str, Any],
     names: Sequence[str | Attack],
     config: EvaluationConfig,
@@ -230,7 +230,7 @@ def _attacked(
     cells = canvas.across(domain)
     cells = cells[:: max(1, len(cells) // CELLS)][:CELLS]
     templates = [canvas.prompt(canvas.cell(domain, "{}", rest)) for rest in cells]
-    scene = Scene(
+    scene = AttackTarget(
         own.pipe,
         target,
         is_target,

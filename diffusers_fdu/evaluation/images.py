@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
-class Gallery:
+class ImageSet:
     """Pictures and what was asked for.
 
     Args:
@@ -40,11 +40,11 @@ class Gallery:
     images: Sequence[Image.Image]
     folder: Path | None = None
 
-    def of(self, part: str) -> Gallery:
+    def of(self, part: str) -> ImageSet:
         """The pictures of one part."""
         pairs = zip(self.requests, self.images, strict=True)
         chosen = [(request, image) for request, image in pairs if request.part == part]
-        return Gallery([r for r, _ in chosen], [i for _, i in chosen], self.folder)
+        return ImageSet([r for r, _ in chosen], [i for _, i in chosen], self.folder)
 
 
 def draw(
@@ -55,7 +55,7 @@ def draw(
     batch: int = BATCH,
     processes: Processes | None = None,
     progress: str | None = None,
-) -> Gallery:
+) -> ImageSet:
     """Draw what is asked for, with the pipe as it is.
 
     Args:
@@ -84,7 +84,7 @@ def draw(
     if folder is None:
         if processes.count > 1:
             raise ValueError("several processes need a folder for their pictures")
-        return Gallery(requests, drawn(requests, progress))
+        return ImageSet(requests, drawn(requests, progress))
     place = writable_folder(folder)
     about = {"settings": settings, **pipe_facts(pipe), "strengths": adapter_state(pipe)}
     store = _Store(place, as_json(about))
@@ -105,10 +105,10 @@ def draw(
     if processes.is_main:
         store.write(len(requests))
     processes.wait()
-    return Gallery(requests, [store.image(i) for i in range(len(requests))], place)
+    return ImageSet(requests, [store.image(i) for i in range(len(requests))], place)
 
 
-def load_gallery(folder: str | Path) -> Gallery:
+def load_image_set(folder: str | Path) -> ImageSet:
     """Pictures that `draw` kept.
 
     Raises:
@@ -128,7 +128,7 @@ def load_gallery(folder: str | Path) -> Gallery:
             raise ValueError(f"{str(place / row['file'])!r} is missing, or was changed")
         requests.append(request)
         images.append(store.image(index))
-    return Gallery(requests, images, place)
+    return ImageSet(requests, images, place)
 
 
 def adapter_state(pipe: Any) -> str:

@@ -13,7 +13,7 @@ Cell = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Canvas:
+class PromptGrid:
     """Names that pictures can show, by domain, and the prompts that ask for them.
 
     Args:
@@ -105,7 +105,7 @@ class Canvas:
         return {d: name if d == domain else rest[d] for d in self.domains}
 
 
-UNLEARNCANVAS = Canvas(
+UNLEARNCANVAS = PromptGrid(
     {
         "object": tuple(
             "Architectures Bears Birds Butterfly Cats Dogs Fishes Flame Flowers Frogs Horses "
@@ -131,7 +131,7 @@ UNLEARNCANVAS = Canvas(
 """Objects and styles of the models of UnlearnCanvas (arXiv 2402.11846); the style
 "Seed Images" is photos."""
 
-CIFAR10 = Canvas(
+CIFAR10 = PromptGrid(
     {
         "object": (
             "airplane",

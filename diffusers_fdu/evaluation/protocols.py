@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..data.templates import fill
-from .prompt_grid import Canvas
+from .prompt_grid import PromptGrid
 from .request import Request
 
 FIRST = 1000
@@ -16,7 +16,7 @@ QUICK_TARGET, QUICK_OTHERS, QUICK_SYNONYMS = 32, 62, 8
 
 
 @dataclass(frozen=True)
-class Asked:
+class UnlearningTask:
     """What is to be forgotten, on a canvas.
 
     Args:
@@ -27,14 +27,14 @@ class Asked:
         neighbours: names that are close to a target; none: the canvas's own.
     """
 
-    canvas: Canvas
+    canvas: PromptGrid
     targets: Sequence[str]
     domain: str
     anchors: Sequence[str] = ()
     neighbours: Sequence[str] = ()
 
 
-Plan = Callable[["Protocol", Asked], list[Request]]
+Plan = Callable[["Protocol", UnlearningTask], list[Request]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Protocol:
     metrics: Sequence[str] = ("accuracy",)
     changed: Sequence[str] = ()
 
-    def requests(self, asked: Asked) -> list[Request]:
+    def requests(self, asked: UnlearningTask) -> list[Request]:
         """The pictures to draw."""
         return self.plan(self, asked)
 
@@ -107,7 +107,7 @@ def protocol(name: str | Protocol = "quick", **options: Any) -> Protocol:
     return replace(name, **given, changed=changed)
 
 
-def _every_cell(own: Protocol, asked: Asked) -> list[Request]:
+def _every_cell(own: Protocol, asked: UnlearningTask) -> list[Request]:
     """UnlearnCanvas: every object in every style, with every seed."""
     canvas = asked.canvas
     found: list[Request] = []
@@ -120,7 +120,7 @@ def _every_cell(own: Protocol, asked: Asked) -> list[Request]:
     return found
 
 
-def _by_name(own: Protocol, asked: Asked) -> list[Request]:
+def _by_name(own: Protocol, asked: UnlearningTask) -> list[Request]:
     """MACE: as many pictures of the plain prompt for every name and synonym."""
     canvas, domain = asked.canvas, asked.domain
     found: list[Request] = []
@@ -139,7 +139,7 @@ def _by_name(own: Protocol, asked: Asked) -> list[Request]:
     return found
 
 
-def _neighbourhood(own: Protocol, asked: Asked) -> list[Request]:
+def _neighbourhood(own: Protocol, asked: UnlearningTask) -> list[Request]:
     """Concept ablation: the target and its neighbours in several prompts, in turn."""
     canvas, domain = asked.canvas, asked.domain
     found: list[Request] = []
@@ -155,7 +155,7 @@ def _neighbourhood(own: Protocol, asked: Asked) -> list[Request]:
     return found
 
 
-def _quick(own: Protocol, asked: Asked) -> list[Request]:
+def _quick(own: Protocol, asked: UnlearningTask) -> list[Request]:
     """Some of each, every picture with a seed of its own."""
     canvas, domain = asked.canvas, asked.domain
     found: list[Request] = []

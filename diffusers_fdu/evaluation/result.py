@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..adapters.measured import Metric
-from .images import Gallery
+from .images import ImageSet
 
 
 @dataclass(frozen=True)
@@ -77,5 +77,5 @@ class Evaluation:
     seconds: Mapping[str, float] = field(default_factory=dict)
     weights_sha256: str | None = None
     left_out: tuple[str, ...] = ()
-    before: Gallery | None = field(default=None, repr=False, compare=False)
-    after: Gallery | None = field(default=None, repr=False, compare=False)
+    before: ImageSet | None = field(default=None, repr=False, compare=False)
+    after: ImageSet | None = field(default=None, repr=False, compare=False)

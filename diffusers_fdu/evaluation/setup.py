@@ -22,10 +22,10 @@ from ..emoji.loading import (
 from ..emoji.vocabulary import CONCEPTS, STYLES, SYNONYMS
 from .judges import ClipJudge, NamedJudge
 from .metrics.clip import ClipScorer
-from .prompt_grid import CIFAR10, UNLEARNCANVAS, Canvas
+from .prompt_grid import CIFAR10, UNLEARNCANVAS, PromptGrid
 from .request import Judge
 
-EMOJI = Canvas(
+EMOJI = PromptGrid(
     {"object": CONCEPTS, "style": STYLES},
     "a {object} emoji in {style} style",
     {
@@ -38,7 +38,7 @@ EMOJI = Canvas(
 
 
 @dataclass(frozen=True)
-class Board:
+class EvaluationSetup:
     """What an evaluation rests on.
 
     Args:
@@ -49,7 +49,7 @@ class Board:
         oracle: a pipe that never saw the target; None: there is none.
     """
 
-    canvas: Canvas
+    canvas: PromptGrid
     judge: Judge
     clip: ClipScorer | None = None
     guidance_scale: float | None = None
@@ -65,11 +65,11 @@ def board(
     pipe: Any,
     concepts: Sequence[Concept],
     protocol: str,
-    canvas: Canvas | None = None,
+    canvas: PromptGrid | None = None,
     judge: Judge | None = None,
     clip: ClipScorer | str | Path | None = None,
     oracle: Any = None,
-) -> Board:
+) -> EvaluationSetup:
     """What was given, and of the rest what there is.
 
     Args:
@@ -93,7 +93,7 @@ def board(
         if oracle is None and names == [ORACLE]:
             oracle = load_emoji_oracle(torch_dtype=pipe.dtype)
             oracle.to(pipe.device)
-        return Board(_named(EMOJI, concepts), judge or own, clip, 4.0, oracle)
+        return EvaluationSetup(_named(EMOJI, concepts), judge or own, clip, 4.0, oracle)
     if canvas is None:
         is_styled = protocol == "unlearncanvas" or concepts[0].kind == "style"
         canvas = UNLEARNCANVAS if is_styled else CIFAR10
@@ -103,10 +103,10 @@ def board(
             "no judge: pass judge=, or clip= with the folder or the Hub name of a CLIP, such as "
             "openai/clip-vit-base-patch32"
         )
-    return Board(canvas, judge or _zero_shot(canvas, clip, concepts), clip, None, oracle)
+    return EvaluationSetup(canvas, judge or _zero_shot(canvas, clip, concepts), clip, None, oracle)
 
 
-def _zero_shot(canvas: Canvas, clip: Any, concepts: Sequence[Concept]) -> ClipJudge:
+def _zero_shot(canvas: PromptGrid, clip: Any, concepts: Sequence[Concept]) -> ClipJudge:
     """A CLIP that chooses among the canvas's names, the targets and their anchors."""
     domains = {domain: list(names) for domain, names in canvas.domains.items()}
     for concept in concepts:
@@ -115,7 +115,7 @@ def _zero_shot(canvas: Canvas, clip: Any, concepts: Sequence[Concept]) -> ClipJu
     return ClipJudge(clip, domains, {d: prompts[0] for d, prompts in canvas.alone.items()})
 
 
-def _named(canvas: Canvas, concepts: Sequence[Concept]) -> Canvas:
+def _named(canvas: PromptGrid, concepts: Sequence[Concept]) -> PromptGrid:
     """The canvas with the targets' aliases among the synonyms."""
     synonyms = dict(canvas.synonyms)
     for concept in concepts:

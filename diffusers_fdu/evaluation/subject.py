@@ -21,7 +21,7 @@ from ..unlearner import FDUnlearner
 
 
 @dataclass(frozen=True)
-class Subject:
+class AdapterUnderTest:
     """An adapter on a pipe.
 
     Args:
@@ -72,7 +72,7 @@ def concepts_of(recipe: Mapping[str, Any], targets: Sequence[str] = ()) -> list[
 
 
 @contextmanager
-def subject(pipe: Any, source: FDUnlearner | str | Path) -> Iterator[Subject]:
+def subject(pipe: Any, source: FDUnlearner | str | Path) -> Iterator[AdapterUnderTest]:
     """The adapter on the pipe, while the context lasts; one from a folder is taken off then.
 
     Args:
@@ -91,7 +91,7 @@ def subject(pipe: Any, source: FDUnlearner | str | Path) -> Iterator[Subject]:
             raise ValueError("the unlearner is of another pipe: pass unlearner.pipe")
         if name is None or name not in getattr(source.model, "peft_config", {}):
             raise ValueError("the unlearner's adapter is not on the pipe: call unlearn first")
-        yield Subject(pipe, source.component, name, source.recipe)
+        yield AdapterUnderTest(pipe, source.component, name, source.recipe)
         return
     found = read_adapter(local_folder(source))
     model = getattr(pipe, found.component)
@@ -99,6 +99,6 @@ def subject(pipe: Any, source: FDUnlearner | str | Path) -> Iterator[Subject]:
     _, name = load_adapter(pipe, source, None, found.component)
     try:
         digest = sha256(weights_path(found))
-        yield Subject(pipe, found.component, name, found.recipe, digest)
+        yield AdapterUnderTest(pipe, found.component, name, found.recipe, digest)
     finally:
         adapters.remove(model, name, before)

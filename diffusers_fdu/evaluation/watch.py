@@ -13,14 +13,14 @@ from ..training.callbacks import StepRecord
 from .images import BATCH, draw
 from .judges import asked
 from .metrics.accuracy import Judged, accuracies
-from .protocols import Asked, Protocol
+from .protocols import Protocol, UnlearningTask
 from .protocols import protocol as chosen
 from .result import Metric
 from .setup import board
 
 
 @dataclass(frozen=True)
-class Watched:
+class EvaluationRecord:
     """What was found after a step.
 
     Args:
@@ -32,10 +32,10 @@ class Watched:
     metrics: Mapping[str, Metric]
 
 
-class Watch:
+class EvaluationCallback:
     """A callback of `FDUnlearner.unlearn` that evaluates the adapter as it is trained.
 
-        watch = Watch(pipe, "dog", every=20, until={"ua": 0.95})
+        watch = EvaluationCallback(pipe, "dog", every=20, until={"ua": 0.95})
         FDUnlearner(pipe).unlearn("dog", "cat", callback=watch)
 
     Args:
@@ -45,12 +45,12 @@ class Watch:
         every: steps between two evaluations.
         until: metrics and what they must reach for the training to end; none: it goes on.
         protocol: of the evaluation.
-        on_result: called with each `Watched`.
+        on_result: called with each `EvaluationRecord`.
         settings: arguments of the runs.
         **options: of `boards.board`: canvas, judge, clip.
 
     Attributes:
-        history: a `Watched` for every evaluation.
+        history: a `EvaluationRecord` for every evaluation.
 
     Raises:
         ValueError: for a bad number, an unknown metric, or no judge.
@@ -63,7 +63,7 @@ class Watch:
         every: int = 20,
         until: Mapping[str, float] | None = None,
         protocol: str | Protocol = "quick",
-        on_result: Callable[[Watched], None] | None = None,
+        on_result: Callable[[EvaluationRecord], None] | None = None,
         settings: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
@@ -79,7 +79,9 @@ class Watch:
         self._judge = table.judge
         self._domain = table.canvas.domain_of(concept.target, concept.kind)
         self._target = concept.target
-        question = Asked(table.canvas, [concept.target], self._domain, [concept.anchor_name])
+        question = UnlearningTask(
+            table.canvas, [concept.target], self._domain, [concept.anchor_name]
+        )
         self.requests = plan.requests(question)
         scale = table.guidance_scale if plan.guidance_scale is None else plan.guidance_scale
         self.settings = {
@@ -89,7 +91,7 @@ class Watch:
             **(settings or {}),
         }
         self.on_result = on_result
-        self.history: list[Watched] = []
+        self.history: list[EvaluationRecord] = []
 
     def __call__(self, record: StepRecord) -> bool:
         """Evaluate if it is time; True once everything that is waited for is reached."""
@@ -97,7 +99,7 @@ class Watch:
         if done % self.every:
             return False
         check_together(self.pipe)
-        found = Watched(done, self.measure())
+        found = EvaluationRecord(done, self.measure())
         self.history.append(found)
         if self.on_result is not None:
             self.on_result(found)

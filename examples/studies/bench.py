@@ -10,7 +10,7 @@ from typing import Any
 from diffusers_fdu import Concept
 from diffusers_fdu.emoji.loading import load_emoji_judge
 from diffusers_fdu.emoji.vocabulary import CONCEPTS, STYLES
-from diffusers_fdu.evaluation.attacks.scene import Scene
+from diffusers_fdu.evaluation.attacks.scene import AttackTarget
 from diffusers_fdu.evaluation.emoji import Scores, measure
 from diffusers_fdu.utils.statistics import Estimate, estimate
 
@@ -30,14 +30,14 @@ def judged(pipe: Any, target: str) -> Scores:
     return measure(pipe, target, **DRAW)
 
 
-def scene(pipe: Any, target: str, drawing: Mapping[str, Any] = DRAW, **where: Any) -> Scene:
+def scene(pipe: Any, target: str, drawing: Mapping[str, Any] = DRAW, **where: Any) -> AttackTarget:
     """The embedded model under attack, its pictures judged by its judge.
 
     Args:
         pipe: it.
         target: what it forgot.
         drawing: arguments of the pipe when pictures are drawn.
-        **where: the original model, see `Scene`.
+        **where: the original model, see `AttackTarget`.
     """
     judge, place = load_emoji_judge(), 0 if target in CONCEPTS else 1
     if place == 0:
@@ -45,7 +45,7 @@ def scene(pipe: Any, target: str, drawing: Mapping[str, Any] = DRAW, **where: An
     else:
         templates = [f"a {name} emoji in {{}} style" for name in CONCEPTS[::8]]
     settings = {**RUNS, **drawing}
-    return Scene(
+    return AttackTarget(
         pipe,
         target,
         lambda images: [seen[place] == target for seen in judge(images)],

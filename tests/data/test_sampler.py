@@ -101,7 +101,7 @@ def test_nothing_to_draw() -> None:
     assert len(drawn(Sampler(nn.Linear(1, 1), held, 4, 0, retains=False)).target) == 4
 
 
-class Asked(nn.Module):
+class UnlearningTask(nn.Module):
     """A denoiser that counts its passes, forward and backward."""
 
     def __init__(self) -> None:
@@ -122,7 +122,7 @@ def test_processes_that_train_a_sharded_denoiser_make_equally_many_calls() -> No
     found.add_row("retain", 0, longer, 0)
     results = []
     for alike in (False, True):
-        model = Asked()
+        model = UnlearningTask()
         processes = Processes()
         processes.most = lambda count: count + 2
         draw = Sampler(model, found, 4, 0, processes=processes, alike=alike)

@@ -9,7 +9,7 @@ from diffusers_fdu.data.teacher import ask
 from diffusers_fdu.evaluation.attacks.probing import Completion, NoiseProbing, scaled_noise
 from diffusers_fdu.evaluation.attacks.relearning import Relearning, Removal
 from diffusers_fdu.evaluation.attacks.run import ATTACKS, attack, check_names
-from diffusers_fdu.evaluation.attacks.scene import Outcome, Scene
+from diffusers_fdu.evaluation.attacks.scene import AttackOutcome, AttackTarget
 from diffusers_fdu.evaluation.attacks.search import (
     ConceptInversion,
     GreedySearch,
@@ -36,10 +36,10 @@ def with_adapter(pipe, size: float = 0.5) -> str:
     return "forget"
 
 
-def scene(pipe, **options) -> Scene:
+def scene(pipe, **options) -> AttackTarget:
     name = with_adapter(pipe)
     options = {"settings": SETTINGS, "pictures": 2, "batch": 2, **options}
-    return Scene(
+    return AttackTarget(
         pipe,
         "dog",
         lambda i: [True] * len(i),
@@ -225,7 +225,7 @@ def test_models_without_an_adapter_are_attacked_beside_their_original(pipe) -> N
     with torch.no_grad():
         for parameter in changed.unet.parameters():
             parameter.mul_(1.1)
-    where = Scene(
+    where = AttackTarget(
         changed,
         "dog",
         lambda images: [False] * len(images),
@@ -242,9 +242,9 @@ class Scripted:
 
     name, budget = "scripted", {"steps": 3}
 
-    def __call__(self, scene: Scene, seed: int) -> Outcome:
+    def __call__(self, scene: AttackTarget, seed: int) -> AttackOutcome:
         hits = [[True, True], [True, False]][seed]
-        return Outcome(hits, ((1.0, 0.0), (2.0, sum(hits) / 2)), f"word {seed}")
+        return AttackOutcome(hits, ((1.0, 0.0), (2.0, sum(hits) / 2)), f"word {seed}")
 
 
 def test_results_are_means_over_the_seeds(pipe) -> None:
@@ -271,6 +271,6 @@ def test_unknown_attacks_are_refused(pipe) -> None:
 
 def test_a_scene_needs_an_original_and_a_place_for_the_target(pipe) -> None:
     with pytest.raises(ValueError, match="no original model"):
-        Scene(pipe, "dog", lambda images: [])
+        AttackTarget(pipe, "dog", lambda images: [])
     with pytest.raises(ValueError, match="has no {}"):
-        Scene(pipe, "dog", lambda images: [], ["a dog"], adapter_name="x")
+        AttackTarget(pipe, "dog", lambda images: [], ["a dog"], adapter_name="x")

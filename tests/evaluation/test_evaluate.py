@@ -11,9 +11,9 @@ from conftest import build_tiny_pipe, latents
 
 from diffusers_fdu import (
     Concept,
+    EvaluationCallback,
     EvaluationConfig,
     FDUnlearner,
-    Watch,
     evaluate,
 )
 from diffusers_fdu.emoji.loading import load_emoji_clip, load_emoji_judge, load_emoji_pipeline
@@ -23,13 +23,13 @@ from diffusers_fdu.evaluation.attacks.relearning import Removal
 from diffusers_fdu.evaluation.emoji import draw as draw_emoji
 from diffusers_fdu.evaluation.judges import ClipJudge
 from diffusers_fdu.evaluation.metrics.clip import ClipScorer
-from diffusers_fdu.evaluation.prompt_grid import Canvas
+from diffusers_fdu.evaluation.prompt_grid import PromptGrid
 from diffusers_fdu.evaluation.protocols import protocol
 from diffusers_fdu.evaluation.report.files import from_json
 from diffusers_fdu.evaluation.subject import concepts_of
 from diffusers_fdu.evaluation.watch import check_together
 
-CANVAS = Canvas(
+CANVAS = PromptGrid(
     {"object": ("dog", "cat", "tree", "apple"), "style": ("blue", "red")},
     "a {object} in {style} style",
     {"object": ("a {}",), "style": ("in {} style",)},
@@ -171,7 +171,7 @@ def test_a_concept_that_is_not_on_the_canvas_can_be_measured(trained) -> None:
 
 def test_a_training_ends_when_the_target_is_gone(pipe) -> None:
     judge = Judge()
-    watch = Watch(
+    watch = EvaluationCallback(
         pipe,
         "dog",
         every=2,
@@ -190,7 +190,7 @@ def test_a_training_ends_when_the_target_is_gone(pipe) -> None:
 
 def test_without_a_goal_it_only_watches(pipe) -> None:
     seen: list[int] = []
-    watch = Watch(
+    watch = EvaluationCallback(
         pipe,
         "dog",
         every=3,
@@ -211,7 +211,9 @@ def test_watching_does_not_change_the_training() -> None:
         callback = None
         if watched:
             small = protocol("quick", num_inference_steps=2)
-            callback = Watch(pipe, "dog", 1, canvas=CANVAS, judge=Judge(), protocol=small)
+            callback = EvaluationCallback(
+                pipe, "dog", 1, canvas=CANVAS, judge=Judge(), protocol=small
+            )
         worker = FDUnlearner(pipe, RUNS, progress=False, **SMALL)
         worker.unlearn("dog", "cat", callback=callback)
         weights.append([p.clone() for n, p in pipe.unet.named_parameters() if "lora" in n])
@@ -220,9 +222,9 @@ def test_watching_does_not_change_the_training() -> None:
 
 def test_bad_watches_are_refused(pipe) -> None:
     with pytest.raises(ValueError, match="every must be"):
-        Watch(pipe, "dog", 0, canvas=CANVAS, judge=Judge())
+        EvaluationCallback(pipe, "dog", 0, canvas=CANVAS, judge=Judge())
     with pytest.raises(ValueError, match="cannot wait for 'fid'"):
-        Watch(pipe, "dog", until={"fid": 1}, canvas=CANVAS, judge=Judge())
+        EvaluationCallback(pipe, "dog", until={"fid": 1}, canvas=CANVAS, judge=Judge())
 
 
 # The embedded model

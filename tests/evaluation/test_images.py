@@ -9,9 +9,9 @@ from conftest import latents
 from launched import run
 from tiny import add_other_adapter
 
-from diffusers_fdu.evaluation.images import MANIFEST, draw, load_gallery
-from diffusers_fdu.evaluation.prompt_grid import CIFAR10, UNLEARNCANVAS, Canvas
-from diffusers_fdu.evaluation.protocols import PROTOCOLS, Asked, protocol
+from diffusers_fdu.evaluation.images import MANIFEST, draw, load_image_set
+from diffusers_fdu.evaluation.prompt_grid import CIFAR10, UNLEARNCANVAS, PromptGrid
+from diffusers_fdu.evaluation.protocols import PROTOCOLS, UnlearningTask, protocol
 from diffusers_fdu.evaluation.request import Request
 from diffusers_fdu.evaluation.setup import EMOJI
 from diffusers_fdu.pipelines.generate import check_pictures
@@ -63,7 +63,7 @@ def test_bad_canvases_are_refused(change: dict, message: str) -> None:
         "alone": {"object": ("a {}",), "style": ("in {}",)},
     }
     with pytest.raises(ValueError, match=message):
-        Canvas(**{**own, **change})
+        PromptGrid(**{**own, **change})
 
 
 # Protocols
@@ -76,7 +76,7 @@ def counts(requests: list[Request]) -> dict[str, int]:
 
 def test_unlearncanvas_draws_every_object_in_every_style() -> None:
     plan = protocol("unlearncanvas")
-    found = plan.requests(Asked(UNLEARNCANVAS, ["Van Gogh"], "style"))
+    found = plan.requests(UnlearningTask(UNLEARNCANVAS, ["Van Gogh"], "style"))
     assert counts(found) == {"target": 20 * 5, "retain": 20 * 50 * 5}
     assert (plan.num_inference_steps, plan.guidance_scale) == (100, 9.0)
     assert {request.seed for request in found} == {188, 288, 588, 688, 888}
@@ -86,7 +86,7 @@ def test_unlearncanvas_draws_every_object_in_every_style() -> None:
 
 def test_mace_draws_200_of_every_class_and_synonym() -> None:
     plan = protocol("mace")
-    found = plan.requests(Asked(CIFAR10, ["dog"], "object"))
+    found = plan.requests(UnlearningTask(CIFAR10, ["dog"], "object"))
     assert counts(found) == {"target": 200, "synonyms": 600, "retain": 1800}
     assert {r.prompt for r in found if r.part == "synonyms"} == {
         "a photo of the canine",
@@ -100,11 +100,11 @@ def test_mace_draws_200_of_every_class_and_synonym() -> None:
 def test_concept_ablation_draws_200_of_target_anchor_and_neighbours() -> None:
     plan = protocol("concept-ablation")
     near = ["beagle", "basset hound", "harrier", "foxhound"]
-    asked = Asked(CIFAR10, ["Snoopy"], "object", ["dog"], near)
+    asked = UnlearningTask(CIFAR10, ["Snoopy"], "object", ["dog"], near)
     found = plan.requests(asked)
     assert counts(found) == {"target": 200, "anchor": 200, "retain": 800}
     assert (plan.num_inference_steps, plan.guidance_scale, plan.extra) == (50, 6.0, {"eta": 1.0})
-    own = plan.requests(Asked(CIFAR10, ["dog"], "object", ["cat"]))
+    own = plan.requests(UnlearningTask(CIFAR10, ["dog"], "object", ["cat"]))
     assert {r.expected["object"] for r in own if r.part == "retain"}.isdisjoint({"dog", "cat"})
 
 
@@ -112,7 +112,7 @@ def test_concept_ablation_draws_200_of_target_anchor_and_neighbours() -> None:
     ("target", "domain", "synonyms"), [("dog", "object", 8), ("blob", "style", 0)]
 )
 def test_quick_draws_a_hundred(target: str, domain: str, synonyms: int) -> None:
-    found = protocol("quick").requests(Asked(EMOJI, [target], domain))
+    found = protocol("quick").requests(UnlearningTask(EMOJI, [target], domain))
     own = counts(found)
     assert own["target"] == 32 and own.get("synonyms", 0) == synonyms
     assert 60 <= own["retain"] <= 62
@@ -128,7 +128,7 @@ def test_quick_draws_a_hundred(target: str, domain: str, synonyms: int) -> None:
 
 
 def test_several_targets_share_the_pictures() -> None:
-    found = protocol("quick").requests(Asked(EMOJI, ["dog", "cat"], "object"))
+    found = protocol("quick").requests(UnlearningTask(EMOJI, ["dog", "cat"], "object"))
     names = [request.expected["object"] for request in found if request.part == "target"]
     assert names.count("dog") == names.count("cat") == 16
     kept = {request.expected["object"] for request in found if request.part == "retain"}
@@ -139,7 +139,7 @@ def test_what_departs_from_the_publication_is_said() -> None:
     assert "not as published" not in PROTOCOLS["mace"].about
     changed = protocol("mace", seeds=range(3), num_inference_steps=None)
     assert changed.about.endswith("not as published: seeds")
-    assert len(changed.requests(Asked(CIFAR10, ["dog"], "object"))) == 13 * 3
+    assert len(changed.requests(UnlearningTask(CIFAR10, ["dog"], "object"))) == 13 * 3
 
 
 def test_unknown_protocols_and_options_are_refused() -> None:
@@ -175,7 +175,7 @@ def test_pictures_are_those_of_the_pipe(pipe) -> None:
 def test_a_folder_gives_the_same_pictures_again(pipe, tmp_path) -> None:
     first = draw(pipe, REQUESTS, SETTINGS, tmp_path / "a")
     assert bytes_of(first) == bytes_of(draw(pipe, REQUESTS, SETTINGS))
-    kept = load_gallery(tmp_path / "a")
+    kept = load_image_set(tmp_path / "a")
     assert bytes_of(kept) == bytes_of(first)
     assert [r.prompt for r in kept.requests] == [r.prompt for r in REQUESTS]
     assert [r.prompt for r in kept.of("retain").requests] == ["a cat", "a tree"]
@@ -214,7 +214,7 @@ def test_an_interrupted_run_goes_on(pipe, tmp_path, monkeypatch) -> None:
             draw(pipe, REQUESTS, SETTINGS, tmp_path, batch=1)
     assert calls == [1, 1]
     with pytest.raises(ValueError, match="not all of them yet"):
-        load_gallery(tmp_path)
+        load_image_set(tmp_path)
     found = draw(pipe, REQUESTS, SETTINGS, tmp_path, batch=1)
     assert calls == [1, 1, 1]
     assert bytes_of(found) == bytes_of(draw(pipe, REQUESTS, SETTINGS, batch=1))
@@ -230,7 +230,7 @@ def test_a_changed_picture_is_drawn_again(pipe, tmp_path, monkeypatch) -> None:
     first = draw(pipe, REQUESTS, SETTINGS, tmp_path)
     (tmp_path / "00001.png").write_bytes((tmp_path / "00000.png").read_bytes())
     with pytest.raises(ValueError, match="was changed"):
-        load_gallery(tmp_path)
+        load_image_set(tmp_path)
     calls = counted(pipe, monkeypatch)
     again = draw(pipe, REQUESTS, SETTINGS, tmp_path)
     assert calls == [1]
@@ -257,10 +257,10 @@ def test_the_pipe_stays_as_it_was(pipe) -> None:
 
 def test_folders_that_hold_something_else_are_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="holds no pictures"):
-        load_gallery(tmp_path)
+        load_image_set(tmp_path)
     (tmp_path / MANIFEST).write_text("[]")
     with pytest.raises(ValueError, match="no manifest"):
-        load_gallery(tmp_path)
+        load_image_set(tmp_path)
 
 
 def test_videos_are_refused() -> None:
@@ -274,7 +274,7 @@ def test_videos_are_refused() -> None:
 def test_two_processes_draw_what_one_draws(tmp_path) -> None:
     for together in (False, True):
         run("drawn.py", str(tmp_path / str(together)), together=together)
-    one, two = (load_gallery(tmp_path / str(together)) for together in (False, True))
+    one, two = (load_image_set(tmp_path / str(together)) for together in (False, True))
     assert bytes_of(one) == bytes_of(two)
     assert [r.seed for r in two.requests] == list(range(6))
     names = {path.name for path in (tmp_path / "True").iterdir()}

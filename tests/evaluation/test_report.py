@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from diffusers_fdu.adapters.measured import Figure, checked
-from diffusers_fdu.evaluation.images import Gallery
+from diffusers_fdu.evaluation.images import ImageSet
 from diffusers_fdu.evaluation.report.files import from_json, to_json, write_report
 from diffusers_fdu.evaluation.report.pages import to_html, to_markdown
 from diffusers_fdu.evaluation.request import Request
@@ -24,10 +24,10 @@ LEFT, WIDTH = CHARTS.left, CHARTS.width
 HOSTILE = '<script>alert("x")</script>\n| $title &amp; \'"'
 
 
-def gallery(colour: str, count: int = 2, name: str = HOSTILE) -> Gallery:
+def gallery(colour: str, count: int = 2, name: str = HOSTILE) -> ImageSet:
     requests = [Request(f"a dog {i}", i, "target", {"object": "dog"}) for i in range(count)]
     requests += [Request(name, 99, "retain", {"object": "cat"})]
-    return Gallery(requests, [Image.new("RGB", (300, 200), colour)] * (count + 1))
+    return ImageSet(requests, [Image.new("RGB", (300, 200), colour)] * (count + 1))
 
 
 ATTACK = AttackResult(

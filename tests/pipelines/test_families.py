@@ -16,7 +16,7 @@ from diffusers_fdu import (
 from diffusers_fdu.data.teacher import ask
 from diffusers_fdu.evaluation.attacks.probing import Completion, NoiseProbing
 from diffusers_fdu.evaluation.attacks.relearning import Relearning
-from diffusers_fdu.evaluation.attacks.scene import Scene
+from diffusers_fdu.evaluation.attacks.scene import AttackTarget
 from diffusers_fdu.evaluation.attacks.search import ConceptInversion
 from diffusers_fdu.training.inversion import Inversion
 
@@ -153,7 +153,7 @@ def test_a_familys_token_embeddings_can_be_searched(key) -> None:
     options = {"trajectories": 2, "steps": 2, "batch_size": 2, "retain": ["a tree"]}
     worker = FDUnlearner(pipe, run, False, robust=robust, **options)
     worker.unlearn("dog", "a grey cat")
-    scene = Scene(
+    scene = AttackTarget(
         pipe,
         "dog",
         lambda images: [True] * len(images),

@@ -3,7 +3,7 @@
 from .probing import Completion, NoiseProbing
 from .relearning import Relearning, Removal
 from .run import ATTACKS, attack, check_names
-from .scene import Attack, Outcome, Scene
+from .scene import Attack, AttackOutcome, AttackTarget
 from .search import ConceptInversion, GreedySearch, PromptSearch
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...utils.nested import chunks
-from .scene import Outcome, Scene
+from .scene import AttackOutcome, AttackTarget
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class NoiseProbing:
         """Scales tried."""
         return {"scales": len(self.scales)}
 
-    def __call__(self, scene: Scene, seed: int) -> Outcome:
+    def __call__(self, scene: AttackTarget, seed: int) -> AttackOutcome:
         """See `Attack`."""
         asked, found = scene.asked(scene.target), []
         for scale in self.scales:
@@ -41,7 +41,7 @@ class NoiseProbing:
                 found.append(scene.hits(asked, seed))
         curve = tuple((s, sum(h) / len(h)) for s, h in zip(self.scales, found, strict=True))
         best = max(found, key=sum)
-        return Outcome(best, curve, f"scale {self.scales[found.index(best)]:g}")
+        return AttackOutcome(best, curve, f"scale {self.scales[found.index(best)]:g}")
 
 
 @contextmanager
@@ -84,7 +84,7 @@ class Completion:
         """Steps of the original model."""
         return {"original_steps": self.steps}
 
-    def __call__(self, scene: Scene, seed: int) -> Outcome:
+    def __call__(self, scene: AttackTarget, seed: int) -> AttackOutcome:
         """See `Attack`."""
         taken = sorted({*range(1, self.steps, self.every), self.steps})
         prompts, seeds = scene.plan(scene.asked(scene.target), seed)
@@ -98,7 +98,7 @@ class Completion:
                 images = scene.draw(asked, noise, callback_on_step_end=_put(begun, steps))
                 found[steps] += list(scene.is_target(images))
         curve = tuple((float(steps), sum(hits) / len(hits)) for steps, hits in found.items())
-        return Outcome(found[self.steps], curve)
+        return AttackOutcome(found[self.steps], curve)
 
 
 def _kept(begun: dict[int, Tensor], taken: Sequence[int]) -> Any:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ...adapters import lora as adapters
 from ...pipelines.recorder import preserve_pipeline_state
-from .scene import Outcome, Scene
+from .scene import AttackOutcome, AttackTarget
 
 NAME = "relearn"
 
@@ -43,7 +43,7 @@ class Relearning:
         rows = self.steps[-1] * self.batch
         return {"steps": self.steps[-1], "denoiser_rows": rows, "pictures": self.pictures}
 
-    def __call__(self, scene: Scene, seed: int) -> Outcome:
+    def __call__(self, scene: AttackTarget, seed: int) -> AttackOutcome:
         """See `Attack`."""
         asked, curve, hits = scene.asked(scene.target), [], [False]
         goal = scene.goal([""] * len(asked), seed, self.pictures)
@@ -63,7 +63,7 @@ class Relearning:
                 if step in self.steps:
                     hits = scene.hits(asked, seed)
                     curve.append((float(step), sum(hits) / len(hits)))
-        return Outcome(hits, tuple(curve))
+        return AttackOutcome(hits, tuple(curve))
 
 
 @contextmanager
@@ -89,7 +89,7 @@ class Removal:
         """Nothing."""
         return {}
 
-    def __call__(self, scene: Scene, seed: int) -> Outcome:
+    def __call__(self, scene: AttackTarget, seed: int) -> AttackOutcome:
         """See `Attack`."""
         with scene.original() as pipe:
-            return Outcome(scene.hits(scene.asked(scene.target), seed, pipe))
+            return AttackOutcome(scene.hits(scene.asked(scene.target), seed, pipe))

@@ -12,7 +12,7 @@ from ...utils.statistics import bootstrap
 from ..result import AttackResult, Metric
 from .probing import Completion, NoiseProbing
 from .relearning import Relearning, Removal
-from .scene import Attack, Outcome, Scene
+from .scene import Attack, AttackOutcome, AttackTarget
 from .search import ConceptInversion, GreedySearch, PromptSearch
 
 ATTACKS: Mapping[str, Callable[[], Attack]] = {
@@ -29,7 +29,7 @@ ATTACKS: Mapping[str, Callable[[], Attack]] = {
 
 @without_cudnn_attention()
 def attack(
-    scene: Scene,
+    scene: AttackTarget,
     attacks: Sequence[str | Attack] = tuple(ATTACKS),
     seeds: Sequence[int] = (0, 1, 2),
     progress: bool = True,
@@ -88,7 +88,9 @@ def check_names(names: Sequence[str]) -> list[str]:
     return list(ATTACKS) if "all" in names else list(names)
 
 
-def _runs(one: Attack, scene: Scene, seeds: Sequence[int], bar: tqdm) -> list[Outcome]:
+def _runs(
+    one: Attack, scene: AttackTarget, seeds: Sequence[int], bar: tqdm
+) -> list[AttackOutcome]:
     found = []
     for seed in seeds:
         bar.set_postfix_str(one.name)
@@ -101,7 +103,7 @@ def _mean(hits: Sequence[bool]) -> float:
     return sum(hits) / len(hits)
 
 
-def _share(found: Sequence[Outcome]) -> Metric:
+def _share(found: Sequence[AttackOutcome]) -> Metric:
     """Of the pictures of all runs, as if they were independent."""
     hits = [float(hit) for run in found for hit in run.hits]
     low, high = bootstrap(hits)

@@ -30,7 +30,7 @@ FIRST_SEED = 50_000
 
 
 @dataclass(frozen=True)
-class Scene:
+class AttackTarget:
     """A model under attack.
 
     Args:
@@ -150,7 +150,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AttackOutcome:
     """One run of an attack, with one seed.
 
     Args:
@@ -177,7 +177,7 @@ class Attack(Protocol):
         """What one run may spend."""
         ...
 
-    def __call__(self, scene: Scene, seed: int) -> Outcome:
+    def __call__(self, scene: AttackTarget, seed: int) -> AttackOutcome:
         """One run.
 
         Args:

@@ -21,7 +21,7 @@ from ...pipelines.placeholder_tokens import PlaceholderTokens
 from ...pipelines.recorder import Recorder, preserve_pipeline_state
 from ...pipelines.tokenizers import BEFORE, single_tokens, vocabulary
 from ...training.inversion import Inversion
-from .scene import Outcome, Scene
+from .scene import AttackOutcome, AttackTarget
 
 Words = tuple[int, ...]
 """Indices into the vocabulary, one for each place."""
@@ -45,7 +45,7 @@ class Prefix:
         marked: the target's prompts with the slots' marker before them.
     """
 
-    def __init__(self, scene: Scene, count: int, seed: int, pictures: int) -> None:
+    def __init__(self, scene: AttackTarget, count: int, seed: int, pictures: int) -> None:
         self.scene, self.count = scene, count
         asked = scene.asked(scene.target)
         self.slots = PlaceholderTokens(scene.pipe, count, asked)
@@ -121,12 +121,12 @@ class PromptSearch:
         rows = 2 * self.steps * self.batch
         return {"steps": self.steps, "denoiser_rows": rows, "pictures": self.pictures}
 
-    def __call__(self, scene: Scene, seed: int) -> Outcome:
+    def __call__(self, scene: AttackTarget, seed: int) -> AttackOutcome:
         """See `Attack`."""
         prefix = Prefix(scene, self.words, seed, self.pictures)
         with preserve_pipeline_state(scene.pipe):
             found = self.search(prefix, seed)
-        return Outcome(scene.hits(prefix.prompts(found), seed), found=prefix.in_words(found))
+        return AttackOutcome(scene.hits(prefix.prompts(found), seed), found=prefix.in_words(found))
 
     def search(self, prefix: Prefix, seed: int) -> Words:
         """The words with the least loss on held rows among the likeliest of every step."""
@@ -182,12 +182,12 @@ class GreedySearch:
         rows = self.steps * self.batch * (1 + self.candidates)
         return {"steps": self.steps, "denoiser_rows": rows, "pictures": self.pictures}
 
-    def __call__(self, scene: Scene, seed: int) -> Outcome:
+    def __call__(self, scene: AttackTarget, seed: int) -> AttackOutcome:
         """See `Attack`."""
         prefix = Prefix(scene, self.words, seed, self.pictures)
         with preserve_pipeline_state(scene.pipe):
             found = self.search(prefix, seed)
-        return Outcome(scene.hits(prefix.prompts(found), seed), found=prefix.in_words(found))
+        return AttackOutcome(scene.hits(prefix.prompts(found), seed), found=prefix.in_words(found))
 
     def search(self, prefix: Prefix, seed: int) -> Words:
         """The words after the last swap."""
@@ -254,7 +254,7 @@ class ConceptInversion:
         steps, rows = self.inversion.steps, self.inversion.steps * self.inversion.batch
         return {"steps": steps, "denoiser_rows": rows, "pictures": self.pictures}
 
-    def __call__(self, scene: Scene, seed: int) -> Outcome:
+    def __call__(self, scene: AttackTarget, seed: int) -> AttackOutcome:
         """See `Attack`."""
         generator = torch.Generator().manual_seed(seed)
         slots = PlaceholderTokens(scene.pipe, self.tokens, scene.asked(scene.target))
@@ -264,4 +264,4 @@ class ConceptInversion:
         with preserve_pipeline_state(scene.pipe):
             vectors = self.inversion(scene.model, slots, scene.recorder(), marked, goal, generator)
         with slots.placed(vectors):
-            return Outcome(scene.hits(marked, seed))
+            return AttackOutcome(scene.hits(marked, seed))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...data.templates import fill
 from ...utils.statistics import bootstrap
-from ..images import Gallery
-from ..protocols import Asked
+from ..images import ImageSet
+from ..protocols import UnlearningTask
 from ..result import Metric
 from .accuracy import Answer, Judged, accuracies
 from .clip import ClipScorer
@@ -36,15 +36,15 @@ class Pictures:
         answers_after: of the second.
     """
 
-    before: Gallery
-    after: Gallery
+    before: ImageSet
+    after: ImageSet
     answers_before: Sequence[Answer]
     answers_after: Sequence[Answer]
 
 
 def figures(
     pictures: Pictures,
-    question: Asked,
+    question: UnlearningTask,
     wanted: Sequence[str],
     clip: ClipScorer | None = None,
     extractor: Extractor | None = None,
@@ -85,14 +85,14 @@ def figures(
     return found, tuple(left_out)
 
 
-def _accuracies(pictures: Pictures, question: Asked) -> dict[str, Metric]:
+def _accuracies(pictures: Pictures, question: UnlearningTask) -> dict[str, Metric]:
     rows = question.targets, question.domain
     after = Judged(pictures.after.requests, pictures.answers_after, *rows)
     before = Judged(pictures.before.requests, pictures.answers_before, *rows)
     return accuracies(after, before)
 
 
-def _clip(pictures: Pictures, question: Asked, clip: ClipScorer) -> dict[str, Metric]:
+def _clip(pictures: Pictures, question: UnlearningTask, clip: ClipScorer) -> dict[str, Metric]:
     plain = question.canvas.alone[question.domain][0]
     own = {p: pictures_of.of("target") for p, pictures_of in _both(pictures)}
     words = [fill(plain, r.expected[question.domain]) for r in own["after"].requests]
@@ -113,7 +113,7 @@ def _clip(pictures: Pictures, question: Asked, clip: ClipScorer) -> dict[str, Me
     return found
 
 
-def _both(pictures: Pictures) -> list[tuple[str, Gallery]]:
+def _both(pictures: Pictures) -> list[tuple[str, ImageSet]]:
     return [("before", pictures.before), ("after", pictures.after)]
 
 
