@@ -26,7 +26,7 @@ MAX_SEED = 2**53  # what a browser counts to
 
 
 @dataclass(frozen=True)
-class Wish:
+class GenerationRequest:
     """What is to be drawn, whatever the strengths.
 
     Args:
@@ -46,7 +46,7 @@ class Wish:
 
 def checked(
     pipe: Any, prompt: Any, negative_prompt: Any, seed: Any, steps: Any, guidance_scale: Any
-) -> Wish:
+) -> GenerationRequest:
     """A wish from what stands in a form, where anything may be missing.
 
     Raises:
@@ -65,7 +65,7 @@ def checked(
         guidance_scale = None
     elif guidance_scale is None or not math.isfinite(guidance_scale):
         raise ValueError("The guidance must be a number.")
-    return Wish(
+    return GenerationRequest(
         prompt.strip(), (negative_prompt or "").strip(), int(seed), int(steps), guidance_scale
     )
 
@@ -79,7 +79,7 @@ def guidance_name(pipe: Any) -> str | None:
     return next((n for n in GUIDANCES if n in known and known[n].default is not None), None)
 
 
-class Painter:
+class Renderer:
     """Draws with one pipe.
 
     Args:
@@ -111,7 +111,9 @@ class Painter:
             adapters.check_layers(getattr(pipe, component))
         self.pipe, self.names, self.pipeline_kwargs = pipe, names, dict(pipeline_kwargs or {})
         self._lock = threading.Lock()
-        self._drawn: OrderedDict[tuple[Wish, tuple[float, ...]], Image] = OrderedDict()
+        self._drawn: OrderedDict[tuple[GenerationRequest, tuple[float, ...]], Image] = (
+            OrderedDict()
+        )
 
     @property
     def title(self) -> str:
@@ -128,7 +130,7 @@ class Painter:
         }
         return {**own, **KNOWN.get(self.title, {})}
 
-    def draw(self, wish: Wish, values: Sequence[float]) -> Image:
+    def draw(self, wish: GenerationRequest, values: Sequence[float]) -> Image:
         """A picture; the same wish at the same strengths is drawn once.
 
         Args:
@@ -145,7 +147,7 @@ class Painter:
                 self._drawn.popitem(last=False)
             return self._drawn[key]
 
-    def _picture(self, wish: Wish) -> Image:
+    def _picture(self, wish: GenerationRequest) -> Image:
         arguments: dict[str, Any] = {STEPS: wish.steps}
         guided = guidance_name(self.pipe)
         if guided is not None and wish.guidance_scale is not None:
@@ -159,7 +161,7 @@ class Painter:
         return generate(self.pipe, [wish.prompt], [wish.seed], **arguments)[0]
 
 
-def code(painter: Painter, values: Sequence[float]) -> str:
+def code(painter: Renderer, values: Sequence[float]) -> str:
     """The line that gives a pipe these strengths.
 
     Adapters without a slider that are active are named, too: `set_adapters` takes off all others.

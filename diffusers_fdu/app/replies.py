@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .renderer import Painter, checked
+from .renderer import Renderer, checked
 
 LOGGER = logging.getLogger(__name__)
 SHOWN = 600  # characters of a text
@@ -32,12 +32,12 @@ def unlearns(recipe: Mapping[str, Any]) -> str:
     return shortened(text).translate(PLAIN)
 
 
-def answers(painter: Painter, wish: Mapping[str, Any], values: Sequence[float]) -> Iterator[Any]:
+def answers(painter: Renderer, wish: Mapping[str, Any], values: Sequence[float]) -> Iterator[Any]:
     """What pressing the button shows: (base, unlearned, message), the base as soon as it is there.
 
     Args:
         painter: draws.
-        wish: fields of `Wish`, as the page has them.
+        wish: fields of `GenerationRequest`, as the page has them.
         values: strength of each adapter.
     """
     base = None

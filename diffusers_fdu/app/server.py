@@ -11,7 +11,7 @@ from ..pipelines.generate import takes
 from .renderer import (
     GUIDANCE_SCALE,
     STEPS,
-    Painter,
+    Renderer,
     code,
     guidance_name,
 )
@@ -78,7 +78,7 @@ def build_page(
         ValueError: if an adapter is not on the pipe, there is none, or they are fused or off.
     """
     gr = check_gradio()
-    painter = Painter(pipe, adapter_names, pipeline_kwargs)
+    painter = Renderer(pipe, adapter_names, pipeline_kwargs)
     recipes = recipes or {}
     first = _first_values(painter, recipes, steps, guidance_scale)
     with gr.Blocks(title="Unlearned", analytics_enabled=False, delete_cache=TEMPORARY) as page:
@@ -94,7 +94,7 @@ def build_page(
 
 
 def _first_values(
-    painter: Painter,
+    painter: Renderer,
     recipes: Mapping[str, Mapping[str, Any]],
     steps: int | None,
     guidance_scale: float | None,
@@ -111,7 +111,7 @@ def _first_values(
 
 def _controls(
     gr: Any,
-    painter: Painter,
+    painter: Renderer,
     recipes: Mapping[str, Mapping[str, Any]],
     first: tuple[int, float | None],
 ) -> tuple[dict[str, Any], list[Any], Any]:
@@ -147,7 +147,7 @@ def _controls(
     return fields, sliders, gr.Button("Draw", variant="primary", elem_id="draw")
 
 
-def _pictures(gr: Any, painter: Painter, values: Sequence[float]) -> tuple[list[Any], Any]:
+def _pictures(gr: Any, painter: Renderer, values: Sequence[float]) -> tuple[list[Any], Any]:
     """The two pictures, what went wrong, and the line of code."""
     # PNG, since the default loses what differs between two pictures that are nearly the same.
     picture = {"format": "png", "interactive": False, "min_width": 120}
@@ -172,7 +172,7 @@ def _pictures(gr: Any, painter: Painter, values: Sequence[float]) -> tuple[list[
 
 def _connect(
     gr: Any,
-    painter: Painter,
+    painter: Renderer,
     fields: Mapping[str, Any],
     sliders: Sequence[Any],
     button: Any,

@@ -21,8 +21,8 @@ from diffusers_fdu.adapters.stacking import at_strengths
 from diffusers_fdu.app import server as blocks
 from diffusers_fdu.app.renderer import (
     KEPT,
-    Painter,
-    Wish,
+    GenerationRequest,
+    Renderer,
     code,
 )
 from diffusers_fdu.app.replies import answers, unlearns
@@ -31,7 +31,7 @@ from diffusers_fdu.cli import adapters as commands
 from diffusers_fdu.emoji.loading import load_emoji_pipeline
 from diffusers_fdu.pipelines.denoiser import denoiser_names
 
-WISH = Wish("a dog", "", 3, 2, 5.0)
+WISH = GenerationRequest("a dog", "", 3, 2, 5.0)
 
 
 def add(model: torch.nn.Module, name: str, rank: int = 4, layers: list[str] | None = None) -> None:
@@ -85,7 +85,7 @@ def test_pictures_are_those_of_the_pipeline(family: Family) -> None:
     before = picture(pipe, family.guided, **more, **hidden)
     for i, component in enumerate(denoiser_names(pipe)):
         add(getattr(pipe, component), f"adapter-{i}")
-    painter = Painter(pipe, None, more)
+    painter = Renderer(pipe, None, more)
     halves = [0.5] * len(painter.names)
     assert same(painter.draw(WISH, [0.0] * len(halves)), before)
     unlearned = painter.draw(WISH, halves)
@@ -111,7 +111,7 @@ def test_strengths_and_flags_are_given_back(pipe) -> None:
     pipe.unet.train()
     next(p for n, p in pipe.unet.named_parameters() if "one" in n).requires_grad_(True)
     before = facts(pipe)
-    painter = Painter(pipe)
+    painter = Renderer(pipe)
     assert painter.names == ["one", "two", "off"]
     painter.draw(WISH, [1.0, 0.0, 1.5])
     assert facts(pipe) == before
@@ -123,7 +123,7 @@ def test_strengths_and_flags_are_given_back(pipe) -> None:
 
 def test_the_base_is_drawn_once(pipe, calls) -> None:
     add(pipe.unet, "one")
-    painter = Painter(pipe)
+    painter = Renderer(pipe)
     wish = {
         "prompt": " a dog ",
         "negative_prompt": None,
@@ -152,7 +152,7 @@ def test_the_base_is_drawn_once(pipe, calls) -> None:
 
 def test_few_pictures_are_kept_and_the_base_among_them(pipe, monkeypatch) -> None:
     add(pipe.unet, "one")
-    painter, drawn = Painter(pipe), []
+    painter, drawn = Renderer(pipe), []
     monkeypatch.setattr(painter, "_picture", lambda wish: drawn.append(wish) or object())
     base = painter.draw(WISH, [0.0])
     for i in range(3 * KEPT):
@@ -165,7 +165,7 @@ def test_few_pictures_are_kept_and_the_base_among_them(pipe, monkeypatch) -> Non
 
 def test_one_picture_at_a_time(pipe, monkeypatch) -> None:
     add(pipe.unet, "one")
-    painter, inside, seen = Painter(pipe), [], []
+    painter, inside, seen = Renderer(pipe), [], []
 
     def slow(wish) -> object:
         inside.append(1)
@@ -212,13 +212,13 @@ FORM = {
 )
 def test_what_is_wrong_is_told(pipe, changed, told) -> None:
     add(pipe.unet, "one")
-    *_, (base, unlearned, message) = answers(Painter(pipe), FORM | changed, [1.0])
+    *_, (base, unlearned, message) = answers(Renderer(pipe), FORM | changed, [1.0])
     assert base is None and unlearned is None and told in message
 
 
 def test_a_pipeline_that_fails(pipe, monkeypatch, caplog) -> None:
     add(pipe.unet, "one")
-    painter, before = Painter(pipe), facts(pipe)
+    painter, before = Renderer(pipe), facts(pipe)
     broken = RuntimeError("out of memory <script>alert(1)</script> " + "x" * 9999)
 
     def fail(*_) -> None:
@@ -237,24 +237,24 @@ def test_a_pipeline_that_fails(pipe, monkeypatch, caplog) -> None:
 
 def test_adapters_that_cannot_be_shown(pipe) -> None:
     with pytest.raises(ValueError, match="no adapter on the pipe"):
-        Painter(pipe)
+        Renderer(pipe)
     with pytest.raises(ValueError, match="no adapter 'two' on the pipe: there are none"):
-        Painter(pipe, ["two"])
+        Renderer(pipe, ["two"])
     add(pipe.unet, "one")
     with pytest.raises(ValueError, match="no adapter 'two' on the pipe: there are one"):
-        Painter(pipe, ["one", "two"])
+        Renderer(pipe, ["one", "two"])
     with pytest.raises(TypeError, match="list of adapter names, not 'one'"):
-        Painter(pipe, "one")
+        Renderer(pipe, "one")
     pipe.disable_lora()
     with pytest.raises(ValueError, match="adapters are off"):
-        Painter(pipe)
+        Renderer(pipe)
 
 
 def test_other_adapters_stay_and_are_named_in_the_code(pipe) -> None:
     for name in ("one", "art", "off"):
         add(pipe.unet, name)
     pipe.set_adapters(["one", "art"], [1.0, 0.6])
-    painter = Painter(pipe, ["one"])
+    painter = Renderer(pipe, ["one"])
     pipe.set_adapters(["art"], [0.6])
     art = picture(pipe)
     assert same(painter.draw(WISH, [0.0]), art)
