@@ -73,7 +73,7 @@ _NAMES = {
     "evaluation.compare": "compare",
     "evaluation.comparison": "Comparison load_comparison",
     "evaluation.evaluate": "EvaluationConfig evaluate",
-    "evaluation.watch": "Watch",
+    "evaluation.watch": "EvaluationCallback",
     "hub.card": "render_card",
     "hub.push": "push",
     "hub.search": "FoundAdapter find_adapters",

@@ -13,7 +13,7 @@ Examples:
   diffusers-fdu push runs/snoopy me/no-snoopy --private
 
   diffusers-fdu push runs/snoopy me/no-snoopy
-  --base-model stable-diffusion-v1-5/stable-diffusion-v1-5 --licence creativeml-openrail-m
+  --base-model stable-diffusion-v1-5/stable-diffusion-v1-5 --license creativeml-openrail-m
 
   diffusers-fdu push runs/dog me/no-dog-emoji --base-model ""
 """
@@ -48,7 +48,7 @@ def push(
         str | None,
         typer.Option(help='Its name on the Hub; "": it is not there; none: the recipe\'s.'),
     ] = None,
-    licence: Annotated[
+    license: Annotated[
         str | None, typer.Option(help="Of the base model, as the Hub names it.")
     ] = None,
     commit_message: Annotated[str | None, typer.Option(help="Of the one commit.")] = None,
@@ -64,7 +64,7 @@ def push(
         token=token,
         commit_message=commit_message,
         base_model=base_model,
-        licence=licence,
+        license=license,
     )
     typer.echo(f"pushed to {url}; load it with pipe.load_lora_weights({repo_id!r})")
 

@@ -181,7 +181,7 @@ class ReplayBuffer:
         self.keep_constants(other.constants)
         return moved
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """All of it as tensors and plain values, for a file."""
         names = [f.name for f in fields(self) if f.name not in ("clock", "listed")]
         kept = {name: getattr(self, name) for name in names}
@@ -190,7 +190,7 @@ class ReplayBuffer:
         return {**kept, "clock": asdict(self.clock), "listed": sorted(self.listed)}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> ReplayBuffer:
+    def from_state_dict(cls, state: dict[str, Any]) -> ReplayBuffer:
         """The buffer that `state` is of."""
         rows = {role: [Entry(*row) for row in found] for role, found in state["_rows"].items()}
         clock, listed = TimestepConvention(**state["clock"]), frozenset(state["listed"])

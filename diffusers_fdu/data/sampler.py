@@ -111,11 +111,11 @@ class Sampler:
             return replace(self.batch(rows.unlearn, []), held=self.batch([], rows.retain))
         return self.batch(rows.unlearn, rows.retain)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What the next batch depends on, for a checkpoint."""
         return {"generator": self.generator.get_state(), "turn": self._turn}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as from that state."""
         self.generator.set_state(state["generator"])
         self._turn = state["turn"]

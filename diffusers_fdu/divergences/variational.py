@@ -158,11 +158,11 @@ class VariationalLoss:
         gap = real - other
         return (gap if weights is None else gap * weights).mean()
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Of the critic and its optimiser, for a checkpoint."""
         return {"critic": self.critic.state_dict(), "optimizer": self.optimizer.state_dict()}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as from that state."""
         self.critic.load_state_dict(state["critic"])
         self.optimizer.load_state_dict(state["optimizer"])

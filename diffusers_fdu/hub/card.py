@@ -38,7 +38,7 @@ def render_card(
     repo_id: str,
     *,
     base_model: str | None = None,
-    licence: str | None = None,
+    license: str | None = None,
 ) -> str:
     """The model card of an adapter, as `push` writes it to README.md.
 
@@ -46,7 +46,7 @@ def render_card(
         directory: what the adapter was saved to.
         repo_id: `user/name`, as the card's lines load it.
         base_model: see `push`.
-        licence: see `push`.
+        license: see `push`.
 
     Raises:
         ValueError: if the folder holds no adapter to be trusted, its evaluation is damaged, or
@@ -54,7 +54,7 @@ def render_card(
     """
     check_repo_id(repo_id)
     found = read_adapter(directory)
-    return card(found, repo_id, base_name(found, base_model), licence)
+    return card(found, repo_id, base_name(found, base_model), license)
 
 
 def base_name(found: AdapterFile, given: str | None) -> str | None:
@@ -83,14 +83,14 @@ def base_name(found: AdapterFile, given: str | None) -> str | None:
     )
 
 
-def card(found: AdapterFile, repo_id: str, base: str | None, licence: str | None = None) -> str:
+def card(found: AdapterFile, repo_id: str, base: str | None, license: str | None = None) -> str:
     """The same of an adapter that was read.
 
     Args:
         found: the adapter.
         repo_id: `user/name`.
         base: name of the base model on the Hub; None: it is not there.
-        licence: of the base model, as the Hub names licences; None: none is stated.
+        license: of the base model, as the Hub names licenses; None: none is stated.
 
     Raises:
         ValueError: if a file beside it is damaged, or about other weights.
@@ -105,7 +105,7 @@ def card(found: AdapterFile, repo_id: str, base: str | None, licence: str | None
     text = render(
         "hub/card.md",
         info=info,
-        metadata=_metadata(info, pictures, repo_id, base, licence).to_yaml(),
+        metadata=_metadata(info, pictures, repo_id, base, license).to_yaml(),
         repo_id=repo_id,
         base=base,
         is_embedded=recipe.get("base_model") == EMBEDDED,
@@ -135,7 +135,7 @@ def _metadata(
     pictures: Sequence[str],
     repo_id: str,
     base: str | None,
-    licence: str | None,
+    license: str | None,
 ) -> ModelCardData:
     """The card's front matter."""
     is_video = str(info.recipe.get("pipeline")).startswith(VIDEO)
@@ -151,7 +151,7 @@ def _metadata(
         base_model=base,
         base_model_relation="adapter" if base else None,
         library_name="diffusers",
-        license=cleaned(licence) if licence else None,
+        license=cleaned(license) if license else None,
         pipeline_tag=task,
         tags=list(dict.fromkeys(tags))[:MAX_TAGS],
         widget=shown or None,

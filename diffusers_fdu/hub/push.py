@@ -33,7 +33,7 @@ def push(
     token: str | None = None,
     commit_message: str | None = None,
     base_model: str | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     draw: Callable[[Path], Any] | None = None,
 ) -> str:
     """Put an adapter on the Hub, from where plain diffusers loads it.
@@ -53,7 +53,7 @@ def push(
         commit_message: None: one that names the adapter.
         base_model: the base model's name on the Hub, `org/name`; "": it is not there; None: the
             recipe's.
-        licence: of the base model, as the Hub names licences, such as "apache-2.0"; None: the
+        license: of the base model, as the Hub names licenses, such as "apache-2.0"; None: the
             card states none.
         draw: called with the folder once all is checked, to put pictures there.
 
@@ -72,7 +72,7 @@ def push(
     if draw is not None:
         draw(Path(folder))
     files = contents(found)
-    text = card(found, repo_id, base, licence)
+    text = card(found, repo_id, base, license)
     additions = [CommitOperationAdd(CARD_NAME, text.encode())]
     for name, path in files.items():
         content = _public_recipe(found, base) if name == RECIPE_NAME else None

@@ -106,9 +106,9 @@ def train(
     autocast, _ = precision(model, performance.mixed_precision)
 
     def trial() -> None:
-        before = sampler.state()
+        before = sampler.state_dict()
         first = sampler.gather(sampler.draw().part(0, size))
-        sampler.restore(before)
+        sampler.load_state_dict(before)
         answer_batch(model, first, autocast).float().square().mean().backward()
 
     with (
@@ -118,7 +118,7 @@ def train(
         loop = _Loop(model, parameters, sampler, objective, settings, hooks)
         state = hooks.checkpoints.state if hooks.checkpoints is not None else None
         if state is not None:
-            loop.restore(state)
+            loop.load_state_dict(state)
         elif objective.critic is not None:
             loop.prepare(objective.critic.options.warmup_steps)
         history = loop.run()
@@ -172,12 +172,12 @@ class _Loop:
         self.history: list[StepRecord] = []
         self.smooth, self.seen = 0.0, 0.0  # an average of the last steps, and the weight in it
         self.upcoming: tuple[Draw, Batch] | None = None
-        self.drawn = sampler.state()  # before the upcoming rows were drawn
+        self.drawn = sampler.state_dict()  # before the upcoming rows were drawn
 
     def _checkpoint(self) -> bool:
         return self.can_checkpoint and start_checkpointing(self.model)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on."""
         return {
             "history": [asdict(record) for record in self.history],
@@ -185,13 +185,13 @@ class _Loop:
             "parameters": [parameter.detach() for parameter in self.parameters],
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "objective": self.objective.state(),
-            "sampler": self.drawn if self.upcoming else self.sampler.state(),
-            "adversary": None if self.adversary is None else self.adversary.state(),
+            "objective": self.objective.state_dict(),
+            "sampler": self.drawn if self.upcoming else self.sampler.state_dict(),
+            "adversary": None if self.adversary is None else self.adversary.state_dict(),
         }
 
     @torch.no_grad()
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as from that state."""
         self.history = [StepRecord(**record) for record in state["history"]]
         self.smooth, self.seen = state["average"]
@@ -199,10 +199,10 @@ class _Loop:
             parameter.copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.objective.restore(state["objective"])
+        self.objective.load_state_dict(state["objective"])
         if self.adversary is not None:
-            self.adversary.restore(state["adversary"])
-        self.sampler.restore(state["sampler"])
+            self.adversary.load_state_dict(state["adversary"])
+        self.sampler.load_state_dict(state["sampler"])
 
     @torch.no_grad()
     def prepare(self, steps: int) -> None:
@@ -219,7 +219,7 @@ class _Loop:
             if self._is_enough():
                 break
             if hooks.checkpoints is not None and step > done:
-                hooks.checkpoints.save(step, self.state())
+                hooks.checkpoints.save(step, self.state_dict())
             if self.adversary is not None:
                 self.adversary(step)
             record = self._step(step)
@@ -241,7 +241,7 @@ class _Loop:
 
     def _next(self) -> tuple[Draw, Batch]:
         """The rows of a step, and their first micro-batch."""
-        self.drawn = self.sampler.state()
+        self.drawn = self.sampler.state_dict()
         rows = self.sampler.draw()
         return rows, self.sampler.gather(rows.part(0, self.micro.size))
 

@@ -162,17 +162,17 @@ class Objective:
         pull, slope = squares.sqrt()
         self._force = (pull / slope.clamp(min=tiny)).clamp(max=STRONGEST).item()
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What it was made with and has learnt since, for a checkpoint."""
         made = {"distances": self.distances}
         if self.critic is None:
             return made
-        return {**made, **self.critic.state(), "force": self._force}
+        return {**made, **self.critic.state_dict(), "force": self._force}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as from that state, of an objective made with the same distances."""
         if self.critic is not None:
-            self.critic.restore(state)
+            self.critic.load_state_dict(state)
             self._force = state["force"]
 
     def _from_critic(self, answer: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -75,10 +75,10 @@ def obtain(
         kept = checkpoints.recorded() if checkpoints is not None else None
         # Either all processes have it, or all record.
         if all(recording.context.processes.gather([kept is not None])) and kept is not None:
-            buffer = ReplayBuffer.from_state(kept)
+            buffer = ReplayBuffer.from_state_dict(kept)
         else:
             buffer = record(recording)
-            new = buffer.state()
+            new = buffer.state_dict()
     if checkpoints is not None:
         checkpoints.begin(new)
     return buffer

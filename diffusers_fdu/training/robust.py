@@ -47,7 +47,8 @@ def expose(
 
     The rows "attacked" join a state of the original's pictures of a target with its answer there;
     the rows "hidden" the same state with its answer to the anchor. Their text is that of the
-    target's prompt with a marker in the place of its name, which `PlaceholderTokens` puts embeddings into.
+    target's prompt with a marker in the place of its name, which `PlaceholderTokens` fills with
+    embeddings.
 
     Args:
         recorder: of the frozen pipe.
@@ -208,11 +209,11 @@ class Adversary:
             if row.text == text:
                 self.buffer.add_row("adversarial", row.state, new, row.prediction, row.concept)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What was found, and what the next searches depend on, for a checkpoint."""
         return {"generator": self.generator.get_state(), "found": list(self.found)}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as from that state."""
         self.generator.set_state(state["generator"])
         self.buffer.clear("adversarial")

@@ -77,7 +77,7 @@ class Prefixes:
             count: of pictures.
             texts: for the closed form: "all", or their "own" alone.
         """
-        state = self.whole.state()
+        state = self.whole.state_dict()
         state["_rows"] = {
             role: [row for row in rows if self.is_within(row[0], count)]
             for role, rows in state["_rows"].items()
@@ -89,7 +89,7 @@ class Prefixes:
             pairs = [(row[1], text_of[row[2]]) for row in unlearn]
             state["pairs"] = list(dict.fromkeys(pairs))
             state["kept_texts"] = list(dict.fromkeys(row[1] for row in retain))
-        return ReplayBuffer.from_state(state)
+        return ReplayBuffer.from_state_dict(state)
 
     def halves(self, buffer: ReplayBuffer, count: int) -> Half:
         """Rows to unlearn of the first half of these pictures, and of the second."""
@@ -106,7 +106,7 @@ def _watched(sizes: list[tuple[int, int]]) -> Iterator[None]:
 
     def watched(self: Rollout, runs: Sequence[Run], steps: int, number: int) -> Drawn:
         drawn = draw(self, runs, steps, number)
-        sizes.append((len(runs), len(drawn.buffer.state()["_states"][self.time])))
+        sizes.append((len(runs), len(drawn.buffer.state_dict()["_states"][self.time])))
         return drawn
 
     with mock.patch.object(Rollout, "group", watched):

@@ -81,7 +81,7 @@ def count(tokens: list[Token], kind: str) -> int:
 
 
 def test_what_is_known_is_said_and_nothing_else(folder) -> None:
-    text = render_card(folder, "me/no-dog", base_model="org/base", licence="apache-2.0")
+    text = render_card(folder, "me/no-dog", base_model="org/base", license="apache-2.0")
     data = ModelCard(text).data
     assert data.base_model == "org/base" and data.license == "apache-2.0"
     assert data.library_name == "diffusers" and data.pipeline_tag == "text-to-image"

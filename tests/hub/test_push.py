@@ -87,7 +87,7 @@ from conftest import build_tiny_pipe
 
 worker = unlearner(build_tiny_pipe(), steps=2)
 worker.unlearn("dog", "cat")
-worker.push_to_hub("me/direct", private=True, base_model="org/base", licence="mit")
+worker.push_to_hub("me/direct", private=True, base_model="org/base", license="mit")
 """
 
 

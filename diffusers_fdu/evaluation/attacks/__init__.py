@@ -13,11 +13,11 @@ __all__ = [
     "ConceptInversion",
     "GreedySearch",
     "NoiseProbing",
-    "Outcome",
+    "AttackOutcome",
     "PromptSearch",
     "Relearning",
     "Removal",
-    "Scene",
+    "AttackTarget",
     "attack",
     "check_names",
 ]
