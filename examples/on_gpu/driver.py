@@ -6,23 +6,20 @@ Only the standard library is imported: the wheels that the parts need may be ins
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from examples.benchmarks.lines import LONGEST, Results, Row, read
 
 from .plan import Part
+from .processes import ROOT, Subprocess, ended
 
-ROOT = Path(__file__).parents[2]
 SLOWER = 6.0  # what limits are multiplied by in --tiny, which is for CPUs, too
-GRACE = 5.0  # seconds between asking a process to end and ending it
 LONGEST_LOG = 15 * 2**20  # bytes of the log that are kept
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -103,17 +100,13 @@ class Driver:
             part: what to run.
             own: whether it takes the options of a part and writes lines.
         """
-        begun, known = time.monotonic(), len(self._lines())
-        limit = min(part.limit * (SLOWER if self.tiny else 1), self.left)
-        command = [sys.executable, *part.command]
+        begun, known, limit = time.monotonic(), len(self._lines()), self._limit(part)
+        command = list(part.command)
         if own:
             command += ["--results", str(self.results), "--device", self.device]
             command += ["--part", str(part.number), *(["--tiny"] if self.tiny else [])]
-        with self.log.open("ab") as log:
-            log.write(f"\n=== part {part.number}, {part.name}, at most {limit:.0f} s\n".encode())
-            log.flush()
-            start = log.tell()
-            code = self._ended(command, log, limit)
+        start = self._note(f"part {part.number}, {part.name}, at most {limit:.0f} s")
+        code = ended(Subprocess(command, self.log, self.environment), limit)
         written = self._lines()[known:]
         how = "ok" if code == 0 and (written or not own) else "failed"
         if how == "failed" and not any("error" in row for row in written):
@@ -123,30 +116,15 @@ class Driver:
         self.ended[part.name] = how, time.monotonic() - begun
         print(f"{part.number} {part.name}: {how}, {self.ended[part.name][1]:.0f} s", flush=True)
 
-    def _ended(self, command: Sequence[str], log: IO[bytes], limit: float) -> int | None:
-        """The exit code of a command; None if it was stopped, with all that it started."""
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            env=self.environment,
-            start_new_session=True,
-        )
-        code = None
-        try:
-            code = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            _signal(process.pid, signal.SIGTERM)
-            try:
-                process.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                pass
-        finally:
-            _signal(process.pid, signal.SIGKILL)  # and what it left behind
-            process.wait()
-        return code
+    def _limit(self, part: Part) -> float:
+        """Seconds that a part may take now."""
+        return min(part.limit * (SLOWER if self.tiny else 1), self.left)
+
+    def _note(self, text: str) -> int:
+        """Add a line to the log; where it ends."""
+        with self.log.open("ab") as log:
+            log.write(f"\n=== {text}\n".encode())
+            return log.tell()
 
     def _lines(self) -> list[Row]:
         return read(self.results) if self.results.exists() else []
@@ -169,11 +147,3 @@ class Driver:
                 log.seek(-LONGEST_LOG, os.SEEK_END)
                 end = log.read()
             self.log.write_bytes(end)
-
-
-def _signal(group: int, number: int) -> None:
-    """Send a signal to a group of processes, if it is still there."""
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        return
