@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -13,7 +14,7 @@ class Part(NamedTuple):
         name: what it is called in results and tables.
         limit: seconds after which it is stopped.
         expected: seconds that it is likely to take; with less left it is not begun.
-        command: arguments of Python.
+        command: arguments of Python: "-m" and a module, or "-c" and a program, and what they take.
     """
 
     number: int
@@ -40,6 +41,12 @@ PARTS = (
     Part(8, "tests", 100, 40, _calls("examples.on_gpu.gpu_tests:run")),  # disturbs timing
     Part(9, "erase", 60, 30, _calls("examples.benchmarks.time_to_erase:run")),
 )
+LIBRARIES = ("torch", "transformers", "diffusers", "peft", "accelerate", "diffusers_fdu")
+
+
+def modules(parts: Sequence[Part]) -> list[str]:
+    """What these parts import, their own modules last."""
+    return [*LIBRARIES, *dict.fromkeys(part.command[-1].partition(":")[0] for part in parts)]
 
 
 def chosen(numbers: str) -> list[Part]:
