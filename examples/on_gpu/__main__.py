@@ -5,6 +5,7 @@
     python -m examples.on_gpu --tiny            # that it runs, also without a GPU
 
 Wheels in wheels/ are installed first, into a temporary folder, for machines without a network.
+Then all that the parts need is imported once, and each part is forked from there.
 $OUT, or runs/gpu, gets `results.jsonl`, a line for each measurement as soon as it is known, and
 `log.txt`. A part that takes too long is stopped, one that fails leaves a line, and the others go
 on; the exit code is 1 if any failed. `python -m examples.benchmarks.all --render FILE` puts the
@@ -20,7 +21,7 @@ import sys
 from pathlib import Path
 
 from .driver import ROOT, Driver
-from .plan import PARTS, chosen
+from .plan import PARTS, chosen, modules
 from .summary import summary
 
 
@@ -48,6 +49,8 @@ def main() -> int:
         parser.error("without a GPU only --tiny is of use")
     driver = Driver(options.out.resolve(), options.device, options.tiny, options.deadline)
     driver.install(options.wheels)
+    if any(part.expected < driver.left for part in parts):
+        driver.preload(modules(parts))
     driver.run(parts)
     print(summary(driver))
     return 1 if driver.failed else 0

@@ -1,32 +1,33 @@
 """Runs parts one after another, each in a process of its own, within a time of their own.
 
-Only the standard library is imported: the wheels that the parts need may be installed here.
+Only the standard library is imported: the wheels that the parts need may be installed here. What
+they need is imported once, by a server that they are forked from; where that does not work, each
+imports for itself.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from examples.benchmarks.lines import LONGEST, Results, Row, read
 
+from . import server
 from .plan import Part
+from .processes import ROOT, Process, Subprocess, ended
 
-ROOT = Path(__file__).parents[2]
 SLOWER = 6.0  # what limits are multiplied by in --tiny, which is for CPUs, too
-GRACE = 5.0  # seconds between asking a process to end and ending it
 LONGEST_LOG = 15 * 2**20  # bytes of the log that are kept
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "PYTHONUNBUFFERED": "1",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # or to look for a GPU would initialise CUDA
     "TRITON_INTERPRET": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -58,6 +59,7 @@ class Driver:
         self.out.mkdir(parents=True, exist_ok=True)
         self.results, self.log = self.out / "results.jsonl", self.out / "log.txt"
         self.log.touch()
+        self._start: Callable[..., Process] = Subprocess
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         self.environment = {**os.environ, **ENVIRONMENT}
         self.environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
@@ -82,8 +84,23 @@ class Driver:
         part = Part(0, "wheels", 60, 0, (*PIP, "--target", site, *files))
         before = self.environment["PYTHONPATH"]
         self.environment["PYTHONPATH"] = os.pathsep.join((site, before))
-        sys.path.append(site)  # for the versions in the lines
+        sys.path.insert(0, site)  # for the versions in the lines, and for what is forked
         self.run_part(part, own=False)
+
+    def preload(self, modules: Sequence[str], limit: float = 75) -> None:
+        """Import modules once, and fork the parts from there if that works.
+
+        Args:
+            modules: what the parts need.
+            limit: seconds in which it has to be done.
+        """
+        part = Part(0, "imports", limit, 0, ("-m", "examples.on_gpu.check", self.device))
+        job = server.Job(modules, self.device, str(self.log), self._limit(part))
+        server.prepare(job, self.environment)
+        self._start = server.Fork
+        self.run_part(part, own=False)
+        if self.ended[part.name][0] != "ok":
+            self._import_in_each()
 
     def run(self, parts: Sequence[Part]) -> None:
         """Run parts, as long as there is time for them."""
@@ -103,17 +120,13 @@ class Driver:
             part: what to run.
             own: whether it takes the options of a part and writes lines.
         """
-        begun, known = time.monotonic(), len(self._lines())
-        limit = min(part.limit * (SLOWER if self.tiny else 1), self.left)
-        command = [sys.executable, *part.command]
+        begun, known, limit = time.monotonic(), len(self._lines()), self._limit(part)
+        command = list(part.command)
         if own:
             command += ["--results", str(self.results), "--device", self.device]
             command += ["--part", str(part.number), *(["--tiny"] if self.tiny else [])]
-        with self.log.open("ab") as log:
-            log.write(f"\n=== part {part.number}, {part.name}, at most {limit:.0f} s\n".encode())
-            log.flush()
-            start = log.tell()
-            code = self._ended(command, log, limit)
+        start = self._note(f"part {part.number}, {part.name}, at most {limit:.0f} s")
+        code = self._code(command, limit)
         written = self._lines()[known:]
         how = "ok" if code == 0 and (written or not own) else "failed"
         if how == "failed" and not any("error" in row for row in written):
@@ -122,31 +135,33 @@ class Driver:
             self._add(part, error=f"{reason}: {self._last_words(start)}"[:LONGEST])
         self.ended[part.name] = how, time.monotonic() - begun
         print(f"{part.number} {part.name}: {how}, {self.ended[part.name][1]:.0f} s", flush=True)
+        if code == server.ENDED:
+            self._import_in_each()
 
-    def _ended(self, command: Sequence[str], log: IO[bytes], limit: float) -> int | None:
-        """The exit code of a command; None if it was stopped, with all that it started."""
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            env=self.environment,
-            start_new_session=True,
-        )
-        code = None
+    def _code(self, command: Sequence[str], limit: float) -> int | None:
+        """The exit code of a command; None if it was stopped."""
+        begun = time.monotonic()
         try:
-            code = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            _signal(process.pid, signal.SIGTERM)
-            try:
-                process.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                pass
-        finally:
-            _signal(process.pid, signal.SIGKILL)  # and what it left behind
-            process.wait()
-        return code
+            process = self._start(command, self.log, self.environment)
+        except server.Ended:
+            return server.ENDED
+        return ended(process, max(0.0, limit - (time.monotonic() - begun)))
+
+    def _import_in_each(self) -> None:
+        """Fork nothing from now on."""
+        if self._start is server.Fork:
+            self._note("from here each part imports for itself, since nothing can be forked")
+            self._start = Subprocess
+
+    def _limit(self, part: Part) -> float:
+        """Seconds that a part may take now."""
+        return min(part.limit * (SLOWER if self.tiny else 1), self.left)
+
+    def _note(self, text: str) -> int:
+        """Add a line to the log; where it ends."""
+        with self.log.open("ab") as log:
+            log.write(f"\n=== {text}\n".encode())
+            return log.tell()
 
     def _lines(self) -> list[Row]:
         return read(self.results) if self.results.exists() else []
@@ -169,11 +184,3 @@ class Driver:
                 log.seek(-LONGEST_LOG, os.SEEK_END)
                 end = log.read()
             self.log.write_bytes(end)
-
-
-def _signal(group: int, number: int) -> None:
-    """Send a signal to a group of processes, if it is still there."""
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        return

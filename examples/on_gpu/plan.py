@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -13,7 +14,7 @@ class Part(NamedTuple):
         name: what it is called in results and tables.
         limit: seconds after which it is stopped.
         expected: seconds that it is likely to take; with less left it is not begun.
-        command: arguments of Python.
+        command: arguments of Python: "-m" and a module, or "-c" and a program, and what they take.
     """
 
     number: int
@@ -29,17 +30,23 @@ def _calls(target: str) -> tuple[str, ...]:
 
 
 PARTS = (
-    Part(0, "machine", 60, 20, _calls("examples.on_gpu.machine:run")),
-    Part(1, "works", 90, 50, _calls("examples.on_gpu.works:run")),
-    Part(2, "sd1", 120, 80, _calls("examples.benchmarks.whole:run_sd1")),
-    Part(3, "steps", 120, 70, _calls("examples.on_gpu.steps:run_sd1")),
-    Part(4, "profile", 60, 40, _calls("examples.on_gpu.profiling:run")),
-    Part(5, "sdxl", 120, 70, _calls("examples.benchmarks.whole:run_sdxl")),
+    Part(0, "machine", 60, 10, _calls("examples.on_gpu.machine:run")),
+    Part(1, "works", 90, 35, _calls("examples.on_gpu.works:run")),
+    Part(2, "sd1", 120, 75, _calls("examples.benchmarks.whole:run_sd1")),
+    Part(3, "steps", 120, 60, _calls("examples.on_gpu.steps:run_sd1")),
+    Part(4, "profile", 60, 30, _calls("examples.on_gpu.profiling:run")),
+    Part(5, "sdxl", 120, 60, _calls("examples.benchmarks.whole:run_sdxl")),
     Part(6, "flux", 90, 50, _calls("examples.on_gpu.steps:run_flux")),
-    Part(7, "loss", 60, 30, _calls("examples.benchmarks.loss_kernel:run")),
-    Part(8, "tests", 100, 40, _calls("examples.on_gpu.gpu_tests:run")),  # disturbs timing
-    Part(9, "erase", 60, 30, _calls("examples.benchmarks.time_to_erase:run")),
+    Part(7, "loss", 90, 45, _calls("examples.benchmarks.loss_kernel:run")),
+    Part(8, "tests", 130, 60, _calls("examples.on_gpu.gpu_tests:run")),  # disturbs timing
+    Part(9, "erase", 60, 40, _calls("examples.benchmarks.time_to_erase:run")),
 )
+LIBRARIES = ("torch", "transformers", "diffusers", "peft", "accelerate", "diffusers_fdu")
+
+
+def modules(parts: Sequence[Part]) -> list[str]:
+    """What these parts import, their own modules last."""
+    return [*LIBRARIES, *dict.fromkeys(part.command[-1].partition(":")[0] for part in parts)]
 
 
 def chosen(numbers: str) -> list[Part]:

@@ -132,7 +132,7 @@ def test_the_program_takes_its_parts_from_the_environment(tmp_path) -> None:
     assert "steps      skipped" in done.stdout and "tests      skipped" in done.stdout
     lines = read(tmp_path / "out" / "results.jsonl")
     assert [(line["part"], line["tiny"]) for line in lines] == [(3, True), (8, True)]
-    assert "s were left, it needs 40" in done.stdout
+    assert "s were left, it needs 60" in done.stdout
 
 
 def test_every_part_calls_a_function_that_is_there() -> None:
