@@ -22,7 +22,7 @@ KILLED = -9
 
 def run(folder: Path, kill_at: int, resume: str, *options: str) -> int:
     command = [sys.executable, str(HELPERS / "resumed.py"), str(folder), str(kill_at), resume]
-    env = {**os.environ, "PYTHONPATH": f"{HELPERS}:{ROOT}"}
+    env = {**os.environ, "PYTHONPATH": f"{HELPERS}:{ROOT / 'tests'}:{ROOT}"}
     done = subprocess.run([*command, *options], env=env, capture_output=True, text=True)
     assert done.returncode in (0, KILLED), done.stderr[-2000:]
     return done.returncode
