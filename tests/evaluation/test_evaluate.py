@@ -250,7 +250,7 @@ def test_the_command_line_measures_writes_and_feeds_the_card(tmp_path) -> None:
     folder = worker.save(tmp_path / "dog")
     report = tmp_path / "report"
     command = [sys.executable, "-m", "diffusers_fdu", "evaluate", str(folder)]
-    command += ["--steps", "5", "--report", str(report), "--device", "cpu"]
+    command += ["--set", "num_inference_steps=5", "--report", str(report), "--device", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-2000:]
     assert '"dog" is gone from' in done.stdout
