@@ -87,15 +87,18 @@ class Driver:
         sys.path.insert(0, site)  # for the versions in the lines, and for what is forked
         self.run_part(part, own=False)
 
-    def preload(self, modules: Sequence[str], limit: float = 75) -> None:
+    def preload(
+        self, libraries: Sequence[str], others: Sequence[str] = (), limit: float = 75
+    ) -> None:
         """Import modules once, and fork the parts from there if that works.
 
         Args:
-            modules: what the parts need.
+            libraries: what all parts need.
+            others: what some need, which then fail if it cannot be imported.
             limit: seconds in which it has to be done.
         """
         part = Part(0, "imports", limit, 0, ("-m", "examples.on_gpu.check", self.device))
-        job = server.Job(modules, self.device, str(self.log), self._limit(part))
+        job = server.Job(libraries, others, self.device, str(self.log), self._limit(part))
         server.prepare(job, self.environment)
         self._start = server.Fork
         self.run_part(part, own=False)

@@ -45,8 +45,8 @@ LIBRARIES = ("torch", "transformers", "diffusers", "peft", "accelerate", "diffus
 
 
 def modules(parts: Sequence[Part]) -> list[str]:
-    """What these parts import, their own modules last."""
-    return [*LIBRARIES, *dict.fromkeys(part.command[-1].partition(":")[0] for part in parts)]
+    """The modules of these parts' functions."""
+    return list(dict.fromkeys(part.command[-1].partition(":")[0] for part in parts))
 
 
 def chosen(numbers: str) -> list[Part]:

@@ -18,16 +18,26 @@ def load(job: Job) -> None:
     """Import everything.
 
     Raises:
+        Exception: if a library cannot be imported.
         RuntimeError: if an import has initialised CUDA, which no forked process could use then.
     """
     signal.setitimer(signal.ITIMER_REAL, job.limit)  # ends this process, wherever it hangs
     with answered() if job.device == "cuda" else nullcontext():
-        for module in job.modules:
-            print(f"importing {module}", flush=True)
-            importlib.import_module(module)
+        for module in job.libraries:
+            _import(module)
+        for module in job.others:
+            try:
+                _import(module)
+            except Exception:  # which fails the part that needs it, and no other
+                traceback.print_exc()
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
         raise RuntimeError("CUDA was initialised by an import")
     signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _import(module: str) -> None:
+    print(f"importing {module}", flush=True)
+    importlib.import_module(module)
 
 
 def _write_to(log: str) -> None:

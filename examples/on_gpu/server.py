@@ -26,13 +26,15 @@ class Job(NamedTuple):
     """What the server is to do before the first fork.
 
     Args:
-        modules: what to import.
+        libraries: what to import, or to end.
+        others: what to import after that, as far as it can be.
         device: "cpu" or "cuda".
         log: file that its output is added to.
         limit: seconds after which it ends, if it has not imported everything.
     """
 
-    modules: Sequence[str]
+    libraries: Sequence[str]
+    others: Sequence[str]
     device: str
     log: str
     limit: float

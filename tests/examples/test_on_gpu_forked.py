@@ -26,7 +26,7 @@ from examples.on_gpu.plan import Part
 job = json.loads(sys.argv[1])
 worker = Driver(Path(job["out"]), job["device"])
 worker.install(Path(job["out"]))
-worker.preload(job["modules"], job["limit"])
+worker.preload(job["libraries"], job["others"], job["limit"])
 for i, code in enumerate(job["codes"]):
     worker.run([Part(i, f"part {i}", job["part_limit"], 0, ("-c", code))])
 assert not {"torch", "diffusers"} & sys.modules.keys()
@@ -72,7 +72,7 @@ def run(tmp_path: Path, *codes: str, device: str = "cpu", limit: float = 30, **j
     """How the parts with these programs ended, in a driver of their own."""
     job = {"out": str(tmp_path), "device": device, "limit": limit, "codes": codes, **job}
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    job = {"modules": ["marker"], "part_limit": 20, **job}
+    job = {"libraries": ["marker"], "others": [], "part_limit": 20, **job}
     (tmp_path / "marker.py").write_text(MARKER.format(str(tmp_path / "marks")))
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(job)],
@@ -144,7 +144,7 @@ def test_wheels_come_before_what_is_installed(tmp_path) -> None:
     code = "import sys, tqdm, importlib.metadata as of\n" + TELLS.format(
         "imported=tqdm.PID, file=tqdm.__file__, first=sys.path[0], version=of.version('tqdm')"
     )
-    assert run(tmp_path, code, modules=["tqdm"])["wheels"] == "ok"
+    assert run(tmp_path, code, libraries=["tqdm"])["wheels"] == "ok"
     (line,) = lines(tmp_path)
     assert line["imported"] == line["parent"] and line["version"] == "99"
     assert Path(line["first"]).name.startswith("site-")
@@ -214,7 +214,7 @@ def test_parts_import_for_themselves_where_it_cannot_be_done_once(
     (tmp_path / "fails.py").write_text(program)
     code = "import marker\n" + TELLS.format("imported=marker.PID")
     begun = time.monotonic()
-    ended = run(tmp_path, code, code, modules=["marker", "fails"], limit=3)
+    ended = run(tmp_path, code, code, libraries=["marker", "fails"], limit=3)
     assert time.monotonic() - begun < 25
     assert ended == {"imports": "failed", "part 0": "ok", "part 1": "ok"}
     assert errors(tmp_path) == [error]
@@ -222,6 +222,16 @@ def test_parts_import_for_themselves_where_it_cannot_be_done_once(
     assert others == [line["pid"] for line in lines(tmp_path)[1:]]
     assert not is_alive(server, seconds=5)
     assert "from here each part imports for itself" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_module_that_cannot_be_imported_fails_the_parts_that_need_it(tmp_path) -> None:
+    (tmp_path / "fails.py").write_text("raise ValueError('bad')")
+    code = TELLS.format("")
+    ended = run(tmp_path, f"import fails\n{code}", code, others=["fails", "json.tool"])
+    assert ended == {"imports": "ok", "part 0": "failed", "part 1": "ok"}
+    assert errors(tmp_path) == ["ended with 1: ValueError: bad"]
+    assert lines(tmp_path)[1]["parent"] == marks(tmp_path)[0]
+    assert "importing json.tool" in (tmp_path / "log.txt").read_text()
 
 
 def test_the_server_stays_longer_than_the_imports_may_take(tmp_path) -> None:
@@ -244,7 +254,7 @@ def test_parts_import_for_themselves_once_the_server_is_gone(tmp_path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_parts_import_for_themselves_where_what_is_forked_cannot_use_the_gpu(tmp_path) -> None:
-    ended = run(tmp_path, TELLS.format(""), device="cuda", modules=[])
+    ended = run(tmp_path, TELLS.format(""), device="cuda", libraries=[])
     assert ended == {"imports": "failed", "part 0": "ok"}
     assert errors(tmp_path) == ["ended with 255: RuntimeError: the GPU did not answer"]
 
@@ -258,7 +268,7 @@ def test_what_is_forked_can_use_the_gpu_though_libraries_ask_about_it(tmp_path) 
     code = "import asks, torch\ntorch.zeros(1, device='cuda')\n"
     code += "assert asks.keeps.kept is torch.cuda.current_device\n"
     code += TELLS.format("users=torch.users")
-    ended = run(tmp_path, code, device="cuda", modules=["torch", "marker", "asks"])
+    ended = run(tmp_path, code, device="cuda", libraries=["torch", "marker", "asks"])
     assert ended == {"imports": "ok", "part 0": "ok"}
     (line,) = lines(tmp_path)
     assert line["users"] == [line["pid"]] and marks(tmp_path) == [line["parent"]]
@@ -276,7 +286,7 @@ def test_imports_that_use_the_gpu_are_found_out(tmp_path, imported, error) -> No
     like_pytorch(tmp_path)
     (tmp_path / "uses.py").write_text(f"import torch\n{imported}\n")
     code = "import torch\ntorch.zeros(1, device='cuda')\n" + TELLS.format("")
-    ended = run(tmp_path, code, device="cuda", modules=["torch", "uses"])
+    ended = run(tmp_path, code, device="cuda", libraries=["torch", "uses"])
     assert ended == {"imports": "failed", "part 0": "ok"}
     assert errors(tmp_path) == [f"ended with {error}"]
 
@@ -296,7 +306,8 @@ def test_what_libraries_ask_about_the_gpu_is_answered_while_they_are_imported(
 
 def test_the_parts_find_everything_imported(tmp_path) -> None:
     """At their first line; libraries that import lazily have imported what is used."""
-    wanted = plan.modules(plan.PARTS)
+    wanted = {"libraries": plan.LIBRARIES, "others": plan.modules(plan.PARTS)}
     code = "import sys\nbefore = list(sys.modules)\n" + TELLS.format("before=before")
-    assert run(tmp_path, code, modules=wanted, limit=90)["imports"] == "ok"
-    assert {*wanted, "diffusers.models.unets.unet_2d_condition"} <= {*lines(tmp_path)[0]["before"]}
+    assert run(tmp_path, code, **wanted, limit=90)["imports"] == "ok"
+    names = {*plan.LIBRARIES, *wanted["others"], "diffusers.models.unets.unet_2d_condition"}
+    assert names <= {*lines(tmp_path)[0]["before"]}
