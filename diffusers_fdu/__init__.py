@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from .divergences.choice import AutoDivergence as AutoDivergence
     from .divergences.conjugates import CONJUGATES as CONJUGATES
     from .divergences.conjugates import Conjugate as Conjugate
+    from .divergences.divergence import Divergence as Divergence
     from .divergences.loss import DivergenceLoss as DivergenceLoss
     from .divergences.profiles import DIVERGENCES as DIVERGENCES
-    from .divergences.profiles import Divergence as Divergence
     from .divergences.profiles import divergence as divergence
     from .evaluation.compare import compare as compare
     from .evaluation.comparison import Comparison as Comparison

@@ -25,8 +25,9 @@ from ..pipelines.timestep_convention import find_timestep_convention
 from ..utils.distributed import Processes
 from ..utils.nested import chunks
 from .concepts import Pair
-from .replay_buffer import Entry, Half, ReplayBuffer, Row
+from .replay_buffer import ReplayBuffer
 from .rollout import Rollout, Run
+from .rows import Entry, Half, Row
 from .teacher import ask, guided
 
 GOLDEN = (5**0.5 - 1) / 2  # multiples of it spread evenly over [0, 1) however many there are

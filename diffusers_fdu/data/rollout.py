@@ -15,7 +15,8 @@ from ..pipelines.recorder import Call, Recorder, entry
 from ..pipelines.timestep_convention import TimestepConvention
 from ..utils.nested import RowInputs, close, same, to_cpu
 from .concepts import Pair
-from .replay_buffer import Entry, ReplayBuffer
+from .replay_buffer import ReplayBuffer
+from .rows import Entry
 
 Run = tuple[str, Pair | None]
 """A prompt to draw, and the pair that it belongs to; None: it is retained."""

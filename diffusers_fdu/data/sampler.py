@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..pipelines.offload import placement
 from ..utils.distributed import Processes
 from ..utils.nested import to_device
-from .replay_buffer import Part, ReplayBuffer, Row
+from .replay_buffer import ReplayBuffer
+from .rows import Part, Row
 
 
 @dataclass(frozen=True)

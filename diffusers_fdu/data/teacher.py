@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ..pipelines.denoiser import predicted, sample_name
 from ..pipelines.offload import placement
 from ..utils.micro_batches import MicroBatches
-from .replay_buffer import Entry, Part, ReplayBuffer
+from .replay_buffer import ReplayBuffer
+from .rows import Entry, Part
 
 
 def predict(model: nn.Module, calls: Sequence[Part]) -> Tensor:

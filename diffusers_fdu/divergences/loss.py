@@ -19,12 +19,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .profiles import (
-    EXPONENT_CAP,
-    Divergence,
-    Generator,
-    divergence,
-)
+from .divergence import EXPONENT_CAP, Divergence
+from .generators import Generator
+from .profiles import divergence
 from .triton.profile_table import Table, profile_table
 
 Reduction = Literal["mean", "sum"]

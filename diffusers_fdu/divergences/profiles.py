@@ -24,98 +24,19 @@ Reference: A Unified Framework for Diffusion Model Unlearning with f-Divergence 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Profile = Callable[[Tensor], Tensor]
-Form = tuple[Literal["linear", "exponential", "tv", "table"], float, float]
-Generator = Callable[[Tensor], Tensor]
+from .divergence import EXPONENT_CAP, Divergence, Profile
+from .generators import (
+    REACH,
+    Generator,
+    expectation,
+    from_generator,
+)
 
-EXPONENT_CAP = {torch.float32: 60.0, torch.float64: 600.0}
-"""Largest exponent of an exponential profile; beyond it the profile continues as its tangent.
-
-exp overflows at 88.7 in float32 and 709.8 in float64. The margin leaves room for the tangent
-to go on to s = 1e12, and for the factors that multiply phi and dphi. Clamping instead would
-give the farthest samples no gradient.
-"""
-
-USER_S_CAP = 50.0
-"""Largest s at which a user's generator is integrated; beyond it phi continues as its tangent.
-
-The mass of t^p lies around (p - 1/2) sqrt(s), so the nodes reach 2.5 sqrt(s) + 8 to hold p = 3.
-At s = 50 that is r = exp(182), the largest for which r^3 stays inside float64. In float32 the
-tangent begins earlier if log phi reaches `EXPONENT_CAP`.
-"""
-
-_REACH = 8.0
 _SATURATED = 800.0  # bounded profiles are within exp(-100) of their bound from here on
-
-
-class _ProfileFunction(torch.autograd.Function):
-    """phi with dphi as its derivative, so that integrals need no autograd through their nodes."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, s: Tensor, div: Divergence) -> Tensor:
-        ctx.save_for_backward(s)
-        ctx.div = div  # type: ignore[attr-defined]
-        return div._phi(s)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        (s,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return grad * ctx.div._dphi(s), None  # type: ignore[attr-defined]
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """An f-divergence between two Gaussians of equal covariance, as a profile of s.
-
-    Args:
-        name: how the divergence is shown and saved.
-        _phi: profile, a map from s of shape (B,) to phi(s) of shape (B,).
-        _dphi: its derivative, of the same shapes.
-        bound: supremum of phi, infinite when unbounded.
-        formula: the generator f(t), for people.
-        form: how a kernel computes the profile: ("linear", slope, 0), ("exponential", rate,
-            scale), ("tv", 0, 0), or ("table", 0, 0) for splines of phi and dphi up to `last`.
-        last: s from which on a table of phi is constant if bounded, else its tangent.
-    """
-
-    name: str
-    _phi: Profile = field(repr=False)
-    _dphi: Profile = field(repr=False)
-    bound: float = math.inf
-    formula: str = ""
-    form: Form = ("table", 0.0, 0.0)
-    last: float = 800.0
-
-    def phi(self, s: Tensor) -> Tensor:
-        """Divergence at s = ||delta||^2 / sigma^2 (dimensionless), any shape; differentiable.
-
-        Raises:
-            TypeError: if s is not a float32 or float64 tensor.
-        """
-        return _ProfileFunction.apply(_checked(s), self)
-
-    def dphi(self, s: Tensor) -> Tensor:
-        """Derivative of `phi` in s, same shape as s.
-
-        Raises:
-            TypeError: if s is not a float32 or float64 tensor.
-        """
-        return self._dphi(_checked(s))
-
-
-def _checked(s: Tensor) -> Tensor:
-    if not isinstance(s, Tensor) or s.dtype not in EXPONENT_CAP:
-        kind = getattr(s, "dtype", type(s).__name__)
-        raise TypeError(f"s must be a float32 or float64 tensor, got {kind}")
-    return s
 
 
 def _linear(name: str, slope: float, formula: str) -> Divergence:
@@ -165,14 +86,6 @@ def _tv_dphi(s: Tensor) -> Tensor:
     return torch.exp(-s / 8) * torch.rsqrt(s.clamp(min=1e-37)) / (2 * math.sqrt(2 * math.pi))
 
 
-def _expectation(h: Profile, reach: Tensor, nodes: int = 129) -> Tensor:
-    """Trapezoid of h(t) exp(-t^2/2) / sqrt(2 pi), h including the density, over |t| <= reach."""
-    unit = torch.linspace(-1.0, 1.0, nodes, dtype=torch.float64, device=reach.device)
-    values = h(reach * unit)
-    total = values.sum(-1) - (values[..., 0] + values[..., -1]) / 2
-    return total * reach.squeeze(-1) * (2.0 / ((nodes - 1) * math.sqrt(2 * math.pi)))
-
-
 def _symmetric(name: str, h: Profile, d: Profile, bound: float, formula: str) -> Divergence:
     """A divergence with t f(1/t) = f(t).
 
@@ -186,13 +99,13 @@ def _symmetric(name: str, h: Profile, d: Profile, bound: float, formula: str) ->
             # exp(-s/8 + |x|/2 - t^2/2) in one exponent, which is never positive.
             return torch.exp(-((t.abs() - root / 2) ** 2) / 2) * h(root * t.abs())
 
-        return _expectation(integrand, root / 2 + _REACH).to(s.dtype)
+        return expectation(integrand, root / 2 + REACH).to(s.dtype)
 
     def dphi(s: Tensor) -> Tensor:
         root = torch.sqrt(s.double()).unsqueeze(-1)
         # d decays like exp(-|x|/2), so |x| <= 80 holds its mass.
-        reach = torch.clamp(80.0 / root, max=_REACH)
-        mean = _expectation(lambda t: torch.exp(-(t**2) / 2) * d(root * t.abs()), reach, 257)
+        reach = torch.clamp(80.0 / root, max=REACH)
+        mean = expectation(lambda t: torch.exp(-(t**2) / 2) * d(root * t.abs()), reach, 257)
         return (torch.exp(-s.double() / 8) * mean).to(s.dtype)
 
     return Divergence(name, phi, dphi, bound, formula)
@@ -255,7 +168,7 @@ def divergence(f: str | Divergence | Generator) -> Divergence:
     if isinstance(f, str):
         return _named(f)
     if callable(f):
-        return _from_generator(f)
+        return from_generator(f)
     raise TypeError(f"f must be a name, a Divergence or a callable, got {type(f).__name__}")
 
 
@@ -269,63 +182,3 @@ def _named(name: str) -> Divergence:
             raise ValueError(f"cannot read {name!r}: use alpha=<a number>") from error
     choices = ", ".join([*DIVERGENCES, "alpha=<a>"])
     raise ValueError(f"unknown divergence {name!r}: choose {choices}, or pass a Divergence")
-
-
-def _from_generator(f: Generator) -> Divergence:
-    name = getattr(f, "__name__", type(f).__name__)
-    _check_generator(f, name)
-    one = torch.ones(1, dtype=torch.float64, requires_grad=True)
-    with torch.enable_grad():
-        value = f(one)
-        (slope,) = torch.autograd.grad(value.sum(), one, allow_unused=True)
-    at_one = value.detach()
-    slope = torch.zeros_like(at_one) if slope is None else slope
-
-    def phi64(s: Tensor) -> Tensor:
-        root = torch.sqrt(s).unsqueeze(-1)
-
-        def integrand(t: Tensor) -> Tensor:
-            x = root * t
-            generator = f(torch.exp(x)) - at_one.to(x.device)
-            generator = generator - slope.to(x.device) * torch.expm1(x)
-            return torch.exp(-((t + root / 2) ** 2) / 2) * generator
-
-        return _expectation(integrand, 2.5 * root + _REACH, 769)
-
-    grid = torch.linspace(0, USER_S_CAP, 201, dtype=torch.float64)
-    small = torch.log(phi64(grid).clamp(min=1)) <= EXPONENT_CAP[torch.float32]
-    caps = {torch.float32: grid[small].max().item(), torch.float64: USER_S_CAP}
-
-    def tangent(s: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            inside = s.detach().double().clamp(1e-30, caps[s.dtype]).requires_grad_()
-            value = phi64(inside)
-            (grad,) = torch.autograd.grad(value.sum(), inside)
-        return value.detach() + grad * (s.double() - inside.detach()), grad
-
-    return Divergence(
-        f"generator:{name}",  # which no name can be mistaken for
-        lambda s: torch.where(s > 0, tangent(s)[0], 0.0).to(s.dtype),
-        lambda s: tangent(s)[1].to(s.dtype),
-        math.inf,
-        "given by the user",
-        last=caps[torch.float32],
-    )
-
-
-def _check_generator(f: Generator, name: str) -> None:
-    x = torch.linspace(-12, 12, 97, dtype=torch.float64)
-    t = torch.cat([torch.exp(x), torch.ones(1, dtype=torch.float64)]).sort().values
-    value = f(t)
-    if not isinstance(value, Tensor) or value.shape != t.shape:
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"generator {name!r} maps shape {tuple(t.shape)} to {shape}")
-    if not torch.isfinite(value).all():
-        at = t[~torch.isfinite(value)][0].item()
-        raise ValueError(f"generator {name!r} is not finite at t={at:g}: f needs all t > 0")
-    chord = (value[1:] - value[:-1]) / (t[1:] - t[:-1])
-    scale = (value[1:].abs() + value[:-1].abs()) / (t[1:] - t[:-1])
-    slack = 1e-12 * (scale[1:] + scale[:-1])
-    if bool((chord[1:] - chord[:-1] < -slack).any()):
-        at = t[1:-1][chord[1:] - chord[:-1] < -slack][0].item()
-        raise ValueError(f"generator {name!r} is not convex near t={at:g}")

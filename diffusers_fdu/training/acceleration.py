@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -48,18 +48,6 @@ def precision(
     is_half = dtype == torch.float16 or (dtype is None and own == torch.float16)
     autocast = partial(torch.autocast, device.type, dtype=dtype, enabled=dtype is not None)
     return autocast, torch.amp.GradScaler(device.type, enabled=is_half)
-
-
-def make_optimizer(
-    parameters: Sequence[nn.Parameter], learning_rate: float, kind: str
-) -> torch.optim.Optimizer:
-    """AdamW without weight decay, which would pull towards the model that remembers."""
-    if kind == "adamw_8bit":
-        import bitsandbytes  # an extra
-
-        return bitsandbytes.optim.AdamW8bit(parameters, lr=learning_rate, weight_decay=0.0)
-    is_cuda = parameters[0].device.type == "cuda"
-    return torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0, fused=is_cuda or None)
 
 
 @contextmanager

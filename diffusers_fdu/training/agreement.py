@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from ..adapters import lora as adapters
 from ..adapters.target_modules import has_cross_attention
-from ..data.replay_buffer import Half, ReplayBuffer, Row
+from ..data.replay_buffer import ReplayBuffer
+from ..data.rows import Half, Row
 from ..data.sampler import Batch, Sampler
 from ..divergences.loss import DivergenceLoss
 from ..pipelines.offload import (

@@ -29,14 +29,8 @@ from ..pipelines.recorder import BATCH, STEPS
 from ..settings import Settings
 from ..utils.micro_batches import HELP, is_out_of_memory
 from .acceleration import can_checkpoint
-from .memory import (
-    GIB,
-    GUIDED,
-    Estimate,
-    Footprint,
-    footprint,
-    weight_bytes,
-)
+from .estimate import GIB, Estimate
+from .memory import GUIDED, Footprint, footprint, weight_bytes
 
 SHARE = 0.85
 """Of the free memory that an estimate may take: the rest is for what no trace sees, such as

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from .checkpoint import Checkpoints
+from .robust import Adversary
 
 
 @dataclass(frozen=True)
@@ -29,3 +33,35 @@ class StepRecord:
 
 Callback = Callable[[StepRecord], bool | None]
 """Called after every step; True ends the training."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a training does between its steps.
+
+    Args:
+        callback: called after every step; what it returns may end the training.
+        progress: show a progress bar.
+        adversary: searches for ways back before each step, for robust training.
+        checkpoints: where the state is kept, and gone on from.
+    """
+
+    callback: Callback | None = None
+    progress: bool = True
+    adversary: Adversary | None = None
+    checkpoints: Checkpoints | None = None
+
+
+class Once:
+    """A function that is called at most once; None is never called."""
+
+    def __init__(self, function: Callable[..., None] | None) -> None:
+        self._function = function
+
+    def __bool__(self) -> bool:
+        return self._function is not None
+
+    def __call__(self, *args: Any) -> None:
+        if self._function is not None:
+            self._function(*args)
+            self._function = None

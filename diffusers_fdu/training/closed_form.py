@@ -25,7 +25,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from ..data.replay_buffer import Entry, ReplayBuffer
+from ..data.replay_buffer import ReplayBuffer
+from ..data.rows import Entry
 from ..pipelines.offload import placement
 from ..utils.micro_batches import MicroBatches
 from ..utils.nested import chunks
@@ -176,14 +177,14 @@ class _Capture:
         """
         own = self.inputs([entry], list(self.watched))
         other = self.inputs([same_text], list(self.watched))
-        fixed = {n for n, v in own.items() if v.dim() == 3 and _same(v, other[n])}
+        fixed = {n for n, v in own.items() if v.dim() == 3 and torch.equal(v, other[n])}
         return [n for n in self.layers if n in fixed and self.queries[n] not in fixed]
 
     def groups(self, entry: Entry, names: Sequence[str]) -> list[list[str]]:
         """Layers that are given the same tensor."""
         found: list[tuple[Tensor, list[str]]] = []
         for name, value in self.inputs([entry], names).items():
-            group = next((names for other, names in found if _same(other, value)), None)
+            group = next((names for other, names in found if torch.equal(other, value)), None)
             if group is None:
                 found.append((value, [name]))
             else:
@@ -195,10 +196,6 @@ def _queries(modules: set[str], name: str) -> str | None:
     """The layer of the same attention that makes the queries; None if there is none."""
     other = ".".join([*name.split(".")[:-1], "to_q"])
     return other if other in modules and other != name else None
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a, b)
 
 
 def _moments(

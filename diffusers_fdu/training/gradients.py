@@ -72,3 +72,8 @@ def project(gradient: Sequence[Tensor], other: Sequence[Tensor]) -> None:
     square = torch.stack(torch._foreach_norm(list(other))).float().norm().square()
     share = dot.clamp(max=0) / square.clamp(min=torch.finfo(torch.float32).tiny)
     torch._foreach_sub_(list(gradient), [h * share for h in other])
+
+
+def gradient_of(parameter: nn.Parameter) -> Tensor:
+    """Its gradient; zeros if it has none."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

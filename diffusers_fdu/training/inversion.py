@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.replay_buffer import Entry, Part, ReplayBuffer
+from ..data.replay_buffer import ReplayBuffer
+from ..data.rows import Entry, Part
 from ..data.teacher import predict
 from ..pipelines.offload import placement
 from ..pipelines.placeholder_tokens import PlaceholderTokens

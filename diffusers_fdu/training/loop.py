@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -12,66 +11,24 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..config import Performance
-from ..data.replay_buffer import Row
+from ..data.rows import Row
 from ..data.sampler import Batch, Draw, Sampler
 from ..settings import Settings
 from ..utils.micro_batches import MicroBatches
-from .acceleration import (
-    checkpointed,
-    compiled,
-    make_optimizer,
-    precision,
-    start_checkpointing,
+from .acceleration import checkpointed, compiled, precision, start_checkpointing
+from .callbacks import Hooks, Once, StepRecord
+from .gradients import (
+    check_depends,
+    gradient_of,
+    project,
+    warn_if_left_out,
+    without_cudnn_attention,
 )
-from .callbacks import Callback, StepRecord
-from .checkpoint import Checkpoints
-from .gradients import check_depends, project, warn_if_left_out, without_cudnn_attention
 from .objective import Objective, answer_batch
-from .robust import Adversary
+from .optim import check_finite, clip_gradients, learning_rate_factor, make_optimizer
 
-WARMUP = 0.05  # share of the steps
 SMOOTHING = 0.8  # of the difference that early stop looks at
 SHOWN = ("loss", "divergence", "retain")  # beside the progress bar
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What a training does between its steps.
-
-    Args:
-        callback: called after every step; what it returns may end the training.
-        progress: show a progress bar.
-        adversary: searches for ways back before each step, for robust training.
-        checkpoints: where the state is kept, and gone on from.
-    """
-
-    callback: Callback | None = None
-    progress: bool = True
-    adversary: Adversary | None = None
-    checkpoints: Checkpoints | None = None
-
-
-def learning_rate_factor(step: int, steps: int) -> float:
-    """Linear warm-up over `WARMUP` of the steps, then a cosine to 0."""
-    warmup = max(1, round(WARMUP * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale gradients down to a norm; exponential divergences would overflow its square.
-
-    Returns:
-        The largest absolute element before, (); NaN or infinite if any is.
-    """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    # All tensors in one launch each: a UNet's adapter has hundreds.
-    largest = torch.stack(torch._foreach_norm(gradients, math.inf)).max()
-    torch._foreach_div_(gradients, largest.clamp(min=torch.finfo(largest.dtype).tiny))
-    norm = torch.stack(torch._foreach_norm(gradients)).norm()
-    torch._foreach_mul_(gradients, torch.minimum(largest, max_norm / norm.clamp(min=1.0)))
-    return largest
 
 
 @without_cudnn_attention()
@@ -126,22 +83,6 @@ def train(
         return history, replace(
             performance, micro_batch_size=loop.micro.size, gradient_checkpointing=used
         )
-
-
-class _Once:
-    """A function that is called at most once; None is never called."""
-
-    def __init__(self, function: Callable[..., None] | None) -> None:
-        self._function = function
-
-    @property
-    def is_due(self) -> bool:
-        return self._function is not None
-
-    def __call__(self, *args: Any) -> None:
-        if self._function is not None:
-            self._function(*args)
-            self._function = None
 
 
 class _Loop:
@@ -263,7 +204,7 @@ class _Loop:
         read = torch.cat([figures, largest[None]]).tolist()
         total, divergence, mean_s, retained, peak_gradient = read
         record = StepRecord(step, total, divergence, mean_s, retained, rate)
-        _check_finite(record, peak_gradient, scaler.is_enabled())
+        check_finite(record, peak_gradient, scaler.is_enabled())
         scaler.step(self.optimizer)  # leaves out steps whose gradients overflowed in float16
         scaler.update()
         return record
@@ -274,12 +215,12 @@ class _Loop:
         Rows go through the denoiser in micro-batches; a step that runs out of memory begins again
         with smaller ones.
         """
-        critic = _Once(self.objective.update_critic if self.objective.critic else None)
+        critic = Once(self.objective.update_critic if self.objective.critic else None)
 
         def accumulated() -> tuple[Tensor, list[list[Tensor]]]:
             self.optimizer.zero_grad()
             size = self.micro.size
-            if size < len(rows) and critic.is_due:
+            if size < len(rows) and critic:
                 critic(*self._answered(rows))  # which sees the whole step, as without parts
             figures: list[Tensor] = []
             kept: list[list[Tensor]] = []
@@ -309,7 +250,7 @@ class _Loop:
             warn_if_left_out(self.parameters)
 
     def _together(
-        self, batch: Batch, share: float, kept: list[list[Tensor]], critic: _Once
+        self, batch: Batch, share: float, kept: list[list[Tensor]], critic: Once
     ) -> Tensor:
         """Gradients of the whole objective, in one pass."""
         answer = answer_batch(self.model, batch, self.autocast)
@@ -318,21 +259,19 @@ class _Loop:
         self._backward(value, share)
         return figures * share
 
-    def _apart(
-        self, batch: Batch, share: float, kept: list[list[Tensor]], critic: _Once
-    ) -> Tensor:
+    def _apart(self, batch: Batch, share: float, kept: list[list[Tensor]], critic: Once) -> Tensor:
         """Gradients of the two parts: that of what is retained goes to `kept`."""
         assert batch.held is not None
         answer = answer_batch(self.model, batch, self.autocast)
         critic(answer, batch)
         value, figures = self.objective.unlearn(answer, batch)
         self._backward(value, share)
-        own = [_gradient(p) for p in self.parameters]
+        own = [gradient_of(p) for p in self.parameters]
         self.optimizer.zero_grad()
         answer = answer_batch(self.model, batch.held, self.autocast)
         held = self.objective.retain(answer, batch.held)
         self._backward(held, share)
-        kept.append([_gradient(p) for p in self.parameters])
+        kept.append([gradient_of(p) for p in self.parameters])
         for parameter, gradient in zip(self.parameters, own, strict=True):
             parameter.grad = gradient
         return share * self.objective.figures(
@@ -343,22 +282,6 @@ class _Loop:
         """Surgery on the whole step's gradients, which then are their sum."""
         retain = [torch.stack(parts).sum(0) for parts in zip(*kept, strict=True)]
         self.processes.mean_(retain)
-        unlearn = [_gradient(p) for p in self.parameters]
+        unlearn = [gradient_of(p) for p in self.parameters]
         project(unlearn, retain)
         torch._foreach_add_(unlearn, retain)
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
-def _check_finite(record: StepRecord, largest_gradient: float, is_scaled: bool) -> None:
-    if not math.isfinite(record.loss):
-        raise FloatingPointError(
-            f"the loss is {record.loss} at step {record.step}: "
-            "lower learning_rate, or use mixed_precision='no'"
-        )
-    if not is_scaled and not math.isfinite(largest_gradient):
-        raise FloatingPointError(
-            f"a gradient is {largest_gradient} at step {record.step}: set another sigma"
-        )

@@ -9,10 +9,8 @@ and backward. Both passes are traced for one row and for two (`memory_trace`), a
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..adapters import lora as adapters
 from ..adapters.target_modules import input_width
-from ..pipelines.denoiser import predicted, sample_name
+from ..pipelines.denoiser import sample_name
 from ..pipelines.offload import (
     is_offloaded,
     is_streamed,
@@ -35,11 +33,12 @@ from ..settings import Settings
 from ..utils.nested import unflatten
 from .acceleration import can_set_aside, checkpointed, precision
 from .agreement import SIZE, starts_in_closed_form
+from .denoiser_pass import Pass, clocked
+from .estimate import Estimate, Passes
 from .gradients import without_cudnn_attention
 from .identity import plain_tensors
 from .memory_trace import peak_bytes, twin
 
-GIB = 2**30
 STATES = 4  # weight, gradient and two moments
 WORKSPACE = 64 * 2**20
 """On CUDA: cuBLAS keeps 32 MiB on a Hopper for each thread that uses it, forward and backward."""
@@ -47,82 +46,6 @@ MOMENTS = 5 * 8  # bytes of the closed form's float64 matrices for each pair of 
 KEPT = 16
 """Bytes, more than twice what any family takes in float32: `pytest -k bound`."""
 GUIDED = 2  # rows that a guided pipeline asks about for each picture
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Bytes that a training takes on its device.
-
-    Args:
-        recording: peak while pictures are recorded.
-        closed_form: peak while the adapter's start is computed.
-        training: peak while it trains.
-        drawing: peak while one picture is drawn and decoded; None: the decoder is not known.
-        parts: what `training` is made of, by name.
-    """
-
-    recording: int
-    closed_form: int
-    training: int
-    drawing: int | None
-    parts: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def peak(self) -> int:
-        """The most that `unlearn` takes."""
-        return max(self.recording, self.closed_form, self.training)
-
-    def __str__(self) -> str:
-        phases = {
-            "recording": self.recording,
-            "closed-form start": self.closed_form,
-            "training": self.training,
-            "drawing a picture": self.drawing,
-        }
-        lines = [f"{n}: {size / GIB:.2f} GiB" for n, size in phases.items() if size is not None]
-        parts = [f"  {name}: {size / GIB:.3f} GiB" for name, size in self.parts.items() if size]
-        return "\n".join([*lines[:3], *parts, *lines[3:]])
-
-
-@dataclass(frozen=True)
-class Passes:
-    """Bytes of a pass of the denoiser, by its rows.
-
-    Args:
-        constant: whatever the rows.
-        per_row: of each row.
-    """
-
-    constant: int
-    per_row: int
-
-    def __call__(self, rows: int) -> int:
-        """Bytes for so many rows."""
-        return self.constant + rows * self.per_row
-
-
-@dataclass(frozen=True)
-class Pass:
-    """A pass of the denoiser over some inputs.
-
-    Args:
-        model: the denoiser.
-        autocast: its precision.
-        trained: weights whose gradients are computed; none: only forward.
-    """
-
-    model: nn.Module
-    autocast: Callable[[], AbstractContextManager]
-    trained: Sequence[nn.Parameter] = ()
-
-    def __call__(self, inputs: dict[str, Any]) -> None:
-        """Run it."""
-        with torch.set_grad_enabled(bool(self.trained)), self.autocast():
-            output = predicted(self.model(**inputs), inputs[sample_name(self.model)])
-        if self.trained:
-            loss = output.float().square().mean()
-            del output
-            torch.autograd.grad(loss, self.trained, allow_unused=True)
 
 
 class Footprint:
@@ -317,17 +240,6 @@ class Footprint:
         # The first call may fill caches, such as tables of positions.
         peak_bytes(model, Pass(model, autocast), self.calls[0])
         return model, trained
-
-
-def clocked(function: Callable[[Any], None], inputs: Any, device: torch.device) -> float:
-    """Seconds that a call takes on a device, which is waited for."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    started = time.monotonic()
-    function(inputs)
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.monotonic() - started
 
 
 def footprint(

@@ -21,8 +21,9 @@ from ..config import TrainConfig
 from ..data.concepts import Concept
 from ..divergences.choice import AutoDivergence
 from ..divergences.conjugates import CONJUGATES, Conjugate, conjugate
+from ..divergences.divergence import Divergence
+from ..divergences.generators import Generator
 from ..divergences.loss import DivergenceLoss
-from ..divergences.profiles import Divergence, Generator
 from ..pipelines.context import RunContext
 from .acceleration import check_supported
 

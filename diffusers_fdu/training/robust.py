@@ -26,7 +26,8 @@ from ..adapters.target_modules import has_cross_attention
 from ..config import Robust
 from ..data.concepts import Concept, Pair
 from ..data.recording import record
-from ..data.replay_buffer import Entry, ReplayBuffer
+from ..data.replay_buffer import ReplayBuffer
+from ..data.rows import Entry
 from ..data.teacher import ask, guided
 from ..pipelines.placeholder_tokens import PlaceholderTokens
 from ..pipelines.recorder import Recorder, entry, preserve_pipeline_state

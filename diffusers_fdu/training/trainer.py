@@ -27,12 +27,12 @@ from ..pipelines.recorder import Recorder
 from ..settings import Settings
 from ..utils.io import as_json
 from .acceleration import precision, set_aside
-from .callbacks import Callback, StepRecord
+from .callbacks import Callback, Hooks, StepRecord
 from .checkpoint import Checkpoints
 from .closed_form import closed_form_start
 from .fsdp import sharded
 from .identity import pipe_facts
-from .loop import Hooks, train
+from .loop import train
 from .objective import Objective, initial_distances
 from .resolve import TrainingPlan, learning_rate
 from .robust import Adversary

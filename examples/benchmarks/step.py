@@ -20,7 +20,8 @@ from diffusers_fdu.config import DataConfig
 from diffusers_fdu.data.replay_buffer import ReplayBuffer
 from diffusers_fdu.data.sampler import Sampler
 from diffusers_fdu.settings import Settings
-from diffusers_fdu.training.loop import Hooks, train
+from diffusers_fdu.training.callbacks import Hooks
+from diffusers_fdu.training.loop import train
 from diffusers_fdu.training.memory import Footprint
 from diffusers_fdu.training.objective import Objective
 

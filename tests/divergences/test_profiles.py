@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusers_fdu.divergences.profiles import DIVERGENCES, Divergence, divergence
+from diffusers_fdu.divergences.divergence import Divergence
+from diffusers_fdu.divergences.profiles import DIVERGENCES, divergence
 
 PROFILES = json.loads((Path(__file__).parents[1] / "data" / "profiles.json").read_text())
 CLOSED = [n for n in PROFILES if n not in ("js", "le_cam")]

@@ -12,12 +12,8 @@ from torch import nn
 
 from diffusers_fdu import Performance
 from diffusers_fdu.data.plan import RecordingPlan
-from diffusers_fdu.training.acceleration import (
-    checkpointed,
-    compiled,
-    make_optimizer,
-    set_aside,
-)
+from diffusers_fdu.training.acceleration import checkpointed, compiled, set_aside
+from diffusers_fdu.training.optim import make_optimizer
 
 
 def records(worker):

@@ -22,7 +22,7 @@ from diffusers_fdu import NegativeGuidance, Robust, Variational
 from diffusers_fdu.settings import Settings, settings
 from diffusers_fdu.training import auto_fit
 from diffusers_fdu.training.auto_fit import SHARE, choose, free_memory, taking_turns
-from diffusers_fdu.training.memory import GIB, Estimate
+from diffusers_fdu.training.estimate import GIB, Estimate
 
 
 class Checkpointable(nn.Module):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusers_fdu.training.loop import clip_gradients, learning_rate_factor
+from diffusers_fdu.training.optim import clip_gradients, learning_rate_factor
 
 
 def test_learning_rate_rises_then_falls_to_zero() -> None:

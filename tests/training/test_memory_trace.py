@@ -13,7 +13,7 @@ from diffusers_fdu.adapters import lora as adapters
 from diffusers_fdu.pipelines.denoiser import denoiser_name
 from diffusers_fdu.pipelines.recorder import Recorder, preserve_pipeline_state
 from diffusers_fdu.training.acceleration import checkpointed
-from diffusers_fdu.training.memory import Pass
+from diffusers_fdu.training.denoiser_pass import Pass
 from diffusers_fdu.training.memory_trace import StorageCounter, peak_bytes, twin
 from diffusers_fdu.utils.nested import unflatten
 
