@@ -34,6 +34,11 @@ def expectation(h: Profile, reach: Tensor, nodes: int = 129) -> Tensor:
 
 
 def from_generator(f: Generator) -> Divergence:
+    """The divergence of a generator, integrated numerically.
+
+    Raises:
+        ValueError: if it is not convex, not finite, or changes the shape of its input.
+    """
     name = getattr(f, "__name__", type(f).__name__)
     check_generator(f, name)
     one = torch.ones(1, dtype=torch.float64, requires_grad=True)
@@ -76,6 +81,11 @@ def from_generator(f: Generator) -> Divergence:
 
 
 def check_generator(f: Generator, name: str) -> None:
+    """Refuse a generator that is not convex, not finite, or changes the shape of its input.
+
+    Raises:
+        ValueError: with where it fails.
+    """
     x = torch.linspace(-12, 12, 97, dtype=torch.float64)
     t = torch.cat([torch.exp(x), torch.ones(1, dtype=torch.float64)]).sort().values
     value = f(t)

@@ -62,6 +62,7 @@ class Once:
         return self._function is not None
 
     def __call__(self, *args: Any) -> None:
+        """Call the function, if it was not called before."""
         if self._function is not None:
             self._function(*args)
             self._function = None

@@ -50,6 +50,16 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tenso
 
 
 def check_finite(record: StepRecord, largest_gradient: float, is_scaled: bool) -> None:
+    """Refuse a step whose figures are not finite.
+
+    Args:
+        record: of the step.
+        largest_gradient: largest absolute element of its gradients.
+        is_scaled: whether the gradients are those of a scaled loss, which may overflow.
+
+    Raises:
+        FloatingPointError: with what could be changed.
+    """
     if not math.isfinite(record.loss):
         raise FloatingPointError(
             f"the loss is {record.loss} at step {record.step}: "

@@ -38,7 +38,7 @@ def started(pipe, rank, target_modules=None):
         words, rng = vocabulary(pipe), random.Random(0)
         pairs = Concept("dog", "cat").prompt_pairs(4, words, rng)
         retain = retain_prompts([Concept("dog", "cat")], None, 12, words, rng)
-        buffer = record(Recorder(pipe, RUNS), pairs, retain, progress=False)
+        buffer = record(Recorder(pipe, RUNS), pairs, retain, progress=False, keep_texts=True)
     config = adapters.lora_config(pipe.unet, rank, 2 * rank, target_modules)
     adapters.attach(pipe.unet, "new", config, 0)
     return buffer, closed_form_start(pipe.unet, "new", buffer, size=3)
