@@ -47,7 +47,7 @@ class EvaluationCallback:
         protocol: of the evaluation.
         on_result: called with each `EvaluationRecord`.
         settings: arguments of the runs.
-        **options: of `boards.board`: canvas, judge, clip.
+        **options: of `evaluation_setup`: canvas, judge, clip.
 
     Attributes:
         history: a `EvaluationRecord` for every evaluation.

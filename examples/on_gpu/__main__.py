@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 from .driver import ROOT, Driver
-from .plan import PARTS, chosen, modules
+from .plan import LIBRARIES, PARTS, chosen, modules
 from .summary import summary
 
 
@@ -50,7 +50,7 @@ def main() -> int:
     driver = Driver(options.out.resolve(), options.device, options.tiny, options.deadline)
     driver.install(options.wheels)
     if any(part.expected < driver.left for part in parts):
-        driver.preload(modules(parts))
+        driver.preload(LIBRARIES, modules(parts))
     driver.run(parts)
     print(summary(driver))
     return 1 if driver.failed else 0

@@ -45,7 +45,7 @@ def test_the_header_says_what_it_is(tmp_path) -> None:
     data = content[8 + int.from_bytes(content[:8], "little") :]
     assert digest == hashlib.sha256(data).hexdigest()
     known = {**RECIPE, "base_model": "stable-diffusion-v1-5"}
-    assert json.loads(header.pop("diffusers_fdu.adapters.recipe")) == known
+    assert json.loads(header.pop("diffusers_fdu.recipe")) == known
     told = header.pop("modelspec.description")
     assert "'dog'" in told and "'cat'" in told and "trigger" in told
     assert header == {
