@@ -80,11 +80,10 @@ def check_arguments(pipe: Any, kwargs: dict[str, Any]) -> None:
         ValueError: with the argument, and the nearest one that there is.
     """
     parameters = inspect.signature(pipe.__call__).parameters
-    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
     for name, value in kwargs.items():
         if name in OWN:
             raise ValueError(f"pipeline_kwargs may not hold {name!r}: recording sets it")
-        if name not in parameters and not takes_any:
+        if name not in parameters:  # what `**kwargs` would swallow, too
             near = difflib.get_close_matches(name, parameters, n=1)
             advice = f": did you mean {near[0]}?" if near else ""
             raise ValueError(f"{type(pipe).__name__} takes no {name!r}{advice}")

@@ -238,7 +238,7 @@ def test_recipes_of_strangers_do_no_harm(tmp_path) -> None:
             str(told_or_refused(write(tmp_path, {name: value})))
     path = tmp_path / "x.safetensors"
     recipe = {**NASTY, "concepts": ["dog", {"target": ["a"]}], "merged": [3, None]}
-    header = {"diffusers_fdu.adapters.recipe": json.dumps(recipe)}
+    header = {"diffusers_fdu.recipe": json.dumps(recipe)}
     save_file(
         {"a.lora_down.weight": torch.ones(1, 1), "a.lora_up.weight": torch.ones(1, 1)},
         path,
