@@ -14,7 +14,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from diffusers_fdu import kernels
+from diffusers_fdu.divergences.triton import kernels
 
 F = "*fp32"
 OF_MASK = dict.fromkeys(("size", "stride", "every", "period"), "i32")
