@@ -134,7 +134,7 @@ def test_an_interrupted_evaluation_goes_on(trained, tmp_path, monkeypatch) -> No
     def refused(*args, **kwargs):
         raise AssertionError("drawn again")
 
-    monkeypatch.setattr("diffusers_fdu.pipelines.generate.untouched", refused)
+    monkeypatch.setattr("diffusers_fdu.pipelines.generate.preserve_pipeline_state", refused)
     monkeypatch.setattr(type(trained.pipe), "encode_prompt", refused)
     with pytest.raises(AssertionError, match="drawn again"):
         measure(trained.pipe, trained)
