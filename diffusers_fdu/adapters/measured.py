@@ -78,7 +78,6 @@ METRICS = {
     "pixel_drift": Meaning(
         "Pixel drift", "of the others' pictures at equal seed, 0 to 1", "less", DISTANCE
     ),
-    "feature_drift": Meaning("Feature drift", "of the same, by features", "less", DISTANCE),
 }
 
 
