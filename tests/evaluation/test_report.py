@@ -237,4 +237,4 @@ def test_a_metric_that_no_longer_exists_is_shown_by_its_plain_name(tmp_path) -> 
     folder = write_report(evaluation, tmp_path / "report")
     read = from_json(folder / "evaluation.json")
     assert read == evaluation
-    assert "feature\\_drift" in to_markdown(read) and "feature_drift" in Page(to_html(read)).text
+    assert "feature_drift" in to_markdown(read) and "feature_drift" in Page(to_html(read)).text
