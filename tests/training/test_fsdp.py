@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from diffusers_fdu import FDUnlearner
 from diffusers_fdu.config import Performance
+from diffusers_fdu.training.acceleration import check_supported
 from diffusers_fdu.training.fsdp import blocks, sharded
 
 FLUX = 'family="flux"'
@@ -129,4 +130,4 @@ def test_what_cannot_be_sharded_is_refused(pipe) -> None:
         FDUnlearner(pipe, shard="yes")
     pipe.unet.hf_quantizer = object()
     with pytest.raises(ValueError, match="quantised denoiser cannot be sharded"):
-        Performance(shard=True, data_parallel=True).check(pipe.unet)
+        check_supported(Performance(shard=True, data_parallel=True), pipe.unet)
