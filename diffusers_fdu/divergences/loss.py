@@ -6,8 +6,8 @@ r"""The loss of one batch: the mean profile of the distance between two predicti
 See `divergences` for phi. Differences are taken in float32 whatever the inputs' dtype: a
 bfloat16 subtraction has a noise floor near s = 6e-6 per element.
 
-The plain PyTorch code here is the reference. On CUDA devices the fused kernel of `fused` takes
-its place, in float32 throughout.
+The plain PyTorch code here is the reference. On CUDA devices the fused kernel of
+`triton.launch` takes its place, in float32 throughout.
 """
 
 from __future__ import annotations

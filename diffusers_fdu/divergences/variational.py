@@ -132,7 +132,6 @@ class VariationalLoss:
         target: Tensor,
         timestep: Tensor,
         mask: Tensor | None = None,
-        weights: Tensor | None = None,
     ) -> Tensor:
         """The bound, a scalar in float32, differentiable in the student's predictions.
 
@@ -141,10 +140,9 @@ class VariationalLoss:
             target: the teacher's, samples of P, of the same shape.
             timestep: (B,), in [0, 1000].
             mask: see `Critic`.
-            weights: weight of each sample, (B,).
         """
         self.critic.eval()  # its spectral norms are estimated when it learns, not when it is asked
-        return self._bound(pred, target, timestep, mask, weights)
+        return self._bound(pred, target, timestep, mask)
 
     def _bound(
         self,
@@ -152,11 +150,10 @@ class VariationalLoss:
         target: Tensor,
         timestep: Tensor,
         mask: Tensor | None,
-        weights: Tensor | None,
     ) -> Tensor:
         real, other = self._terms(pred, target, timestep, mask)
         gap = real - other
-        return (gap if weights is None else gap * weights).mean()
+        return gap.mean()
 
     def state_dict(self) -> dict[str, Any]:
         """Of the critic and its optimiser, for a checkpoint."""
@@ -173,7 +170,6 @@ class VariationalLoss:
         target: Tensor,
         timestep: Tensor,
         mask: Tensor | None = None,
-        weights: Tensor | None = None,
     ) -> Tensor:
         """One step of the critic up the bound; returns the bound before it, detached.
 
@@ -184,7 +180,7 @@ class VariationalLoss:
         target.requires_grad_(penalty > 0)
         self.critic.train()
         with torch.enable_grad():
-            bound = self._bound(pred, target, timestep, mask, weights)
+            bound = self._bound(pred, target, timestep, mask)
             loss = -bound
             if penalty:
                 raw = self.critic(target, timestep, mask)

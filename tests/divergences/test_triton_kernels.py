@@ -1,4 +1,4 @@
-"""The kernels compile for a device; what they compute is tested through `fused`."""
+"""The kernels compile for a device; what they compute is tested through `launch`."""
 
 from __future__ import annotations
 

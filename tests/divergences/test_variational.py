@@ -108,16 +108,6 @@ def test_a_gradient_penalty_flattens_the_critic() -> None:
     assert slopes[1] < 0.5 * slopes[0]
 
 
-def test_weights_of_samples() -> None:
-    loss = VariationalLoss("kl", (4, 8, 8))
-    loss.critic.eval()
-    student, teacher = torch.randn(2, 6, 4, 8, 8)
-    timestep = torch.linspace(0, 900, 6)
-    weights = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
-    alone = loss(student[:1], teacher[:1], timestep[:1])
-    torch.testing.assert_close(loss(student, teacher, timestep, weights=weights) * 6, alone)
-
-
 def test_the_seed_sets_the_critic_and_the_global_rng_stays() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

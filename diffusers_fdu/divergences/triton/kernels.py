@@ -1,4 +1,4 @@
-"""Triton kernels of the fused loss; `fused` launches them and has their equations.
+"""Triton kernels of the fused loss; `launch` launches them and has their equations.
 
 Shapes stand beside each pointer: B samples of `size` elements, whose sums are split `splits`
 times. All arithmetic is in float32.

@@ -44,7 +44,7 @@ class Profile(NamedTuple):
         kind: one of `KINDS`.
         rate: "linear": phi = rate s. "exponential": phi = scale (exp(rate s) - 1).
         scale: see there.
-        table: of `spline.profile_table`, (knots + 1, 8) float32, for kind "table".
+        table: of `profile_table`, (knots + 1, 8) float32, for kind "table".
         first: log of the table's smallest s.
         step: distance of its knots in log s.
         decay: what it leaves out of phi': exp(-decay s).
