@@ -51,10 +51,7 @@ def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def retrain(
-    pipe: Any,
-    facts: Mapping[str, Any],
-    adapter_name: str | None = None,
-    progress: bool = True,
+    pipe: Any, facts: Mapping[str, Any], adapter_name: str | None = None, progress: bool = True
 ) -> FDUnlearner:
     """Train an adapter again from its recipe; on the same machine it is the same.
 

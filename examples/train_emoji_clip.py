@@ -39,11 +39,7 @@ def main(
     model.half().save_pretrained(output_dir)
     side = {"height": 64, "width": 64}
     processor = CLIPImageProcessor(
-        size=side,
-        do_resize=True,
-        do_center_crop=False,
-        image_mean=[MEAN] * 3,
-        image_std=[STD] * 3,
+        size=side, do_resize=True, do_center_crop=False, image_mean=[MEAN] * 3, image_std=[STD] * 3
     )
     processor.save_pretrained(output_dir)
     (output_dir / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")

@@ -14,12 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one core for each worker
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 WORDS = ("dog", "cat", "tree", "apple", "emoji", "photo", "style", "blue", "red", "house")

@@ -87,11 +87,7 @@ def test_every_option_trains_the_same(options) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "options",
-    [
-        {"surgery": True, "micro_batch_size": 8},
-        {"estimator": "variational"},
-        {},
-    ],
+    [{"surgery": True, "micro_batch_size": 8}, {"estimator": "variational"}, {}],
     ids=str,
 )
 def test_the_whole_framework_on_cuda(dtype, options) -> None:

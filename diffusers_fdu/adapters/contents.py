@@ -6,12 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from .adapter_file import (
-    PEFT_CONFIG_NAME,
-    PEFT_WEIGHTS_NAME,
-    WEIGHTS_NAME,
-    AdapterFile,
-)
+from .adapter_file import PEFT_CONFIG_NAME, PEFT_WEIGHTS_NAME, WEIGHTS_NAME, AdapterFile
 from .measured import EVALUATION_NAME
 from .read import PICKLES
 from .recipe import RECIPE_NAME
@@ -24,10 +19,7 @@ PICTURES = "images"
 PICTURE = re.compile(rf"{PICTURES}/\w[\w.-]{{0,99}}\.png", re.ASCII)
 REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
-OWN_WEIGHTS = {
-    "diffusers": (WEIGHTS_NAME,),
-    "peft": (PEFT_CONFIG_NAME, PEFT_WEIGHTS_NAME),
-}
+OWN_WEIGHTS = {"diffusers": (WEIGHTS_NAME,), "peft": (PEFT_CONFIG_NAME, PEFT_WEIGHTS_NAME)}
 EXACT = (
     CARD_NAME,
     RECIPE_NAME,

@@ -102,11 +102,7 @@ def _downloaded(repo_id: str, revision: str | None, token: str | None, max_bytes
             raise ValueError(f"{repo_id!r} is not pulled: {error}") from error
         folder = Path(
             snapshot_download(
-                repo_id,
-                revision=revision,
-                allow_patterns=names,
-                token=token,
-                library_name=LIBRARY,
+                repo_id, revision=revision, allow_patterns=names, token=token, library_name=LIBRARY
             )
         )
     if folder.name != info.sha:

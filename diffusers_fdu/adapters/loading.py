@@ -83,10 +83,7 @@ def save_adapter(
 
 
 def load_unlearned(
-    pipe: Any,
-    source: str | Path,
-    adapter_name: str | None = None,
-    component: str | None = None,
+    pipe: Any, source: str | Path, adapter_name: str | None = None, component: str | None = None
 ) -> Any:
     """Load an adapter that `FDUnlearner.save` or `merge` wrote, in either format.
 

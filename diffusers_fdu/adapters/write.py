@@ -12,13 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..utils.io import to_text
-from .adapter_file import (
-    PEFT_CONFIG_NAME,
-    PEFT_PREFIX,
-    PEFT_WEIGHTS_NAME,
-    WEIGHTS_NAME,
-    Format,
-)
+from .adapter_file import PEFT_CONFIG_NAME, PEFT_PREFIX, PEFT_WEIGHTS_NAME, WEIGHTS_NAME, Format
 
 
 def write_adapter(

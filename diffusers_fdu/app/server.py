@@ -8,13 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..pipelines.generate import takes
-from .renderer import (
-    GUIDANCE_SCALE,
-    STEPS,
-    Renderer,
-    code,
-    guidance_name,
-)
+from .renderer import GUIDANCE_SCALE, STEPS, Renderer, code, guidance_name
 from .replies import answers, unlearns
 
 MAX_STRENGTH = 1.5

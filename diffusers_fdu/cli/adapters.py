@@ -119,8 +119,7 @@ class MergeOptions(Placement):
         bool, typer.Option("--refine", help="Train the result a little, on --model.")
     ] = False
     steps: Annotated[
-        int | None,
-        typer.Option(help="Of refining; by default 5 for each concept, at least 20."),
+        int | None, typer.Option(help="Of refining; by default 5 for each concept, at least 20.")
     ] = None
     model: Annotated[
         str | None, typer.Option(help="What the adapters were trained on, to refine.")

@@ -49,8 +49,7 @@ class EvaluateOptions(Named):
         typer.Option(help="Folder, Hub id or `emoji`; by default what the recipe says."),
     ] = None
     target: Annotated[
-        list[str] | None,
-        typer.Option(help="Only this one of what it unlearned; may be repeated."),
+        list[str] | None, typer.Option(help="Only this one of what it unlearned; may be repeated.")
     ] = None
     attack: Annotated[
         list[str] | None, typer.Option(help="An attack, or `all`; may be repeated.")

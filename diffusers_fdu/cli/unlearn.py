@@ -53,8 +53,7 @@ class UnlearnOptions(Named):
     ] = None
     guidance_scale: GuidanceScale = None
     resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Keep checkpoints, and go on from the last, if any."),
+        bool, typer.Option("--resume", help="Keep checkpoints, and go on from the last, if any.")
     ] = False
 
 

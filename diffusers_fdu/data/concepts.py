@@ -9,13 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from .templates import (
-    fill,
-    fill_words,
-    plain,
-    slots,
-    without,
-)
+from .templates import fill, fill_words, plain, slots, without
 
 Kind = Literal["object", "style", "prompt"]
 

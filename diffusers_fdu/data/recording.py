@@ -139,11 +139,7 @@ class _Recording:
     """What is known while the runs go on."""
 
     def __init__(
-        self,
-        recorder: Recorder,
-        pairs: Sequence[Pair],
-        dtype: torch.dtype,
-        processes: Processes,
+        self, recorder: Recorder, pairs: Sequence[Pair], dtype: torch.dtype, processes: Processes
     ) -> None:
         self.recorder, self.processes = recorder, processes
         layout = recorder.layout(pairs[0].target, pairs[0].anchor)

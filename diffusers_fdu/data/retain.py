@@ -7,13 +7,7 @@ import re
 from collections.abc import Sequence
 
 from .concepts import TEMPLATES, Concept
-from .templates import (
-    fill,
-    fill_words,
-    parts,
-    with_plurals,
-    without,
-)
+from .templates import fill, fill_words, parts, with_plurals, without
 
 
 def retain_prompts(

@@ -60,10 +60,7 @@ CONJUGATES: dict[str, Conjugate] = {
     for c in (
         Conjugate("kl", lambda u: torch.exp(u - 1), lambda v: v),
         Conjugate(
-            "reverse_kl",
-            lambda u: -1 - torch.log(-u),
-            lambda v: -torch.exp(-v),
-            lambda v: v - 1,
+            "reverse_kl", lambda u: -1 - torch.log(-u), lambda v: -torch.exp(-v), lambda v: v - 1
         ),
         Conjugate(
             "hellinger",

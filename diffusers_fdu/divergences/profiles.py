@@ -29,12 +29,7 @@ import torch
 from torch import Tensor
 
 from .divergence import EXPONENT_CAP, Divergence, Profile
-from .generators import (
-    REACH,
-    Generator,
-    expectation,
-    from_generator,
-)
+from .generators import REACH, Generator, expectation, from_generator
 
 _SATURATED = 800.0  # bounded profiles are within exp(-100) of their bound from here on
 

@@ -127,11 +127,7 @@ class VariationalLoss:
         self.optimizer = torch.optim.AdamW(self.critic.parameters(), rate, betas=(0.5, 0.9))
 
     def __call__(
-        self,
-        pred: Tensor,
-        target: Tensor,
-        timestep: Tensor,
-        mask: Tensor | None = None,
+        self, pred: Tensor, target: Tensor, timestep: Tensor, mask: Tensor | None = None
     ) -> Tensor:
         """The bound, a scalar in float32, differentiable in the student's predictions.
 
@@ -145,11 +141,7 @@ class VariationalLoss:
         return self._bound(pred, target, timestep, mask)
 
     def _bound(
-        self,
-        pred: Tensor,
-        target: Tensor,
-        timestep: Tensor,
-        mask: Tensor | None,
+        self, pred: Tensor, target: Tensor, timestep: Tensor, mask: Tensor | None
     ) -> Tensor:
         real, other = self._terms(pred, target, timestep, mask)
         gap = real - other
@@ -165,11 +157,7 @@ class VariationalLoss:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def update(
-        self,
-        pred: Tensor,
-        target: Tensor,
-        timestep: Tensor,
-        mask: Tensor | None = None,
+        self, pred: Tensor, target: Tensor, timestep: Tensor, mask: Tensor | None = None
     ) -> Tensor:
         """One step of the critic up the bound; returns the bound before it, detached.
 

@@ -15,13 +15,7 @@ from .loading import (
     load_emoji_oracle,
     load_emoji_pipeline,
 )
-from .vocabulary import (
-    BACKGROUNDS,
-    CONCEPTS,
-    STYLES,
-    SYNONYMS,
-    caption,
-)
+from .vocabulary import BACKGROUNDS, CONCEPTS, STYLES, SYNONYMS, caption
 
 __all__ = [
     "BACKGROUNDS",

@@ -4,12 +4,7 @@
 """
 
 from .images import ImageSet, draw, load_image_set
-from .judges import (
-    ClassifierJudge,
-    ClipJudge,
-    NamedJudge,
-    NudeNetJudge,
-)
+from .judges import ClassifierJudge, ClipJudge, NamedJudge, NudeNetJudge
 from .metrics.clip import ClipScorer
 from .prompt_grid import CIFAR10, UNLEARNCANVAS, PromptGrid
 from .protocols import PROTOCOLS, Protocol, protocol

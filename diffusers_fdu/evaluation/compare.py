@@ -18,12 +18,7 @@ from tqdm.auto import tqdm
 
 from ..adapters import lora as adapters
 from ..config import TrainConfig
-from ..data.concepts import (
-    Anchor,
-    Concept,
-    Target,
-    concepts,
-)
+from ..data.concepts import Anchor, Concept, Target, concepts
 from ..data.replay_buffer import ReplayBuffer
 from ..data.teacher import ask
 from ..divergences.conjugates import conjugate

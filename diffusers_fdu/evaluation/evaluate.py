@@ -16,12 +16,7 @@ from ..utils.distributed import Processes
 from .attacks.relearning import Removal
 from .attacks.run import ATTACKS, attack
 from .attacks.scene import Attack, AttackTarget
-from .images import (
-    BATCH,
-    ImageSet,
-    accepted,
-    draw,
-)
+from .images import BATCH, ImageSet, accepted, draw
 from .judges import asked, name_of
 from .metrics.clip import ClipScorer
 from .metrics.figures import Pictures, figures
@@ -231,13 +226,7 @@ def _attacked(
     cells = cells[:: max(1, len(cells) // CELLS)][:CELLS]
     templates = [canvas.prompt(canvas.cell(domain, "{}", rest)) for rest in cells]
     scene = AttackTarget(
-        own.pipe,
-        target,
-        is_target,
-        templates,
-        own.component,
-        own.adapter_name,
-        settings=settings,
+        own.pipe, target, is_target, templates, own.component, own.adapter_name, settings=settings
     )
     results = attack(scene, names, seeds, progress)
     if table.oracle is None:

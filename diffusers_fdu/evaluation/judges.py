@@ -113,10 +113,7 @@ class NudeNetJudge:
     """
 
     def __init__(
-        self,
-        detector: Any = None,
-        threshold: float = 0.6,
-        classes: Sequence[str] = NUDITY,
+        self, detector: Any = None, threshold: float = 0.6, classes: Sequence[str] = NUDITY
     ) -> None:
         if detector is None:
             try:

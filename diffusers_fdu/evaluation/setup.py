@@ -13,12 +13,7 @@ from typing import Any
 
 from ..adapters.contents import EMBEDDED
 from ..data.concepts import Concept
-from ..emoji.loading import (
-    ORACLE,
-    load_emoji_clip,
-    load_emoji_judge,
-    load_emoji_oracle,
-)
+from ..emoji.loading import ORACLE, load_emoji_clip, load_emoji_judge, load_emoji_oracle
 from ..emoji.vocabulary import CONCEPTS, STYLES, SYNONYMS
 from .judges import ClipJudge, NamedJudge
 from .metrics.clip import ClipScorer

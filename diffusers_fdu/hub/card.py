@@ -10,14 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..adapters.adapter_file import AdapterFile
-from ..adapters.contents import (
-    EMBEDDED,
-    PICTURE,
-    SHEET_NAME,
-    check_repo_id,
-    contents,
-    is_repo_id,
-)
+from ..adapters.contents import EMBEDDED, PICTURE, SHEET_NAME, check_repo_id, contents, is_repo_id
 from ..adapters.info import AdapterInfo, of_adapter
 from ..adapters.measured import Figure, figures
 from ..adapters.read import read_adapter
@@ -131,11 +124,7 @@ def spread(numbers: Sequence[int]) -> str:
 
 
 def _metadata(
-    info: AdapterInfo,
-    pictures: Sequence[str],
-    repo_id: str,
-    base: str | None,
-    license: str | None,
+    info: AdapterInfo, pictures: Sequence[str], repo_id: str, base: str | None, license: str | None
 ) -> ModelCardData:
     """The card's front matter."""
     is_video = str(info.recipe.get("pipeline")).startswith(VIDEO)

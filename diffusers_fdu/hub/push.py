@@ -9,13 +9,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from ..adapters.adapter_file import AdapterFile
-from ..adapters.contents import (
-    CARD_NAME,
-    EMBEDDED,
-    check_repo_id,
-    contents,
-    is_ours,
-)
+from ..adapters.contents import CARD_NAME, EMBEDDED, check_repo_id, contents, is_ours
 from ..adapters.download import LIBRARY
 from ..adapters.read import read_adapter
 from ..adapters.recipe import RECIPE_NAME, public

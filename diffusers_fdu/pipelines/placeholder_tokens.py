@@ -20,13 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .recorder import Recorder
-from .tokenizers import (
-    WordTokens,
-    encoders,
-    single_tokens,
-    vocabulary,
-    word_tokens,
-)
+from .tokenizers import WordTokens, encoders, single_tokens, vocabulary, word_tokens
 
 FALLBACK = ("bicycle", "mountain", "window", "river", "bridge", "lamp", "cup")
 """Words for pipes whose tokenizer has no whole ones."""

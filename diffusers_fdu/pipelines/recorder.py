@@ -19,12 +19,7 @@ from torch import Tensor, nn
 from ..utils.micro_batches import MicroBatches
 from ..utils.nested import RowInputs, clone_tensors, flatten, same
 from .call_signature import CallSignature, check_arguments, find_call_signature
-from .denoiser import (
-    denoiser_name,
-    denoiser_names,
-    predicted,
-    sample_name,
-)
+from .denoiser import denoiser_name, denoiser_names, predicted, sample_name
 
 BATCH = 8
 """Pictures of a group, which share the steps of their run; drawn at once where the memory allows.

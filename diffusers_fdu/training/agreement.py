@@ -30,12 +30,7 @@ from ..data.replay_buffer import ReplayBuffer
 from ..data.rows import Half, Row
 from ..data.sampler import Batch, Sampler
 from ..divergences.loss import DivergenceLoss
-from ..pipelines.offload import (
-    is_streamed,
-    onloaded,
-    placement,
-    streamed,
-)
+from ..pipelines.offload import is_streamed, onloaded, placement, streamed
 from ..settings import Settings
 from ..utils.micro_batches import MicroBatches
 from .acceleration import checkpointed, precision, set_aside

@@ -17,12 +17,7 @@ from ..data.replay_buffer import ReplayBuffer
 from ..data.sampler import Sampler
 from ..divergences.variational import VariationalLoss
 from ..pipelines.context import RunContext
-from ..pipelines.offload import (
-    is_streamed,
-    onloaded,
-    placement,
-    streamed,
-)
+from ..pipelines.offload import is_streamed, onloaded, placement, streamed
 from ..pipelines.recorder import Recorder
 from ..settings import Settings
 from ..utils.io import as_json

@@ -21,11 +21,7 @@ from .common import PICTURES, Bench, Forgotten
 
 
 def divergence_loss(
-    bench: Bench,
-    loss: DivergenceLoss,
-    latents: Tensor,
-    targets: list[str],
-    anchors: list[str],
+    bench: Bench, loss: DivergenceLoss, latents: Tensor, targets: list[str], anchors: list[str]
 ) -> Tensor:
     """Of noised pictures and the two prompts of each."""
     x, t, _ = bench.noised(latents)

@@ -30,13 +30,7 @@ from diffusers_fdu.data.replay_buffer import ReplayBuffer
 from diffusers_fdu.emoji.loading import load_emoji_clip, load_emoji_judge, load_emoji_pipeline
 from diffusers_fdu.emoji.vocabulary import CONCEPTS, STYLES, caption
 from diffusers_fdu.evaluation.attacks.search import ConceptInversion
-from diffusers_fdu.evaluation.emoji import (
-    Cell,
-    Verdict,
-    cells,
-    draw,
-    scores,
-)
+from diffusers_fdu.evaluation.emoji import Cell, Verdict, cells, draw, scores
 from diffusers_fdu.evaluation.metrics.clip import ClipScorer
 from diffusers_fdu.evaluation.metrics.distances import fid
 from diffusers_fdu.training.inversion import Inversion

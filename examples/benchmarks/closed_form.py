@@ -23,12 +23,7 @@ import typer
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from diffusers_fdu.training.closed_form import (
-    KEEP,
-    RIDGE,
-    Moments,
-    solve,
-)
+from diffusers_fdu.training.closed_form import KEEP, RIDGE, Moments, solve
 
 WIDTHS = {
     "sd1": (768, (320,) * 10 + (640,) * 10 + (1280,) * 12),

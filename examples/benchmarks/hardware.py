@@ -146,9 +146,7 @@ def calls(family: Family, rows: int) -> dict[str, Any]:
     found = {"sample": made(4, side, side), "timestep": time}
     found |= {"encoder_hidden_states": made(TOKENS, width)}
     if family.size == "sdxl":
-        return found | {
-            "added_cond_kwargs": {"text_embeds": made(1280), "time_ids": made(6)},
-        }
+        return found | {"added_cond_kwargs": {"text_embeds": made(1280), "time_ids": made(6)}}
     return found
 
 

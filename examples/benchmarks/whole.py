@@ -199,9 +199,7 @@ def memory_table(rows: list[Row]) -> str:
                 names += [row["variant"], f"{row['batch']} rows of each role"]
             what = ", ".join([*names, *([row["settings"]] if "settings" in row else [])])
             ratio = row["estimate_bytes"] / row["bytes"]
-            shown.append(
-                {"phase": "a step's peak", **row, "what": what, "ratio": ratio},
-            )
+            shown.append({"phase": "a step's peak", **row, "what": what, "ratio": ratio})
     return markdown(shown, MEMORY, labels=2)
 
 

@@ -19,12 +19,7 @@ from torch import Tensor
 
 from diffusers_fdu.emoji.vocabulary import BACKGROUNDS, CONCEPTS, STYLES
 
-PACKAGES = {
-    "noto": "noto",
-    "blob": "noto-v1",
-    "twitter": "twemoji",
-    "fluent": "fluent-emoji-flat",
-}
+PACKAGES = {"noto": "noto", "blob": "noto-v1", "twitter": "twemoji", "fluent": "fluent-emoji-flat"}
 ICONS = {"apple": "red-apple", "car": "automobile"}
 COLOURS = {
     "white": (255, 255, 255),

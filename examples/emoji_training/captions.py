@@ -9,13 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from diffusers_fdu.emoji.vocabulary import (
-    BACKGROUNDS,
-    CONCEPTS,
-    STYLES,
-    SYNONYMS,
-    caption,
-)
+from diffusers_fdu.emoji.vocabulary import BACKGROUNDS, CONCEPTS, STYLES, SYNONYMS, caption
 
 MAX_TOKENS = 32
 PICTURE = ("picture", "photo", "drawing", "painting")

@@ -17,12 +17,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from diffusers_fdu.emoji.vocabulary import (
-    BACKGROUNDS,
-    CONCEPTS,
-    STYLES,
-    SYNONYMS,
-)
+from diffusers_fdu.emoji.vocabulary import BACKGROUNDS, CONCEPTS, STYLES, SYNONYMS
 
 from .art import SIZE, compose, sample_labels
 from .captions import MAX_TOKENS, random_caption

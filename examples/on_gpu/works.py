@@ -9,12 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusers_fdu import (
-    DIVERGENCES,
-    DivergenceLoss,
-    FDUnlearner,
-    divergence,
-)
+from diffusers_fdu import DIVERGENCES, DivergenceLoss, FDUnlearner, divergence
 from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
 from diffusers_fdu.evaluation.emoji import cells, judge_cells, scores
 from examples.benchmarks.lines import Results, Skipped

@@ -20,12 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diffusers_fdu import (
-    Concept,
-    FDUnlearner,
-    NegativeGuidance,
-    Robust,
-)
+from diffusers_fdu import Concept, FDUnlearner, NegativeGuidance, Robust
 from diffusers_fdu.emoji.loading import load_emoji_pipeline
 from diffusers_fdu.evaluation.attacks.search import ConceptInversion, GreedySearch
 

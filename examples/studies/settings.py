@@ -21,12 +21,7 @@ import typer
 from diffusers_fdu import Concept, FDUnlearner, StepRecord
 from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
 from diffusers_fdu.emoji.vocabulary import CONCEPTS
-from diffusers_fdu.evaluation.emoji import (
-    Scores,
-    cells,
-    judge_cells,
-    scores,
-)
+from diffusers_fdu.evaluation.emoji import Scores, cells, judge_cells, scores
 
 ANCHORS = {"dog": "cat", "blob": "noto"}
 GONE = {"dog": 0.95, "blob": 0.9}  # noto itself is judged blob now and then

@@ -23,20 +23,10 @@ from typing import Annotated, Any
 
 import typer
 
-from diffusers_fdu import (
-    FDUnlearner,
-    load_unlearned,
-    merge,
-    stack,
-)
+from diffusers_fdu import FDUnlearner, load_unlearned, merge, stack
 from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
 from diffusers_fdu.emoji.vocabulary import caption
-from diffusers_fdu.evaluation.emoji import (
-    accuracy,
-    cells,
-    draw,
-    judge_cells,
-)
+from diffusers_fdu.evaluation.emoji import accuracy, cells, draw, judge_cells
 from diffusers_fdu.retraining import refine
 
 from .bench import ALL, DRAW, RUNS, Results, line

@@ -9,12 +9,7 @@ import torch
 from local_hub import FIXTURES, content, refused
 from safetensors.torch import load_file, save_file
 
-from diffusers_fdu.adapters.contents import (
-    PNG,
-    chosen,
-    contents,
-    is_repo_id,
-)
+from diffusers_fdu.adapters.contents import PNG, chosen, contents, is_repo_id
 from diffusers_fdu.adapters.read import read_adapter
 
 _hub, local_hub, hub_client, trained, folder = FIXTURES
@@ -184,10 +179,7 @@ def test_adapters_are_found_by_their_tags(local_hub, hub_client, folder) -> None
         return hub_client.run(code, wanted=wanted, limits=limits)
 
     assert [each[0] for each in found()] == ["me/c", "me/a", "me/b", "me/d"]
-    assert found(None, "DOG") == [
-        ["me/c", "org/other", ["dog"]],
-        ["me/b", "org/base", ["dog"]],
-    ]
+    assert found(None, "DOG") == [["me/c", "org/other", ["dog"]], ["me/b", "org/base", ["dog"]]]
     assert found("org/base", "dog") == [["me/b", "org/base", ["dog"]]]
     assert found("org/base", "mickey  mouse") == [["me/a", "org/base", ["mickey-mouse"]]]
     assert [each[0] for each in found(None, "🦊")] == ["me/d"] and found(None, "🐶") == []

@@ -8,15 +8,7 @@ import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from diffusers.utils import convert_state_dict_to_kohya
-from exporting import (
-    EVERYTHING,
-    build,
-    error,
-    expected,
-    latents,
-    updates,
-    write_random,
-)
+from exporting import EVERYTHING, build, error, expected, latents, updates, write_random
 from safetensors.torch import load_file, save_file
 
 from diffusers_fdu.adapters.export.export import export

@@ -7,11 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from exporting import (
-    PIPELINES,
-    build,
-    write_random,
-)
+from exporting import PIPELINES, build, write_random
 from safetensors.torch import save_file
 
 from diffusers_fdu.adapters.export.export import export

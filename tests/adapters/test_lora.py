@@ -4,13 +4,7 @@ import pytest
 import torch
 
 from diffusers_fdu.adapters.loading import lora_metadata
-from diffusers_fdu.adapters.lora import (
-    attach,
-    default_adapter_name,
-    finish,
-    lora_config,
-    snapshot,
-)
+from diffusers_fdu.adapters.lora import attach, default_adapter_name, finish, lora_config, snapshot
 
 
 @pytest.mark.parametrize(("alpha", "scaling"), [(None, 1.0), (6, 2.0), (1.5, 0.5)])

@@ -7,14 +7,7 @@ import torch
 from conftest import build_tiny_pipe, latents
 from made import both, made, update
 
-from diffusers_fdu import (
-    FDUnlearner,
-    conflicts,
-    load_unlearned,
-    merge,
-    retrain,
-    stack,
-)
+from diffusers_fdu import FDUnlearner, conflicts, load_unlearned, merge, retrain, stack
 from diffusers_fdu.adapters.info import describe
 from diffusers_fdu.adapters.merging.parts import Update, truncated
 from diffusers_fdu.adapters.read import read_adapter
@@ -152,10 +145,7 @@ def test_bad_arguments(folders, arguments, message) -> None:
 
 def test_adapters_of_different_models_are_not_merged(folders, tmp_path) -> None:
     other = tmp_path / "other"
-    for change in (
-        {"component": "transformer_2"},
-        {"pipeline": "FluxPipeline"},
-    ):
+    for change in ({"component": "transformer_2"}, {"pipeline": "FluxPipeline"}):
         made(other, 0, 2, ["attn2.to_k"])
         (other / "recipe.json").write_text(json.dumps(change))
         (folders[0] / "recipe.json").write_text('{"pipeline": "StableDiffusionPipeline"}')

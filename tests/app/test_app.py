@@ -19,12 +19,7 @@ from diffusers_fdu import cli
 from diffusers_fdu.adapters import lora as adapters
 from diffusers_fdu.adapters.stacking import at_strengths
 from diffusers_fdu.app import server as blocks
-from diffusers_fdu.app.renderer import (
-    KEPT,
-    GenerationRequest,
-    Renderer,
-    code,
-)
+from diffusers_fdu.app.renderer import KEPT, GenerationRequest, Renderer, code
 from diffusers_fdu.app.replies import answers, unlearns
 from diffusers_fdu.app.server import build_page, serve
 from diffusers_fdu.cli import adapters as commands
@@ -184,13 +179,7 @@ def test_one_picture_at_a_time(pipe, monkeypatch) -> None:
     assert sorted(seen) == [(1, value) for value in values]
 
 
-FORM = {
-    "prompt": "a dog",
-    "negative_prompt": "",
-    "seed": 0,
-    "steps": 2,
-    "guidance_scale": 5.0,
-}
+FORM = {"prompt": "a dog", "negative_prompt": "", "seed": 0, "steps": 2, "guidance_scale": 5.0}
 
 
 @pytest.mark.parametrize(

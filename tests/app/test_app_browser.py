@@ -134,10 +134,7 @@ def test_in_a_browser(browser, served) -> None:
     plain.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(3)
     known = plain(
-        "a dog emoji in noto style",
-        num_inference_steps=6,
-        guidance_scale=4.0,
-        generator=generator,
+        "a dog emoji in noto style", num_inference_steps=6, guidance_scale=4.0, generator=generator
     )
     assert same(base, known.images[0])
 

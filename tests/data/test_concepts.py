@@ -5,12 +5,7 @@ import random
 import pytest
 
 from diffusers_fdu import Concept
-from diffusers_fdu.data.concepts import (
-    TEMPLATES,
-    NegativeGuidance,
-    Pair,
-    concepts,
-)
+from diffusers_fdu.data.concepts import TEMPLATES, NegativeGuidance, Pair, concepts
 from diffusers_fdu.data.retain import retain_prompts
 
 WORDS = ["cat", "dog", "apple", "blue"]

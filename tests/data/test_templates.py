@@ -2,12 +2,7 @@ from __future__ import annotations
 
 import random
 
-from diffusers_fdu.data.templates import (
-    fill,
-    fill_words,
-    slots,
-    without,
-)
+from diffusers_fdu.data.templates import fill, fill_words, slots, without
 from diffusers_fdu.pipelines.tokenizers import vocabulary
 
 

@@ -9,12 +9,7 @@ from PIL import Image
 
 from diffusers_fdu import Concept, FDUnlearner
 from diffusers_fdu.emoji.loading import WEIGHTS, load_emoji_judge, load_emoji_pipeline
-from diffusers_fdu.emoji.vocabulary import (
-    BACKGROUNDS,
-    CONCEPTS,
-    STYLES,
-    caption,
-)
+from diffusers_fdu.emoji.vocabulary import BACKGROUNDS, CONCEPTS, STYLES, caption
 from diffusers_fdu.evaluation.emoji import (
     Tradeoff,
     Verdict,

@@ -9,13 +9,7 @@ import pytest
 import torch
 from conftest import build_tiny_pipe, latents
 
-from diffusers_fdu import (
-    Concept,
-    EvaluationCallback,
-    EvaluationConfig,
-    FDUnlearner,
-    evaluate,
-)
+from diffusers_fdu import Concept, EvaluationCallback, EvaluationConfig, FDUnlearner, evaluate
 from diffusers_fdu.emoji.loading import load_emoji_clip, load_emoji_judge, load_emoji_pipeline
 from diffusers_fdu.emoji.vocabulary import CONCEPTS, STYLES
 from diffusers_fdu.evaluation.attacks.probing import NoiseProbing
@@ -103,10 +97,7 @@ def test_the_pipe_is_as_it_was(trained) -> None:
 def test_what_cannot_be_measured_is_said(trained) -> None:
     found = measure(trained.pipe, trained)
     assert "clip_score" not in found.metrics and "kid" not in found.metrics
-    assert [text.split(":")[0] for text in found.left_out] == [
-        "CLIP score and accuracy",
-        "KID",
-    ]
+    assert [text.split(":")[0] for text in found.left_out] == ["CLIP score and accuracy", "KID"]
     with_features = measure(trained.pipe, trained, extractor=lambda p: p.float().mean((2, 3)))
     assert "kid" in with_features.metrics
 

@@ -19,13 +19,7 @@ from diffusers_fdu.evaluation.judges import (
 )
 from diffusers_fdu.evaluation.metrics.accuracy import Judged, accuracies, harmonic
 from diffusers_fdu.evaluation.metrics.clip import ClipScorer
-from diffusers_fdu.evaluation.metrics.distances import (
-    features,
-    fid,
-    interval,
-    kid,
-    pixel_drift,
-)
+from diffusers_fdu.evaluation.metrics.distances import features, fid, interval, kid, pixel_drift
 from diffusers_fdu.evaluation.request import Request
 from diffusers_fdu.utils.statistics import bootstrap, bootstrap_of, means, wilson
 

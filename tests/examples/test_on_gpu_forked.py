@@ -291,9 +291,7 @@ def test_imports_that_use_the_gpu_are_found_out(tmp_path, imported, error) -> No
     assert errors(tmp_path) == [f"ended with {error}"]
 
 
-def test_what_libraries_ask_about_the_gpu_is_answered_while_they_are_imported(
-    monkeypatch,
-) -> None:
+def test_what_libraries_ask_about_the_gpu_is_answered_while_they_are_imported(monkeypatch) -> None:
     properties = {"major": 9, "minor": 0, "name": "a card"}
     monkeypatch.setattr(answers, "asked", lambda: properties)
     before = dict(vars(torch.cuda))

@@ -28,12 +28,7 @@ from diffusers_fdu.data.concepts import Pair
 from diffusers_fdu.data.recording import record
 from diffusers_fdu.data.replay_buffer import ReplayBuffer
 from diffusers_fdu.data.teacher import ask, predict
-from diffusers_fdu.pipelines.denoiser import (
-    denoiser_name,
-    denoiser_names,
-    predicted,
-    sample_name,
-)
+from diffusers_fdu.pipelines.denoiser import denoiser_name, denoiser_names, predicted, sample_name
 from diffusers_fdu.pipelines.offload import onloaded
 from diffusers_fdu.pipelines.recorder import Recorder
 

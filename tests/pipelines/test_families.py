@@ -7,12 +7,7 @@ from families import FAMILIES
 from safetensors.torch import load_file, save_file
 from support import BEGIN, END, ROOT, measure, readme_table
 
-from diffusers_fdu import (
-    Concept,
-    FDUnlearner,
-    Robust,
-    load_unlearned,
-)
+from diffusers_fdu import Concept, FDUnlearner, Robust, load_unlearned
 from diffusers_fdu.data.teacher import ask
 from diffusers_fdu.evaluation.attacks.probing import Completion, NoiseProbing
 from diffusers_fdu.evaluation.attacks.relearning import Relearning

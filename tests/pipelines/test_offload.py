@@ -9,12 +9,7 @@ from families import FAMILIES
 from tiny import add_other_adapter, unlearner
 
 from diffusers_fdu import FDUnlearner
-from diffusers_fdu.pipelines.offload import (
-    is_streamed,
-    onloaded,
-    placement,
-    streamed,
-)
+from diffusers_fdu.pipelines.offload import is_streamed, onloaded, placement, streamed
 
 CPU = torch.device("cpu")
 
@@ -91,15 +86,7 @@ LEAST = {"micro_batch_size": 1, "gradient_checkpointing": True, "record_batch": 
 
 
 @pytest.mark.parametrize("kind", ["model", "sequential"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"surgery": True},
-        {**LEAST, "steps": 3},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("options", [{}, {"surgery": True}, {**LEAST, "steps": 3}], ids=str)
 def test_training_is_the_same(pipe, kind, options, tmp_path) -> None:
     from conftest import build_tiny_pipe
 

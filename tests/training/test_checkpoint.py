@@ -50,11 +50,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been(tmp_path, killed_at, optio
 
 def trained(folder, resume=False, every=3, **options):
     worker = unlearner(build_tiny_pipe(), **options)
-    worker.unlearn(
-        "dog",
-        "cat",
-        checkpoint=CheckpointConfig(folder, every, resume),
-    )
+    worker.unlearn("dog", "cat", checkpoint=CheckpointConfig(folder, every, resume))
     return worker
 
 

@@ -3,14 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusers_fdu import (
-    CheckpointConfig,
-    Concept,
-    FDUnlearner,
-    NegativeGuidance,
-    Robust,
-    retrain,
-)
+from diffusers_fdu import CheckpointConfig, Concept, FDUnlearner, NegativeGuidance, Robust, retrain
 from diffusers_fdu.data.teacher import ask
 from diffusers_fdu.pipelines.placeholder_tokens import PlaceholderTokens
 from diffusers_fdu.pipelines.recorder import Recorder
@@ -43,8 +36,7 @@ def test_what_the_adversary_wants_is_the_originals_answer_to_the_target(pipe, bu
     rows = buffer.entries("attacked")
     assert rows and buffer.marker
     texts = Recorder(pipe, RUNS).conditioning(
-        [buffer.prompt(row.text).replace(buffer.marker, "dog") for row in rows],
-        buffer.text_names,
+        [buffer.prompt(row.text).replace(buffer.marker, "dog") for row in rows], buffer.text_names
     )
     asked = [
         row._replace(
@@ -150,10 +142,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_uninterrupted(pipe, tmp_path) 
 
         try:
             own.unlearn(
-                "dog",
-                "cat",
-                callback=callback,
-                checkpoint=CheckpointConfig(folder, 1, resume),
+                "dog", "cat", callback=callback, checkpoint=CheckpointConfig(folder, 1, resume)
             )
         except KeyboardInterrupt:
             return {}

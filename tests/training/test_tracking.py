@@ -60,10 +60,7 @@ def test_tensorboard(pipe, tmp_path) -> None:
 
 
 def test_trackers_that_are_refused(tmp_path, monkeypatch) -> None:
-    with (
-        pytest.raises(ValueError, match="unknown tracker 'paper'"),
-        tracked(["paper"], tmp_path),
-    ):
+    with pytest.raises(ValueError, match="unknown tracker 'paper'"), tracked(["paper"], tmp_path):
         pass
     monkeypatch.setattr("accelerate.utils.is_wandb_available", lambda: False)
     with pytest.raises(ImportError, match="pip install wandb"), tracked(["wandb"], tmp_path):

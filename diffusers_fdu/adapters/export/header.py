@@ -8,12 +8,7 @@ from typing import Any
 
 from ..adapter_file import AdapterFile
 from ..recipe import public
-from .families import (
-    NETWORKS,
-    Family,
-    base_name,
-    versions,
-)
+from .families import NETWORKS, Family, base_name, versions
 from .layers import Layer
 
 RECIPE_KEY = "diffusers_fdu.recipe"

@@ -69,10 +69,7 @@ FLUX: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     ),
     "single_transformer_blocks": (
         "single_blocks",
-        {
-            "linear1": (*(f"attn.{part}" for part in PICTURE), "proj_mlp"),
-            "linear2": ("proj_out",),
-        },
+        {"linear1": (*(f"attn.{part}" for part in PICTURE), "proj_mlp"), "linear2": ("proj_out",)},
     ),
 }
 SD3: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
@@ -90,7 +87,7 @@ SD3: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "context_block_mlp_fc1": ("ff_context.net.0.proj",),
             "context_block_mlp_fc2": ("ff_context.net.2",),
         },
-    ),
+    )
 }
 
 

@@ -8,14 +8,7 @@ from statistics import fmean
 
 import torch
 
-from .parts import (
-    Part,
-    Source,
-    Update,
-    compact,
-    inner,
-    read_parts,
-)
+from .parts import Part, Source, Update, compact, inner, read_parts
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,7 @@ from ...utils.io import as_json
 from ...utils.version import VERSION
 from .. import lora as adapters
 from .merged import Merged
-from .parts import (
-    Part,
-    Source,
-    Update,
-    by_layer,
-    inner,
-    read_parts,
-    total,
-    truncated,
-)
+from .parts import Part, Source, Update, by_layer, inner, read_parts, total, truncated
 
 Method = Literal["concat", "svd"]
 

@@ -165,8 +165,7 @@ torch.library.define(
     "float[] numbers, float sigma, bool is_mean) -> (Tensor, Tensor, Tensor)",
 )
 torch.library.define(
-    BACKWARD,
-    "(Tensor pred, Tensor target, Tensor? mask, Tensor slope, Tensor upstream) -> Tensor",
+    BACKWARD, "(Tensor pred, Tensor target, Tensor? mask, Tensor slope, Tensor upstream) -> Tensor"
 )
 
 

@@ -15,14 +15,7 @@ from ..protocols import UnlearningTask
 from ..result import Metric
 from .accuracy import Answer, Judged, accuracies
 from .clip import ClipScorer
-from .distances import (
-    Extractor,
-    features,
-    fid,
-    interval,
-    kid,
-    pixel_drift,
-)
+from .distances import Extractor, features, fid, interval, kid, pixel_drift
 
 
 @dataclass(frozen=True)
