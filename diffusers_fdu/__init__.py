@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .adapters.stacking import unstack as unstack
     from .config import CheckpointConfig as CheckpointConfig
     from .config import DataConfig as DataConfig
-    from .config import Performance as Performance
+    from .config import PerformanceConfig as PerformanceConfig
     from .config import Robust as Robust
     from .config import TrainConfig as TrainConfig
     from .config import Variational as Variational
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from .divergences.loss import DivergenceLoss as DivergenceLoss
     from .divergences.profiles import DIVERGENCES as DIVERGENCES
     from .divergences.profiles import divergence as divergence
+    from .evaluation.callback import EvaluationCallback as EvaluationCallback
     from .evaluation.compare import compare as compare
     from .evaluation.comparison import Comparison as Comparison
     from .evaluation.comparison import load_comparison as load_comparison
     from .evaluation.evaluate import EvaluationConfig as EvaluationConfig
     from .evaluation.evaluate import evaluate as evaluate
-    from .evaluation.watch import EvaluationCallback as EvaluationCallback
     from .hub.card import render_card as render_card
     from .hub.push import push as push
     from .hub.search import FoundAdapter as FoundAdapter
@@ -64,17 +64,17 @@ _NAMES = {
     "adapters.merging.merge": "merge",
     "adapters.merging.merged": "Merged",
     "adapters.stacking": "stack strengths unstack",
-    "config": "CheckpointConfig DataConfig Performance Robust TrainConfig Variational",
+    "config": "CheckpointConfig DataConfig PerformanceConfig Robust TrainConfig Variational",
     "data.concepts": "Concept NegativeGuidance",
     "divergences.choice": "AutoDivergence",
     "divergences.conjugates": "CONJUGATES Conjugate",
     "divergences.divergence": "Divergence",
     "divergences.loss": "DivergenceLoss",
     "divergences.profiles": "DIVERGENCES divergence",
+    "evaluation.callback": "EvaluationCallback",
     "evaluation.compare": "compare",
     "evaluation.comparison": "Comparison load_comparison",
     "evaluation.evaluate": "EvaluationConfig evaluate",
-    "evaluation.watch": "EvaluationCallback",
     "hub.card": "render_card",
     "hub.push": "push",
     "hub.search": "FoundAdapter find_adapters",

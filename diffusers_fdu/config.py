@@ -58,7 +58,7 @@ class TrainConfig:
             the text that comes nearest (`closed_form`); "auto": "closed_form" where the adapted
             layers read nothing but the text.
         steps: most optimizer steps.
-        batch_size: rows of each role (unlearn, retain) in one step, see `Performance` for how
+        batch_size: rows of each role (unlearn, retain) in a step; `PerformanceConfig` says how
             many of them are computed at once.
         learning_rate: peak of AdamW's; linear warm-up, then cosine. "auto": by the width of the
             adapted layers' input and the start, see `training.resolve`.
@@ -183,7 +183,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class Performance:
+class PerformanceConfig:
     """What trades time and memory. "auto" leaves a choice to `auto_fit`.
 
     Args:

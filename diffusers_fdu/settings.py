@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple, TypeVar
 
-from .config import DataConfig, Performance, Robust, TrainConfig, Variational
+from .config import DataConfig, PerformanceConfig, Robust, TrainConfig, Variational
 
 
 class Settings(NamedTuple):
@@ -15,7 +15,7 @@ class Settings(NamedTuple):
 
     train: TrainConfig
     data: DataConfig
-    performance: Performance
+    performance: PerformanceConfig
 
     @property
     def offloads(self) -> bool:
@@ -32,12 +32,12 @@ class Settings(NamedTuple):
         return 1 if self.train.surgery or not self.train.retain_weight else 2
 
 
-OPTIONS: tuple[Any, ...] = (TrainConfig, DataConfig, Performance)
+OPTIONS: tuple[Any, ...] = (TrainConfig, DataConfig, PerformanceConfig)
 Built = TypeVar("Built")
 
 
 def option_names() -> list[str]:
-    """Names of all fields of `TrainConfig`, `DataConfig` and `Performance`."""
+    """Names of all fields of `TrainConfig`, `DataConfig` and `PerformanceConfig`."""
     return [field.name for kind in OPTIONS for field in fields(kind)]
 
 
@@ -45,7 +45,7 @@ def settings(options: Mapping[str, Any]) -> Settings:
     """Sort options by what they are about.
 
     Args:
-        options: fields of `TrainConfig`, `DataConfig` and `Performance`, by name. In place of a
+        options: fields of `TrainConfig`, `DataConfig`, `PerformanceConfig`, by name. In place of a
             `Variational` or a `Robust` a mapping of its fields may stand, as in a YAML file or a
             recipe: `{"estimator": {"variational": {"width": 32}}, "robust": {"every": 3}}`.
 

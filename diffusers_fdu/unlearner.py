@@ -45,7 +45,7 @@ class FDUnlearner:
         progress: show progress bars, and how the training was fitted to the machine.
         component: the denoiser to train; None: the pipe's first. Of a pipeline with two, as Wan
             2.2, each is trained by an unlearner of its own.
-        **options: fields of `TrainConfig`, `DataConfig` and `Performance`.
+        **options: fields of `TrainConfig`, `DataConfig` and `PerformanceConfig`.
 
     Attributes:
         adapter_name: of the adapter trained last, None before.

@@ -11,7 +11,7 @@ from families import FAMILIES
 
 from diffusers_fdu import describe, load_unlearned, render_card, retrain
 from diffusers_fdu.adapters.adapter_file import WEIGHTS_NAME
-from diffusers_fdu.adapters.measured import read_evaluation
+from diffusers_fdu.adapters.evaluation_file import read_evaluation
 from diffusers_fdu.adapters.read import read_adapter
 from diffusers_fdu.emoji.loading import load_emoji_pipeline
 from diffusers_fdu.evaluation.report.files import from_json

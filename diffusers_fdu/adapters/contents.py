@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .adapter_file import PEFT_CONFIG_NAME, PEFT_WEIGHTS_NAME, WEIGHTS_NAME, AdapterFile
-from .measured import EVALUATION_NAME
+from .evaluation_file import EVALUATION_NAME
 from .read import PICKLES
 from .recipe import RECIPE_NAME
 

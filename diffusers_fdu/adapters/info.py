@@ -14,8 +14,8 @@ from ..utils.markup import cleaned
 from .adapter_file import PEFT_WEIGHTS_NAME, WEIGHTS_NAME, AdapterFile
 from .contents import weights_path
 from .download import local_folder
+from .evaluation_file import metric_reports, read_evaluation
 from .export.exported import read_exported
-from .measured import figures, read_evaluation
 from .read import read_adapter
 from .summary import Rows, rows
 
@@ -100,7 +100,7 @@ class AdapterInfo:
     def rows(self) -> Rows:
         """All that is told of it."""
         unknown = [("unlearns", "not known: there is no recipe.json beside it")]
-        measured = list(map(str, figures(self.evaluation)))
+        measured = list(map(str, metric_reports(self.evaluation)))
         if self.evaluation:
             about = f"{self.evaluation['protocol']}, {self.evaluation['images']} images"
             measured.append(cleaned(f"by the protocol: {about}"))

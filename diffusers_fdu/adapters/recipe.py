@@ -25,7 +25,7 @@ def describe(
     Args:
         pipe: what it was trained on.
         settings: dataclasses of options; their fields come under "config", those of
-            `Performance` under "performance".
+            `PerformanceConfig` under "performance".
         pipeline_kwargs: of the recorded runs.
         **facts: what else is known of the training.
     """

@@ -73,15 +73,15 @@ def evaluate(given: EvaluateOptions) -> None:
     """
     options = named_options(given, {"seeds": given.seed or None}, KNOWN)
     from ..adapters.download import local_folder
-    from ..adapters.measured import write_evaluation
+    from ..adapters.evaluation_file import write_evaluation
     from ..adapters.read import read_adapter
+    from ..evaluation.adapter_under_test import concepts_of
     from ..evaluation.attacks.run import check_names
     from ..evaluation.evaluate import EvaluationConfig
     from ..evaluation.evaluate import evaluate as run
     from ..evaluation.protocols import protocol as chosen
     from ..evaluation.report.files import to_json, write_report
     from ..evaluation.report.pages import to_markdown
-    from ..evaluation.subject import concepts_of
     from ..utils.distributed import Processes
     from ..utils.io import writable_folder
 

@@ -204,7 +204,9 @@ class ReplayBuffer:
     @property
     def timesteps(self) -> Tensor:
         """The time of every state as the scheduler has it, from noise down to 0, (S,) float64."""
-        return torch.stack([self.clock.read(value) for value in self._states[self.clock.name]])
+        return torch.stack(
+            [self.clock.to_scheduler(value) for value in self._states[self.clock.name]]
+        )
 
     def batch(
         self, rows: Sequence[Row], device: torch.device, dtype: torch.dtype

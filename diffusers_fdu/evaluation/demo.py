@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from ..adapters.adapter_file import WEIGHTS_NAME
-from ..adapters.measured import sha256, write_evaluation
+from ..adapters.evaluation_file import sha256, write_evaluation
 from ..data.concepts import Concept, Kind
 from ..divergences.profiles import divergence
 from ..emoji.loading import load_emoji_pipeline
@@ -41,7 +41,7 @@ def run_demo(
         f: the divergence.
         output_dir: gets `before_after.png`, `summary.json`, `evaluation.json` and the adapter.
         load: loads the embedded model, once the rest is checked.
-        **config: fields of `TrainConfig`, `DataConfig` and `Performance`.
+        **config: fields of `TrainConfig`, `DataConfig` and `PerformanceConfig`.
 
     Returns:
         The summary, as written.

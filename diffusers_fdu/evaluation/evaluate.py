@@ -13,20 +13,20 @@ from ..adapters.recipe import versions
 from ..data.concepts import Concept
 from ..unlearner import FDUnlearner
 from ..utils.distributed import Processes
+from .adapter_under_test import AdapterUnderTest, adapter_under_test, concepts_of
+from .attacks.attack import Attack, AttackTarget
 from .attacks.relearning import Removal
 from .attacks.run import ATTACKS, attack
-from .attacks.scene import Attack, AttackTarget
 from .images import BATCH, ImageSet, accepted, draw
 from .judges import asked, name_of
 from .metrics.clip import ClipScorer
-from .metrics.figures import Pictures, figures
+from .metrics.measure import Pictures, measure_metrics
 from .prompt_grid import PromptGrid
 from .protocols import Protocol, UnlearningTask
 from .protocols import protocol as chosen
 from .request import Judge
 from .result import AttackResult, Evaluation
-from .setup import EvaluationSetup, board
-from .subject import AdapterUnderTest, concepts_of, subject
+from .setup import EvaluationSetup, evaluation_setup
 
 CELLS = 4
 """Prompts in which attacks try to bring a concept back, at most."""
@@ -104,9 +104,9 @@ def evaluate(
     config, clock = config or EvaluationConfig(), _Clock()
     names = ("seeds", "num_inference_steps", "guidance_scale")
     plan = chosen(protocol, **{name: getattr(config, name) for name in names})
-    with subject(pipe, unlearner) as own:
+    with adapter_under_test(pipe, unlearner) as own:
         found = list(concepts or concepts_of(own.recipe))
-        table = board(pipe, found, plan.name, config.canvas, judge, clip, config.oracle)
+        table = evaluation_setup(pipe, found, plan.name, config.canvas, judge, clip, config.oracle)
         if plan.guidance_scale is None and table.guidance_scale is not None:
             plan = replace(plan, guidance_scale=table.guidance_scale)
         question = _question(table, found)
@@ -118,7 +118,9 @@ def evaluate(
         clock.passed("draw")
         answers = [asked(table.judge, gallery.images) for gallery in (before, after)]
         pictures = Pictures(before, after, *answers)
-        metrics, left_out = figures(pictures, question, plan.metrics, table.clip, config.extractor)
+        metrics, left_out = measure_metrics(
+            pictures, question, plan.metrics, table.clip, config.extractor
+        )
         clock.passed("judge")
         results: tuple[AttackResult, ...] = ()
         if wanted:
@@ -225,14 +227,14 @@ def _attacked(
     cells = canvas.across(domain)
     cells = cells[:: max(1, len(cells) // CELLS)][:CELLS]
     templates = [canvas.prompt(canvas.cell(domain, "{}", rest)) for rest in cells]
-    scene = AttackTarget(
+    attack_target = AttackTarget(
         own.pipe, target, is_target, templates, own.component, own.adapter_name, settings=settings
     )
-    results = attack(scene, names, seeds, progress)
+    results = attack(attack_target, names, seeds, progress)
     if table.oracle is None:
         return results
     with adapters.scaled(own.model, own.adapter_name, 0.0):
-        floor = replace(scene, pipe=table.oracle, adapter_name=None, reference=own.pipe)
+        floor = replace(attack_target, pipe=table.oracle, adapter_name=None, reference=own.pipe)
         there = [name for name in names if name != "removal" and not isinstance(name, Removal)]
         least = {one.name: one.success for one in attack(floor, there, seeds, progress)}
     return tuple(replace(one, floor=least.get(one.name)) for one in results)

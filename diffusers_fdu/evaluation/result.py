@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..adapters.measured import Metric
+from ..adapters.evaluation_file import Metric
 from .images import ImageSet
 
 

@@ -56,7 +56,7 @@ def is_embedded(pipe: Any) -> bool:
     return pipe.config.get("_name_or_path") == EMBEDDED
 
 
-def board(
+def evaluation_setup(
     pipe: Any,
     concepts: Sequence[Concept],
     protocol: str,

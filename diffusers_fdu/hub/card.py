@@ -11,8 +11,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ..adapters.adapter_file import AdapterFile
 from ..adapters.contents import EMBEDDED, PICTURE, SHEET_NAME, check_repo_id, contents, is_repo_id
+from ..adapters.evaluation_file import MetricReport, metric_reports
 from ..adapters.info import AdapterInfo, of_adapter
-from ..adapters.measured import Figure, figures
 from ..adapters.read import read_adapter
 from ..adapters.summary import concept_summary, concepts, mapping, rows, texts
 from ..utils.markup import cleaned, render, slug
@@ -108,7 +108,7 @@ def card(found: AdapterFile, repo_id: str, base: str | None, license: str | None
         sheet=SHEET_NAME if SHEET_NAME in names else None,
         concepts=[concept_summary(concept) for concept in concepts(recipe)],
         needs=list(mapping(recipe.get("active_adapters"))),
-        figures=figures(info.evaluation),
+        figures=metric_reports(info.evaluation),
         seeds=spread(info.evaluation.get("seeds", [])),
         recipe=[row for row in rows(recipe) if row[0] not in ELSEWHERE],
     )
@@ -135,7 +135,9 @@ def _metadata(
         {"text": cleaned(prompt_of(info.path / name), 300) or "-", "output": {"url": name}}
         for name in pictures
     ]
-    results = [_result(figure, task, info.evaluation) for figure in figures(info.evaluation)]
+    results = [
+        _result(figure, task, info.evaluation) for figure in metric_reports(info.evaluation)
+    ]
     return ModelCardData(
         base_model=base,
         base_model_relation="adapter" if base else None,
@@ -149,7 +151,7 @@ def _metadata(
     )
 
 
-def _result(figure: Figure, task: str, evaluation: Mapping[str, Any]) -> EvalResult:
+def _result(figure: MetricReport, task: str, evaluation: Mapping[str, Any]) -> EvalResult:
     """A number for the Hub's own tables."""
     return EvalResult(
         task_type=task,

@@ -29,7 +29,7 @@ class TimestepConvention:
     is_unit: bool = False
     is_reversed: bool = False
 
-    def read(self, given: Tensor) -> Tensor:
+    def to_scheduler(self, given: Tensor) -> Tensor:
         """The scheduler's time, (), float64, from what the denoiser is given of one row."""
         time = given.double().reshape(-1).amax()
         time = time * self.length if self.is_unit else time

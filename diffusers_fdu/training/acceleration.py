@@ -13,11 +13,11 @@ from accelerate.utils.memory import clear_device_cache
 from diffusers.training_utils import offload_models
 from torch import nn
 
-from ..config import Auto, Performance
+from ..config import Auto, PerformanceConfig
 from ..pipelines.offload import check_streamed, placement
 
 
-def check_supported(performance: Performance, model: nn.Module) -> None:
+def check_supported(performance: PerformanceConfig, model: nn.Module) -> None:
     """Refuse what this denoiser cannot do, before anything is recorded.
 
     Raises:

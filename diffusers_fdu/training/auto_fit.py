@@ -22,7 +22,7 @@ import psutil
 import torch
 from torch import nn
 
-from ..config import Auto, Performance
+from ..config import Auto, PerformanceConfig
 from ..pipelines.context import RunContext
 from ..pipelines.offload import placement
 from ..pipelines.recorder import BATCH, STEPS
@@ -51,7 +51,7 @@ class Fit:
         seconds: that recording and all steps take at most, as far as known.
     """
 
-    performance: Performance
+    performance: PerformanceConfig
     available: int
     estimate: Estimate | None = None
     offloads_recording: bool = False
@@ -127,7 +127,7 @@ def auto_fit(
     pictures: int = 0,
     traces: bool = False,
 ) -> Fit:
-    """Values for what `Performance` leaves to the machine.
+    """Values for what `PerformanceConfig` leaves to the machine.
 
     Args:
         pipe: the pipeline.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..config import Performance
+from ..config import PerformanceConfig
 from ..data.rows import Row
 from ..data.sampler import Batch, Draw, Sampler
 from ..settings import Settings
@@ -39,7 +39,7 @@ def train(
     objective: Objective,
     settings: Settings,
     hooks: Hooks | None = None,
-) -> tuple[list[StepRecord], Performance]:
+) -> tuple[list[StepRecord], PerformanceConfig]:
     """Train adapter weights until the divergence has fallen, or the steps are used up.
 
     Args:
@@ -274,7 +274,7 @@ class _Loop:
         kept.append([gradient_of(p) for p in self.parameters])
         for parameter, gradient in zip(self.parameters, own, strict=True):
             parameter.grad = gradient
-        return share * self.objective.figures(
+        return share * self.objective.metrics(
             value.detach() + held.detach(), figures, held.detach()
         )
 

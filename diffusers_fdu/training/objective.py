@@ -115,9 +115,9 @@ class Objective:
         if self._weight:
             retain = self.retain(answer[batch.size :], batch)
             objective = objective + retain
-        return objective, self.figures(objective, figures, retain)
+        return objective, self.metrics(objective, figures, retain)
 
-    def figures(self, objective: Tensor, unlearn: Tensor, retain: Tensor) -> Tensor:
+    def metrics(self, objective: Tensor, unlearn: Tensor, retain: Tensor) -> Tensor:
         """(objective, mean phi, mean s, mean retain s / 2), (4,), without gradient."""
         share = retain / self._weight if self._weight else retain
         return torch.stack([objective, *unlearn, share]).detach()

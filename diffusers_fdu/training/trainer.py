@@ -69,7 +69,7 @@ class Trainer:
     """Trains one adapter.
 
     Args:
-        context: the pipeline, and the options with a value for every "auto" of `Performance`.
+        context: the pipeline, and the options, in which "auto" performance has been resolved.
         recorder: of the pipe, see `RecordingPlan`.
         plan: the adapter.
     """

@@ -14,7 +14,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import nn
 
-from diffusers_fdu import DivergenceLoss, Performance, TrainConfig
+from diffusers_fdu import DivergenceLoss, PerformanceConfig, TrainConfig
 from diffusers_fdu.adapters import lora as adapters
 from diffusers_fdu.config import DataConfig
 from diffusers_fdu.data.replay_buffer import ReplayBuffer
@@ -93,7 +93,7 @@ class Ours:
             "offload": False,
             **performance,
         }
-        return Settings(config, DataConfig(), Performance(**explicit))
+        return Settings(config, DataConfig(), PerformanceConfig(**explicit))
 
     def estimate(self, settings: Settings) -> Needs:
         """What the library says of the memory.

@@ -10,7 +10,7 @@ from typing import Any
 from diffusers_fdu import Concept
 from diffusers_fdu.emoji.loading import load_emoji_judge
 from diffusers_fdu.emoji.vocabulary import CONCEPTS, STYLES
-from diffusers_fdu.evaluation.attacks.scene import AttackTarget
+from diffusers_fdu.evaluation.attacks.attack import AttackTarget
 from diffusers_fdu.evaluation.emoji import Scores, measure
 from diffusers_fdu.utils.statistics import Estimate, estimate
 

@@ -15,7 +15,7 @@ from diffusers_fdu.adapters import download, read
 from diffusers_fdu.app import server
 from diffusers_fdu.cli import adapters, app, compare, demo, evaluate, unlearn_job
 from diffusers_fdu.cli.pipeline import load_pipeline, resolve_placement
-from diffusers_fdu.evaluation import subject as subjects
+from diffusers_fdu.evaluation import adapter_under_test as subjects
 
 COMMANDS = typer.main.get_command(app).commands
 LOADING = {  # every command that loads a pipeline, and the least that makes it do so

@@ -12,16 +12,16 @@ from conftest import build_tiny_pipe, latents
 from diffusers_fdu import Concept, EvaluationCallback, EvaluationConfig, FDUnlearner, evaluate
 from diffusers_fdu.emoji.loading import load_emoji_clip, load_emoji_judge, load_emoji_pipeline
 from diffusers_fdu.emoji.vocabulary import CONCEPTS, STYLES
+from diffusers_fdu.evaluation.adapter_under_test import concepts_of
 from diffusers_fdu.evaluation.attacks.probing import NoiseProbing
 from diffusers_fdu.evaluation.attacks.relearning import Removal
+from diffusers_fdu.evaluation.callback import check_together
 from diffusers_fdu.evaluation.emoji import draw as draw_emoji
 from diffusers_fdu.evaluation.judges import ClipJudge
 from diffusers_fdu.evaluation.metrics.clip import ClipScorer
 from diffusers_fdu.evaluation.prompt_grid import PromptGrid
 from diffusers_fdu.evaluation.protocols import protocol
 from diffusers_fdu.evaluation.report.files import from_json
-from diffusers_fdu.evaluation.subject import concepts_of
-from diffusers_fdu.evaluation.watch import check_together
 
 CANVAS = PromptGrid(
     {"object": ("dog", "cat", "tree", "apple"), "style": ("blue", "red")},

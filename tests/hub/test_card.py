@@ -19,7 +19,7 @@ from PIL import Image
 from tiny import add_other_adapter, state, unlearner
 
 from diffusers_fdu import Concept, FDUnlearner, NegativeGuidance, render_card
-from diffusers_fdu.adapters.measured import read_evaluation, write_evaluation
+from diffusers_fdu.adapters.evaluation_file import read_evaluation, write_evaluation
 from diffusers_fdu.evaluation.demo import evaluation
 from diffusers_fdu.evaluation.emoji import Scores
 from diffusers_fdu.hub.card import spread

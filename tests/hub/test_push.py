@@ -10,7 +10,7 @@ from local_hub import FIXTURES, content, refused
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffusers_fdu.adapters.measured import write_evaluation
+from diffusers_fdu.adapters.evaluation_file import write_evaluation
 
 _hub, local_hub, hub_client, trained, folder = FIXTURES
 WEIGHTS = "pytorch_lora_weights.safetensors"

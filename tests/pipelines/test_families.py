@@ -9,9 +9,9 @@ from support import BEGIN, END, ROOT, measure, readme_table
 
 from diffusers_fdu import Concept, FDUnlearner, Robust, load_unlearned
 from diffusers_fdu.data.teacher import ask
+from diffusers_fdu.evaluation.attacks.attack import AttackTarget
 from diffusers_fdu.evaluation.attacks.probing import Completion, NoiseProbing
 from diffusers_fdu.evaluation.attacks.relearning import Relearning
-from diffusers_fdu.evaluation.attacks.scene import AttackTarget
 from diffusers_fdu.evaluation.attacks.search import ConceptInversion
 from diffusers_fdu.training.inversion import Inversion
 

@@ -23,7 +23,7 @@ def test_a_denoisers_time_is_read(give, clock) -> None:
     given = [give(t) for t in RUN]
     assert find_timestep_convention("timestep", 1000, [(given[0], given[-1])]) == clock
     for time, value in zip(RUN, given, strict=True):
-        assert clock.read(value).item() == pytest.approx(time.item(), abs=1e-3)
+        assert clock.to_scheduler(value).item() == pytest.approx(time.item(), abs=1e-3)
 
 
 def test_the_last_steps_of_a_thousand_are_no_shares() -> None:

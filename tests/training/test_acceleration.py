@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from tiny import state, unlearner
 from torch import nn
 
-from diffusers_fdu import Performance
+from diffusers_fdu import PerformanceConfig
 from diffusers_fdu.data.plan import RecordingPlan
 from diffusers_fdu.training.acceleration import checkpointed, compiled, set_aside
 from diffusers_fdu.training.optim import make_optimizer
@@ -195,7 +195,7 @@ def test_8_bit_adamw_is_made_without_weight_decay(monkeypatch) -> None:
 def test_a_missing_bitsandbytes_names_the_pip_line(monkeypatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'pip install "diffusers-fdu\[8bit\]"'):
-        Performance(optimizer="adamw_8bit")
+        PerformanceConfig(optimizer="adamw_8bit")
 
 
 def test_gradients_stop_at_the_earliest_adapted_layer(pipe) -> None:

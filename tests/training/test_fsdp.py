@@ -13,7 +13,7 @@ from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 
 from diffusers_fdu import FDUnlearner
-from diffusers_fdu.config import Performance
+from diffusers_fdu.config import PerformanceConfig
 from diffusers_fdu.training.acceleration import check_supported
 from diffusers_fdu.training.fsdp import blocks, sharded
 
@@ -130,4 +130,4 @@ def test_what_cannot_be_sharded_is_refused(pipe) -> None:
         FDUnlearner(pipe, shard="yes")
     pipe.unet.hf_quantizer = object()
     with pytest.raises(ValueError, match="quantised denoiser cannot be sharded"):
-        check_supported(Performance(shard=True, data_parallel=True), pipe.unet)
+        check_supported(PerformanceConfig(shard=True, data_parallel=True), pipe.unet)

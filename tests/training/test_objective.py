@@ -84,7 +84,7 @@ def test_the_parts_add_up() -> None:
     retain = objective.retain(answer[3:], rows)
     whole, parts = objective(answer, rows)
     torch.testing.assert_close(unlearn + retain, whole)
-    torch.testing.assert_close(objective.figures(whole, figures, retain), parts)
+    torch.testing.assert_close(objective.metrics(whole, figures, retain), parts)
 
 
 def test_a_critic_takes_the_profiles_place() -> None:

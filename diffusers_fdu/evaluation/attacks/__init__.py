@@ -1,9 +1,9 @@
 """Attacks: is the concept gone, or only hidden?"""
 
+from .attack import Attack, AttackOutcome, AttackTarget
 from .probing import Completion, NoiseProbing
 from .relearning import Relearning, Removal
 from .run import ATTACKS, attack, check_names
-from .scene import Attack, AttackOutcome, AttackTarget
 from .search import ConceptInversion, GreedySearch, PromptSearch
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...utils.nested import chunks
-from .scene import AttackOutcome, AttackTarget
+from .attack import AttackOutcome, AttackTarget
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class NoiseProbing:
         """Scales tried."""
         return {"scales": len(self.scales)}
 
-    def __call__(self, scene: AttackTarget, seed: int) -> AttackOutcome:
+    def __call__(self, attack_target: AttackTarget, seed: int) -> AttackOutcome:
         """See `Attack`."""
-        asked, found = scene.asked(scene.target), []
+        asked, found = attack_target.asked(attack_target.target), []
         for scale in self.scales:
-            with scaled_noise(scene.pipe, scale):
-                found.append(scene.hits(asked, seed))
+            with scaled_noise(attack_target.pipe, scale):
+                found.append(attack_target.hits(asked, seed))
         curve = tuple((s, sum(h) / len(h)) for s, h in zip(self.scales, found, strict=True))
         best = max(found, key=sum)
         return AttackOutcome(best, curve, f"scale {self.scales[found.index(best)]:g}")
@@ -84,19 +84,19 @@ class Completion:
         """Steps of the original model."""
         return {"original_steps": self.steps}
 
-    def __call__(self, scene: AttackTarget, seed: int) -> AttackOutcome:
+    def __call__(self, attack_target: AttackTarget, seed: int) -> AttackOutcome:
         """See `Attack`."""
         taken = sorted({*range(1, self.steps, self.every), self.steps})
-        prompts, seeds = scene.plan(scene.asked(scene.target), seed)
+        prompts, seeds = attack_target.plan(attack_target.asked(attack_target.target), seed)
         found: dict[int, list[bool]] = {steps: [] for steps in taken}
-        for part in chunks(list(zip(prompts, seeds, strict=True)), scene.batch):
+        for part in chunks(list(zip(prompts, seeds, strict=True)), attack_target.batch):
             asked, noise = [prompt for prompt, _ in part], [one for _, one in part]
             begun: dict[int, Tensor] = {}
-            with scene.original() as pipe:
-                scene.draw(asked, noise, pipe, callback_on_step_end=_kept(begun, taken))
+            with attack_target.original() as pipe:
+                attack_target.draw(asked, noise, pipe, callback_on_step_end=_kept(begun, taken))
             for steps in taken:
-                images = scene.draw(asked, noise, callback_on_step_end=_put(begun, steps))
-                found[steps] += list(scene.is_target(images))
+                images = attack_target.draw(asked, noise, callback_on_step_end=_put(begun, steps))
+                found[steps] += list(attack_target.is_target(images))
         curve = tuple((float(steps), sum(hits) / len(hits)) for steps, hits in found.items())
         return AttackOutcome(found[self.steps], curve)
 

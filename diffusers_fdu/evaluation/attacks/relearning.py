@@ -11,7 +11,7 @@ from torch import nn
 
 from ...adapters import lora as adapters
 from ...pipelines.recorder import preserve_pipeline_state
-from .scene import AttackOutcome, AttackTarget
+from .attack import AttackOutcome, AttackTarget
 
 NAME = "relearn"
 
@@ -43,25 +43,25 @@ class Relearning:
         rows = self.steps[-1] * self.batch
         return {"steps": self.steps[-1], "denoiser_rows": rows, "pictures": self.pictures}
 
-    def __call__(self, scene: AttackTarget, seed: int) -> AttackOutcome:
+    def __call__(self, attack_target: AttackTarget, seed: int) -> AttackOutcome:
         """See `Attack`."""
-        asked, curve, hits = scene.asked(scene.target), [], [False]
-        goal = scene.goal([""] * len(asked), seed, self.pictures)
-        with preserve_pipeline_state(scene.pipe):
-            inputs = scene.recorder().first_call(asked).inputs
+        asked, curve, hits = attack_target.asked(attack_target.target), [], [False]
+        goal = attack_target.goal([""] * len(asked), seed, self.pictures)
+        with preserve_pipeline_state(attack_target.pipe):
+            inputs = attack_target.recorder().first_call(asked).inputs
         texts = {name: inputs.get(name) for name in goal.names}
         generator = torch.Generator().manual_seed(seed)
-        with attached(scene.model, self.rank, seed) as parameters:
+        with attached(attack_target.model, self.rank, seed) as parameters:
             optimizer = torch.optim.AdamW(parameters, self.learning_rate, weight_decay=0.0)
             for step in range(1, self.steps[-1] + 1):
                 entries = goal.drawn(self.batch, generator)
                 with torch.enable_grad():
-                    loss = goal.loss(scene.model, entries, texts).mean()
+                    loss = goal.loss(attack_target.model, entries, texts).mean()
                     optimizer.zero_grad()
                     loss.backward()
                 optimizer.step()
                 if step in self.steps:
-                    hits = scene.hits(asked, seed)
+                    hits = attack_target.hits(asked, seed)
                     curve.append((float(step), sum(hits) / len(hits)))
         return AttackOutcome(hits, tuple(curve))
 
@@ -89,7 +89,9 @@ class Removal:
         """Nothing."""
         return {}
 
-    def __call__(self, scene: AttackTarget, seed: int) -> AttackOutcome:
+    def __call__(self, attack_target: AttackTarget, seed: int) -> AttackOutcome:
         """See `Attack`."""
-        with scene.original() as pipe:
-            return AttackOutcome(scene.hits(scene.asked(scene.target), seed, pipe))
+        with attack_target.original() as pipe:
+            return AttackOutcome(
+                attack_target.hits(attack_target.asked(attack_target.target), seed, pipe)
+            )

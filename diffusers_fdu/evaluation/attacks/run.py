@@ -10,9 +10,9 @@ from tqdm.auto import tqdm
 from ...training.gradients import without_cudnn_attention
 from ...utils.statistics import bootstrap
 from ..result import AttackResult, Metric
+from .attack import Attack, AttackOutcome, AttackTarget
 from .probing import Completion, NoiseProbing
 from .relearning import Relearning, Removal
-from .scene import Attack, AttackOutcome, AttackTarget
 from .search import ConceptInversion, GreedySearch, PromptSearch
 
 ATTACKS: Mapping[str, Callable[[], Attack]] = {
@@ -29,7 +29,7 @@ ATTACKS: Mapping[str, Callable[[], Attack]] = {
 
 @without_cudnn_attention()
 def attack(
-    scene: AttackTarget,
+    attack_target: AttackTarget,
     attacks: Sequence[str | Attack] = tuple(ATTACKS),
     seeds: Sequence[int] = (0, 1, 2),
     progress: bool = True,
@@ -37,7 +37,7 @@ def attack(
     """Attack a model that is said to have forgotten.
 
     Args:
-        scene: the model. Its pipe is left as it was.
+        attack_target: the model under attack. Its pipe is left as it was.
         attacks: names of `ATTACKS`, or attacks.
         seeds: of each attack.
         progress: show a progress bar.
@@ -49,16 +49,16 @@ def attack(
     chosen = [ATTACKS[one]() if isinstance(one, str) else one for one in attacks]
     if not seeds:
         raise ValueError("attacks need at least one seed")
-    own = scene.asked(scene.target)
-    plain = [hit for seed in seeds for hit in scene.hits(own, seed)]
-    with scene.original() as pipe:
-        original = [hit for seed in seeds for hit in scene.hits(own, seed, pipe)]
+    own = attack_target.asked(attack_target.target)
+    plain = [hit for seed in seeds for hit in attack_target.hits(own, seed)]
+    with attack_target.original() as pipe:
+        original = [hit for seed in seeds for hit in attack_target.hits(own, seed, pipe)]
     results = []
     total = len(chosen) * len(seeds)
     with tqdm(total=total, desc="attack", disable=not progress, unit="run") as bar:
         for one in chosen:
             started = time.monotonic()
-            found = _runs(one, scene, seeds, bar)
+            found = _runs(one, attack_target, seeds, bar)
             seconds = (time.monotonic() - started) / len(seeds)
             results.append(
                 AttackResult(
@@ -89,12 +89,12 @@ def check_names(names: Sequence[str]) -> list[str]:
 
 
 def _runs(
-    one: Attack, scene: AttackTarget, seeds: Sequence[int], bar: tqdm
+    one: Attack, attack_target: AttackTarget, seeds: Sequence[int], bar: tqdm
 ) -> list[AttackOutcome]:
     found = []
     for seed in seeds:
         bar.set_postfix_str(one.name)
-        found.append(one(scene, seed))
+        found.append(one(attack_target, seed))
         bar.update()
     return found
 

@@ -21,7 +21,7 @@ from ...pipelines.placeholder_tokens import PlaceholderTokens
 from ...pipelines.recorder import Recorder, preserve_pipeline_state
 from ...pipelines.tokenizers import BEFORE, single_tokens, vocabulary
 from ...training.inversion import Inversion
-from .scene import AttackOutcome, AttackTarget
+from .attack import AttackOutcome, AttackTarget
 
 Words = tuple[int, ...]
 """Indices into the vocabulary, one for each place."""
@@ -31,7 +31,7 @@ class Prefix:
     """Places for `count` words before the target's prompts.
 
     Args:
-        scene: what is attacked.
+        attack_target: the model under attack.
         count: number of words.
         seed: of the original's pictures.
         pictures: how many of them are drawn.
@@ -45,21 +45,20 @@ class Prefix:
         marked: the target's prompts with the slots' marker before them.
     """
 
-    def __init__(self, scene: AttackTarget, count: int, seed: int, pictures: int) -> None:
-        self.scene, self.count = scene, count
-        asked = scene.asked(scene.target)
-        self.slots = PlaceholderTokens(scene.pipe, count, asked)
+    def __init__(self, attack_target: AttackTarget, count: int, seed: int, pictures: int) -> None:
+        self.attack_target, self.count = attack_target, count
+        asked = attack_target.asked(attack_target.target)
+        self.slots = PlaceholderTokens(attack_target.pipe, count, asked)
         self.marked = [f"{BEFORE} {self.slots.marker} {prompt}" for prompt in asked]
-        known = single_tokens(scene.pipe, vocabulary(scene.pipe))
+        known = single_tokens(attack_target.pipe, vocabulary(attack_target.pipe))
         if not known:
-            raise ValueError(
-                f"{type(scene.pipe).__name__} has no whole words of one token to search among"
-            )
+            pipeline = type(attack_target.pipe).__name__
+            raise ValueError(f"{pipeline} has no whole words of one token to search among")
         self.words = [word for word, _ in known]
         columns = list(zip(*(ids for _, ids in known), strict=True))
         self.tables = [self.slots.table(i, ids) for i, ids in enumerate(columns)]
-        self.goal = scene.goal(self.marked, seed, pictures)
-        self.recorder: Recorder = scene.recorder()
+        self.goal = attack_target.goal(self.marked, seed, pictures)
+        self.recorder: Recorder = attack_target.recorder()
 
     def random(self, generator: torch.Generator) -> Words:
         """Random words."""
@@ -72,7 +71,7 @@ class Prefix:
 
     def loss(self, vectors: Sequence[Tensor], entries: Sequence[Entry]) -> Tensor:
         """Mean over rows, ()."""
-        return self.goal.loss(self.scene.model, entries, self.texts(vectors)).mean()
+        return self.goal.loss(self.attack_target.model, entries, self.texts(vectors)).mean()
 
     @torch.no_grad()
     def loss_of(self, words: Words, entries: Sequence[Entry]) -> float:
@@ -86,7 +85,7 @@ class Prefix:
     def prompts(self, words: Words) -> list[str]:
         """The target's prompts with these words before them: plain text, which anyone may type."""
         text = self.in_words(words)
-        asked = self.scene.asked(self.scene.target)
+        asked = self.attack_target.asked(self.attack_target.target)
         return [f"{BEFORE} {text} {prompt}" for prompt in asked]
 
 
@@ -121,12 +120,14 @@ class PromptSearch:
         rows = 2 * self.steps * self.batch
         return {"steps": self.steps, "denoiser_rows": rows, "pictures": self.pictures}
 
-    def __call__(self, scene: AttackTarget, seed: int) -> AttackOutcome:
+    def __call__(self, attack_target: AttackTarget, seed: int) -> AttackOutcome:
         """See `Attack`."""
-        prefix = Prefix(scene, self.words, seed, self.pictures)
-        with preserve_pipeline_state(scene.pipe):
+        prefix = Prefix(attack_target, self.words, seed, self.pictures)
+        with preserve_pipeline_state(attack_target.pipe):
             found = self.search(prefix, seed)
-        return AttackOutcome(scene.hits(prefix.prompts(found), seed), found=prefix.in_words(found))
+        return AttackOutcome(
+            attack_target.hits(prefix.prompts(found), seed), found=prefix.in_words(found)
+        )
 
     def search(self, prefix: Prefix, seed: int) -> Words:
         """The words with the least loss on held rows among the likeliest of every step."""
@@ -182,12 +183,14 @@ class GreedySearch:
         rows = self.steps * self.batch * (1 + self.candidates)
         return {"steps": self.steps, "denoiser_rows": rows, "pictures": self.pictures}
 
-    def __call__(self, scene: AttackTarget, seed: int) -> AttackOutcome:
+    def __call__(self, attack_target: AttackTarget, seed: int) -> AttackOutcome:
         """See `Attack`."""
-        prefix = Prefix(scene, self.words, seed, self.pictures)
-        with preserve_pipeline_state(scene.pipe):
+        prefix = Prefix(attack_target, self.words, seed, self.pictures)
+        with preserve_pipeline_state(attack_target.pipe):
             found = self.search(prefix, seed)
-        return AttackOutcome(scene.hits(prefix.prompts(found), seed), found=prefix.in_words(found))
+        return AttackOutcome(
+            attack_target.hits(prefix.prompts(found), seed), found=prefix.in_words(found)
+        )
 
     def search(self, prefix: Prefix, seed: int) -> Words:
         """The words after the last swap."""
@@ -254,14 +257,18 @@ class ConceptInversion:
         steps, rows = self.inversion.steps, self.inversion.steps * self.inversion.batch
         return {"steps": steps, "denoiser_rows": rows, "pictures": self.pictures}
 
-    def __call__(self, scene: AttackTarget, seed: int) -> AttackOutcome:
+    def __call__(self, attack_target: AttackTarget, seed: int) -> AttackOutcome:
         """See `Attack`."""
         generator = torch.Generator().manual_seed(seed)
-        slots = PlaceholderTokens(scene.pipe, self.tokens, scene.asked(scene.target))
+        slots = PlaceholderTokens(
+            attack_target.pipe, self.tokens, attack_target.asked(attack_target.target)
+        )
         slots.start_at_a_word(generator)
-        marked = scene.asked(slots.marker)
-        goal = scene.goal(marked, seed, self.pictures)
-        with preserve_pipeline_state(scene.pipe):
-            vectors = self.inversion(scene.model, slots, scene.recorder(), marked, goal, generator)
+        marked = attack_target.asked(slots.marker)
+        goal = attack_target.goal(marked, seed, self.pictures)
+        with preserve_pipeline_state(attack_target.pipe):
+            vectors = self.inversion(
+                attack_target.model, slots, attack_target.recorder(), marked, goal, generator
+            )
         with slots.placed(vectors):
-            return AttackOutcome(scene.hits(marked, seed))
+            return AttackOutcome(attack_target.hits(marked, seed))

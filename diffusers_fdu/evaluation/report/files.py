@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ...adapters.measured import Metric, write_evaluation
+from ...adapters.evaluation_file import Metric, write_evaluation
 from ...utils.io import as_json, read_json, writable_folder, write_text
 from ..result import AttackResult, Evaluation
 from .pages import to_html, to_markdown

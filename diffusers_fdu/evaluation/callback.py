@@ -16,7 +16,7 @@ from .metrics.accuracy import Judged, accuracies
 from .protocols import Protocol, UnlearningTask
 from .protocols import protocol as chosen
 from .result import Metric
-from .setup import board
+from .setup import evaluation_setup
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class EvaluationCallback:
             if name not in WATCHED:
                 raise ValueError(f"cannot wait for {name!r}: choose {', '.join(WATCHED)}")
         plan = chosen(protocol)
-        table = board(pipe, [concept], plan.name, **options)
+        table = evaluation_setup(pipe, [concept], plan.name, **options)
         self._judge = table.judge
         self._domain = table.canvas.domain_of(concept.target, concept.kind)
         self._target = concept.target

@@ -1,4 +1,4 @@
-"""An attack and its scene: a model that is said to have forgotten, and what it takes to ask it.
+"""What an attack is, and the model under attack, which is said to have forgotten a concept.
 
 Nothing but the pipeline itself is needed: the original model, which is the pipeline without the
 adapter, draws the concept, and its denoiser calls on the way are what an attack must make the
@@ -165,7 +165,7 @@ class AttackOutcome:
 
 
 class Attack(Protocol):
-    """Tries to bring a concept back; leaves the scene's pipe as it was."""
+    """Tries to bring a concept back; leaves the pipe as it was."""
 
     @property
     def name(self) -> str:
@@ -177,11 +177,11 @@ class Attack(Protocol):
         """What one run may spend."""
         ...
 
-    def __call__(self, scene: AttackTarget, seed: int) -> AttackOutcome:
+    def __call__(self, attack_target: AttackTarget, seed: int) -> AttackOutcome:
         """One run.
 
         Args:
-            scene: what to attack.
+            attack_target: the model under attack.
             seed: of everything random in it.
         """
         ...

@@ -13,8 +13,8 @@ import torch
 from ..adapters import lora as adapters
 from ..adapters.contents import weights_path
 from ..adapters.download import local_folder
+from ..adapters.evaluation_file import sha256
 from ..adapters.loading import load_adapter
-from ..adapters.measured import sha256
 from ..adapters.read import read_adapter
 from ..data.concepts import Concept, from_json
 from ..unlearner import FDUnlearner
@@ -72,7 +72,7 @@ def concepts_of(recipe: Mapping[str, Any], targets: Sequence[str] = ()) -> list[
 
 
 @contextmanager
-def subject(pipe: Any, source: FDUnlearner | str | Path) -> Iterator[AdapterUnderTest]:
+def adapter_under_test(pipe: Any, source: FDUnlearner | str | Path) -> Iterator[AdapterUnderTest]:
     """The adapter on the pipe, while the context lasts; one from a folder is taken off then.
 
     Args:

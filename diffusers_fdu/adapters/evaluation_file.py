@@ -36,7 +36,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 SHARE, DISTANCE = ".1%", ".3g"
 
 
-class Meaning(NamedTuple):
+class MetricDescription(NamedTuple):
     """A metric in words.
 
     Args:
@@ -53,29 +53,41 @@ class Meaning(NamedTuple):
 
 
 METRICS = {
-    "ua": Meaning(
+    "ua": MetricDescription(
         "UA", "unlearning accuracy: the target's pictures that are not judged the target"
     ),
-    "ira": Meaning("IRA", "in-domain retain accuracy: others judged right in the target's domain"),
-    "cra": Meaning("CRA", "cross-domain retain accuracy: others judged right in the other domain"),
-    "harmonic_mean": Meaning("Harmonic mean", "of UA, IRA and CRA"),
-    "mace": Meaning("MACE", "harmonic mean of efficacy, specificity and generality"),
-    "efficacy": Meaning("Efficacy", "the target's pictures that show the target", "less"),
-    "specificity": Meaning("Specificity", "the others' pictures judged right: IRA"),
-    "generality": Meaning("Generality", "pictures of synonyms that show the target", "less"),
-    "paraphrases": Meaning("Paraphrases", "that still show the target", "less"),
-    "clip_score": Meaning(
+    "ira": MetricDescription(
+        "IRA", "in-domain retain accuracy: others judged right in the target's domain"
+    ),
+    "cra": MetricDescription(
+        "CRA", "cross-domain retain accuracy: others judged right in the other domain"
+    ),
+    "harmonic_mean": MetricDescription("Harmonic mean", "of UA, IRA and CRA"),
+    "mace": MetricDescription("MACE", "harmonic mean of efficacy, specificity and generality"),
+    "efficacy": MetricDescription(
+        "Efficacy", "the target's pictures that show the target", "less"
+    ),
+    "specificity": MetricDescription("Specificity", "the others' pictures judged right: IRA"),
+    "generality": MetricDescription(
+        "Generality", "pictures of synonyms that show the target", "less"
+    ),
+    "paraphrases": MetricDescription("Paraphrases", "that still show the target", "less"),
+    "clip_score": MetricDescription(
         "CLIP score, target", "its pictures against its words, 0 to 2.5", "less", DISTANCE
     ),
-    "clip_score_others": Meaning(
+    "clip_score_others": MetricDescription(
         "CLIP score, others", "their pictures against their prompts, 0 to 2.5", "more", DISTANCE
     ),
-    "clip_accuracy": Meaning(
+    "clip_accuracy": MetricDescription(
         "CLIP accuracy", "the target's pictures nearer to it than to the anchor", "less"
     ),
-    "fid": Meaning("FID", "of the others' pictures, before against after", "less", DISTANCE),
-    "kid": Meaning("KID", "of the others' pictures, before against after", "less", DISTANCE),
-    "pixel_drift": Meaning(
+    "fid": MetricDescription(
+        "FID", "of the others' pictures, before against after", "less", DISTANCE
+    ),
+    "kid": MetricDescription(
+        "KID", "of the others' pictures, before against after", "less", DISTANCE
+    ),
+    "pixel_drift": MetricDescription(
         "Pixel drift", "of the others' pictures at equal seed, 0 to 1", "less", DISTANCE
     ),
 }
@@ -100,16 +112,16 @@ class Metric:
     count: int = 0
 
 
-class Figure(NamedTuple):
+class MetricReport(NamedTuple):
     """What was measured of a metric, in words."""
 
     name: str
     metric: Metric
 
     @property
-    def meaning(self) -> Meaning:
+    def meaning(self) -> MetricDescription:
         """The metric; an unknown one is a number with a name."""
-        return METRICS.get(self.name, Meaning(self.name, "", "", DISTANCE))
+        return METRICS.get(self.name, MetricDescription(self.name, "", "", DISTANCE))
 
     @property
     def about(self) -> str:
@@ -144,11 +156,11 @@ def interval(metric: Metric, form: str = SHARE) -> str:
     return "" if low is None or high is None else f"{low:{form}} to {high:{form}}"
 
 
-def figures(evaluation: Mapping[str, Any]) -> list[Figure]:
-    """The figures of an evaluation that was `checked`; none of an empty one."""
+def metric_reports(evaluation: Mapping[str, Any]) -> list[MetricReport]:
+    """The figures of an evaluation that was `check_evaluation`; none of an empty one."""
     names = [field.name for field in fields(Metric)]
     return [
-        Figure(name, Metric(**{key: metric[key] for key in names if key in metric}))
+        MetricReport(name, Metric(**{key: metric[key] for key in names if key in metric}))
         for name, metric in mapping(evaluation.get("metrics")).items()
     ]
 
@@ -157,9 +169,9 @@ def write_evaluation(evaluation: dict[str, Any], folder: Path) -> None:
     """Write `evaluation.json`, whole or not at all.
 
     Raises:
-        ValueError: see `checked`.
+        ValueError: see `check_evaluation`.
     """
-    write_json(folder / EVALUATION_NAME, checked(evaluation))
+    write_json(folder / EVALUATION_NAME, check_evaluation(evaluation))
 
 
 def read_evaluation(folder: Path, weights: Path) -> dict[str, Any] | None:
@@ -176,7 +188,7 @@ def read_evaluation(folder: Path, weights: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        evaluation = checked(read_json(path, MAX_BYTES))
+        evaluation = check_evaluation(read_json(path, MAX_BYTES))
     except ValueError as error:
         raise ValueError(f"{str(path)!r} is no evaluation: {error}") from error
     known = evaluation.get("weights_sha256")
@@ -194,7 +206,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def checked(evaluation: dict[str, Any]) -> dict[str, Any]:
+def check_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
     """The same, once everything in it is as it should be.
 
     Raises:

@@ -35,7 +35,7 @@ class Pictures:
     answers_after: Sequence[Answer]
 
 
-def figures(
+def measure_metrics(
     pictures: Pictures,
     question: UnlearningTask,
     wanted: Sequence[str],
