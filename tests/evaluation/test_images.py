@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from conftest import latents
+from drawn import main
 from launched import run
 from tiny import add_other_adapter
 
@@ -273,7 +274,7 @@ def test_videos_are_refused() -> None:
 
 def test_two_processes_draw_what_one_draws(tmp_path) -> None:
     for together in (False, True):
-        run("drawn.py", str(tmp_path / str(together)), together=together)
+        run(main, str(tmp_path / str(together)), together=together)
     one, two = (load_image_set(tmp_path / str(together)) for together in (False, True))
     assert bytes_of(one) == bytes_of(two)
     assert [r.seed for r in two.requests] == list(range(6))

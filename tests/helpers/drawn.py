@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-
 from conftest import build_tiny_pipe
 
 from diffusers_fdu.evaluation.images import draw
 from diffusers_fdu.evaluation.request import Request
 from diffusers_fdu.utils.distributed import Processes
 
-if __name__ == "__main__":
+
+def main(folder: str) -> None:
     requests = [Request(prompt, i, "target") for i, prompt in enumerate(["a dog", "a cat"] * 3)]
     settings = {"num_inference_steps": 2}
-    found = draw(build_tiny_pipe(), requests, settings, sys.argv[1], 1, Processes(True))
+    found = draw(build_tiny_pipe(), requests, settings, folder, 1, Processes(True))
     assert len(found.images) == len(requests)

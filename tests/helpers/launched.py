@@ -1,24 +1,62 @@
-"""Scripts of this folder, run by one process or by two on gloo."""
+"""Functions of this folder's modules in processes of their own: one, or two on gloo.
+
+The processes are forked from one that has imported everything, since importing takes longer than
+most of what they do. tests/training/test_launched_trainings.py uses a real launcher.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
+import socket
 import sys
+import tempfile
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
+
+import conftest  # noqa: F401 (sets the environment of Triton, which the processes inherit)
 
 TESTS = Path(__file__).parent
-TWO = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["diffusers_fdu.unlearner", "families", "together"])
 
 
-def run(script: str, *arguments: str, together: bool) -> str:
-    """Run it; returns what it wrote to stderr."""
+def start(function: Callable[..., Any], *arguments: Any, log: Path, **env: str) -> BaseProcess:
+    """Call a function in a new process, whose output goes to a file."""
     paths = [*map(str, (TESTS, *TESTS.parents[:2])), os.environ.get("PYTHONPATH", "")]
-    env = {"PYTHONPATH": os.pathsep.join(paths), "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, *(TWO if together else []), str(TESTS / script), *arguments]
-    done = subprocess.run(
-        command, env={**os.environ, **env}, capture_output=True, text=True, timeout=500
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    return done.stderr
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # read when the server starts
+    process = CONTEXT.Process(target=_call, args=(function, arguments, log, env))
+    process.start()
+    return process
+
+
+def _call(function: Callable[..., Any], arguments: tuple, log: Path, env: dict[str, str]) -> None:
+    with log.open("a") as file:
+        sys.stdout.flush()
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(env)
+    function(*arguments)
+
+
+def run(function: Callable[..., Any], *arguments: str, together: bool) -> str:
+    """Call it in one process or in two; returns what was printed."""
+    count = 2 if together else 1
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
+        free.bind(("localhost", 0))
+        shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+        free.close()
+        logs = [Path(folder) / str(rank) for rank in range(count)]
+        processes = []
+        for rank, log in enumerate(logs):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+            env = {"ACCELERATE_USE_CPU": "true", **(shared | place if together else {})}
+            processes.append(start(function, *arguments, log=log, **env))
+        for process in processes:
+            process.join(500)
+        output = "".join(log.read_text() for log in logs)
+        if any(process.exitcode for process in processes):
+            raise RuntimeError(output[-3000:])
+        return output

@@ -1,14 +1,8 @@
-"""Adapters of supported pipelines, trained by one process or by several together.
-
-    python tests/helpers/paired.py OUT KEY ...
-
-writes each family's adapter from the main process; a launcher starts the others.
-"""
+"""Adapters of supported pipelines, trained by one process or by several together."""
 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +41,7 @@ def errors(keys: Sequence[str]) -> dict[str, float]:
     """Largest difference of weights between one process and two with half the rows each."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.pt"
-        run("paired.py", str(path), *keys, together=True)
+        run(main, str(path), *keys, together=True)
         both = torch.load(path)
     found = {}
     for key in keys:
@@ -58,13 +52,9 @@ def errors(keys: Sequence[str]) -> dict[str, float]:
 
 
 def main(output: str, *keys: str) -> None:
-    """Of one process among several."""
+    """Write each family's adapter, from the main process among several."""
     torch.set_num_threads(1)
     count = int(os.environ["WORLD_SIZE"])
     found = {key: trained(key, count) for key in keys}
     if os.environ["RANK"] == "0":
         torch.save(found, Path(output))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

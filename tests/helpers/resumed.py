@@ -1,17 +1,11 @@
-"""A training that test_checkpoint.py kills, and one that goes on.
-
-    python tests/helpers/resumed.py FOLDER KILL_AT RESUME key=value ...
-
-is killed in the callback of step KILL_AT, or saves the adapter to FOLDER/adapter if it is -1.
-"""
+"""A training that test_checkpoint.py kills, and one that goes on."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from conftest import build_tiny_pipe
@@ -19,12 +13,12 @@ from conftest import build_tiny_pipe
 from diffusers_fdu import CheckpointConfig, FDUnlearner
 
 
-def main(folder: str, kill_at: str, resume: str, *pairs: str) -> None:
+def main(folder: Path, kill_at: int | None, resume: bool, options: dict[str, Any]) -> None:
+    """Is killed in the callback of step `kill_at`; saves the adapter to folder/adapter if None."""
     torch.set_num_threads(1)
-    options = {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in pairs)}
 
     def callback(record) -> None:
-        if record.step == int(kill_at):
+        if record.step == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     worker = FDUnlearner(
@@ -42,10 +36,6 @@ def main(folder: str, kill_at: str, resume: str, *pairs: str) -> None:
         "dog",
         "cat",
         callback=callback,
-        checkpoint=CheckpointConfig(Path(folder) / "checkpoints", 3, resume == "resume"),
+        checkpoint=CheckpointConfig(folder / "checkpoints", 3, resume),
     )
-    worker.save(Path(folder) / "adapter")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    worker.save(folder / "adapter")

@@ -1,6 +1,6 @@
-"""What processes that train together are given: run by other tests under a launcher.
+"""What processes that train together are given: called by other tests in those processes.
 
-    python tests/helpers/together.py OUT key=value ... [-- OUT key=value ...]
+    main(OUT, "key=value", ..., "--", OUT, "key=value", ...)
 
 writes the adapter's weights and what was recorded from the main process; with shard=true also what
 was called while training.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -53,7 +52,13 @@ def parts(model) -> dict[str, tuple[bool, int, int]]:
     }
 
 
-def main(output: str, *pairs: str) -> None:
+def main(*arguments: str) -> None:
+    for is_break, group in groupby(arguments, "--".__eq__):
+        if not is_break:
+            train(*group)
+
+
+def train(output: str, *pairs: str) -> None:
     torch.set_num_threads(1)
     options = {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in pairs)}
     if isinstance(options.get("estimator"), dict):
@@ -92,9 +97,3 @@ def main(output: str, *pairs: str) -> None:
         history = [vars(record) for record in worker.history]
         facts = {"weights": weights, "history": history, "buffer": worker.recipe["buffer"]}
         torch.save({**facts, "parts": found}, Path(output))
-
-
-if __name__ == "__main__":
-    for is_break, group in groupby(sys.argv[1:], "--".__eq__):
-        if not is_break:
-            main(*group)

@@ -2,29 +2,27 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import resumed
 import torch
 from conftest import build_tiny_pipe
+from launched import start
 from tiny import unlearner
 
 from diffusers_fdu import CheckpointConfig
 from diffusers_fdu.training.checkpoint import read, step_files, write
 
-ROOT = Path(__file__).parents[2]
-HELPERS = ROOT / "tests" / "helpers"
 KILLED = -9
 
 
-def run(folder: Path, kill_at: int, resume: str, *options: str) -> int:
-    command = [sys.executable, str(HELPERS / "resumed.py"), str(folder), str(kill_at), resume]
-    env = {**os.environ, "PYTHONPATH": f"{HELPERS}:{HELPERS.parent}:{ROOT}"}
-    done = subprocess.run([*command, *options], env=env, capture_output=True, text=True)
-    assert done.returncode in (0, KILLED), done.stderr[-2000:]
-    return done.returncode
+def run(folder: Path, kill_at: int | None, resume: bool, options: dict) -> int | None:
+    log = folder.with_suffix(".log")
+    process = start(resumed.main, folder, kill_at, resume, options, log=log)
+    process.join()
+    assert process.exitcode in (0, KILLED), log.read_text()[-2000:]
+    return process.exitcode
 
 
 def adapter(folder: Path) -> bytes:
@@ -32,19 +30,19 @@ def adapter(folder: Path) -> bytes:
 
 
 OPTIONS = {
-    "plain": ((0, 4, 8), []),
-    "surgery": ((7,), ["surgery=true"]),
-    "variational": ((5,), ['estimator="variational"']),
+    "plain": ((0, 4, 8), {}),
+    "surgery": ((7,), {"surgery": True}),
+    "variational": ((5,), {"estimator": "variational"}),
 }
 
 
 @pytest.mark.parametrize(("killed_at", "options"), OPTIONS.values(), ids=OPTIONS)
 def test_a_killed_training_ends_as_if_it_had_not_been(tmp_path, killed_at, options) -> None:
     """Killed with SIGKILL at each of these steps in turn, resumed each time."""
-    assert run(tmp_path / "whole", -1, "begin", *options) == 0
+    assert run(tmp_path / "whole", None, False, options) == 0
     for step in killed_at:
-        assert run(tmp_path / "killed", step, "resume", *options) == KILLED
-    assert run(tmp_path / "killed", -1, "resume", *options) == 0
+        assert run(tmp_path / "killed", step, True, options) == KILLED
+    assert run(tmp_path / "killed", None, True, options) == 0
     assert adapter(tmp_path / "killed") == adapter(tmp_path / "whole")
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from families import FAMILIES
 from launched import run
+from together import main
 from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 
@@ -30,7 +31,7 @@ def runs(tmp_path_factory) -> dict[str, dict]:
     streamed = ['hooks="sequential"', "gradient_checkpointing=true"]
     both = [paths["sharded"], *two, "--", paths["streamed"], *two, *streamed]
     for together, arguments in ((False, alone), (True, both)):
-        assert "FSDP2-wrapped" not in run("together.py", *arguments, together=together)
+        assert "FSDP2-wrapped" not in run(main, *arguments, together=together)
     return {name: torch.load(path) for name, path in paths.items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from launched import run
+from together import main
 
 from diffusers_fdu.utils.distributed import Processes
 
@@ -27,7 +28,7 @@ def runs(tmp_path_factory) -> dict[tuple[str, bool], dict]:
         arguments: list[str] = []
         for name, options in OPTIONS.items():
             arguments += [*(["--"] if arguments else []), str(paths[name]), size, *options]
-        run("together.py", *arguments, together=together)
+        run(main, *arguments, together=together)
         found |= {(name, together): torch.load(path) for name, path in paths.items()}
     return found
 
