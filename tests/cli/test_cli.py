@@ -6,28 +6,17 @@ import sys
 
 import pytest
 import typer
+from launched import command as run
 from typer.testing import CliRunner
 
 from diffusers_fdu.cli import app, unlearn_job
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "diffusers_fdu", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
-UNLEARN = ("unlearn", "--model", "emoji", "--target", "dog", "--anchor", "cat")
-
 
 COMMANDS = typer.main.get_command(app).commands
 
 
 def test_help_has_every_command() -> None:
-    result = run("--help")
+    command = [sys.executable, "-m", "diffusers_fdu", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0
     assert all(name in result.stdout for name in COMMANDS)
 

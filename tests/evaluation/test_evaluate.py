@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import fields
 
 import pytest
 import torch
 from conftest import build_tiny_pipe, latents
+from launched import command
 
 from diffusers_fdu import Concept, EvaluationCallback, EvaluationConfig, FDUnlearner, evaluate
 from diffusers_fdu.emoji.loading import load_emoji_clip, load_emoji_judge, load_emoji_pipeline
@@ -240,9 +239,8 @@ def test_the_command_line_measures_writes_and_feeds_the_card(tmp_path) -> None:
     worker.unlearn("dog", "cat")
     folder = worker.save(tmp_path / "dog")
     report = tmp_path / "report"
-    command = [sys.executable, "-m", "diffusers_fdu", "evaluate", str(folder)]
-    command += ["--set", "num_inference_steps=5", "--report", str(report), "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    options = ("--set", "num_inference_steps=5", "--report", str(report), "--device", "cpu")
+    done = command("evaluate", str(folder), *options)
     assert done.returncode == 0, done.stderr[-2000:]
     assert '"dog" is gone from' in done.stdout
     found = from_json(report / "evaluation.json")

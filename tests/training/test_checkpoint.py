@@ -21,7 +21,7 @@ def run(folder: Path, kill_at: int | None, resume: bool, options: dict) -> int |
     log = folder.with_suffix(".log")
     process = start(resumed.main, folder, kill_at, resume, options, log=log)
     process.join()
-    assert process.exitcode in (0, KILLED), log.read_text()[-2000:]
+    assert process.exitcode in (0, KILLED), log.with_suffix(".err").read_text()[-2000:]
     return process.exitcode
 
 

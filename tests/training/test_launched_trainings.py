@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from launched import command
 from safetensors.torch import load_file
 
 from diffusers_fdu.cli import unlearn_job
@@ -24,18 +25,18 @@ ROOT = Path(__file__).parents[2]
 HELPERS = ROOT / "tests" / "helpers"
 FSDP = ("--config_file", str(ROOT / "examples" / "fsdp.yaml"), "--mixed_precision", "no")
 TWO = ("--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no")
-COMMAND = ("-m", "diffusers_fdu", "unlearn", "--model", "emoji", "--f", "kl", "--steps", "4")
+COMMAND = ("unlearn", "--model", "emoji", "--f", "kl", "--steps", "4")
 DATA = ("--set", "trajectories=4", "--set", "retain_weight=0", "--guidance-scale", "1")
 SMALL = (*DATA, "--set", "early_stop=0", "--set", "learning_rate=1e-3", "--set", "init=lora")
 DOG = ("--target", "dog", "--anchor", "cat")
 FILE, RECIPE = "pytorch_lora_weights.safetensors", "recipe.json"
 
 
-def start(*arguments: str, launch: tuple[str, ...] = ()) -> subprocess.Popen:
+def start(*arguments: str, launch: tuple[str, ...]) -> subprocess.Popen:
     launcher = ("-m", "accelerate.commands.launch", *launch, "--main_process_port", "0")
     env = {"PYTHONPATH": f"{HELPERS}:{ROOT}", "ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(
-        [sys.executable, *(launcher if launch else ()), *COMMAND, *SMALL, *arguments],
+        [sys.executable, *launcher, "-m", "diffusers_fdu", *COMMAND, *SMALL, *arguments],
         env={**os.environ, **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -43,7 +44,7 @@ def start(*arguments: str, launch: tuple[str, ...] = ()) -> subprocess.Popen:
     )
 
 
-def run(*arguments: str, launch: tuple[str, ...] = ()) -> str:
+def run(*arguments: str, launch: tuple[str, ...]) -> str:
     with start(*arguments, launch=launch) as process:
         output, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors[-3000:]
@@ -54,7 +55,8 @@ def run(*arguments: str, launch: tuple[str, ...] = ()) -> str:
 def alone(tmp_path_factory) -> dict[str, torch.Tensor]:
     """What one process trains with a batch of 4."""
     folder = tmp_path_factory.mktemp("alone")
-    run(*DOG, "--set", "batch_size=4", "--output-dir", str(folder))
+    done = command(*COMMAND, *SMALL, *DOG, "--set", "batch_size=4", "--output-dir", str(folder))
+    assert done.returncode == 0, done.stderr[-3000:]
     return load_file(folder / FILE)
 
 
@@ -137,11 +139,10 @@ def test_one_bad_concept_does_not_stop_the_others(tmp_path) -> None:
     concepts, folder = tmp_path / "concepts.yaml", tmp_path / "out"
     long = "word " * 90
     concepts.write_text(f"- {{target: {long}, name: bad}}\n- {{target: fox, anchor: cow}}\n")
-    with start("--concepts", str(concepts), "--output-dir", str(folder)) as process:
-        output, errors = process.communicate(timeout=500)
-    assert process.returncode == 1
-    assert "error: 1 of 2 concepts failed: bad: prompt" in errors
-    assert "fox: 4 steps" in output and (folder / "fox" / FILE).exists()
+    done = command(*COMMAND, *SMALL, "--concepts", str(concepts), "--output-dir", str(folder))
+    assert done.returncode == 1
+    assert "error: 1 of 2 concepts failed: bad: prompt" in done.stderr
+    assert "fox: 4 steps" in done.stdout and (folder / "fox" / FILE).exists()
 
 
 def test_processes_may_try_a_folder_at_the_same_time(tmp_path) -> None:
