@@ -202,7 +202,7 @@ class FDUnlearner:
                 recorded = time.monotonic()
                 result = trainer.run(buffer, before, callback, checkpoints)
             trained = time.monotonic()
-            facts = recipe.describe(
+            facts = recipe.make_recipe(
                 self.pipe,
                 result.settings,
                 self.pipeline_kwargs,
@@ -252,7 +252,7 @@ class FDUnlearner:
         if self.processes.is_main:
             folder = writable_folder(directory)
             weights.save_adapter(self.pipe, self.component, self.adapter_name, folder, format)
-            recipe.write(self.recipe, folder)
+            recipe.write_recipe(self.recipe, folder)
         self.processes.wait()
         return folder
 

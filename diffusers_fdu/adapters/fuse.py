@@ -20,9 +20,6 @@ PLAIN = (Linear, Conv1d, Conv2d, Conv3d)
 def fuse(pipe: Any, adapter_names: Sequence[str] | None = None) -> float:
     """Add adapters to the weights, at the strengths they have, and take them off the pipe.
 
-        fuse(pipe)
-        pipe.save_pretrained("forgotten")
-
     The pipe draws what it drew, without PEFT, and what `save_pretrained` writes holds no adapter
     that could be switched off. To bring a concept back, someone needs the original weights, or
     has to train.
@@ -35,57 +32,66 @@ def fuse(pipe: Any, adapter_names: Sequence[str] | None = None) -> float:
     word. Here the sum is made in float64 and rounded once, and what that took is returned.
 
     Args:
-        pipe: its denoisers carry adapters. Text encoders are left as they are.
-        adapter_names: active ones; None: all that are active. The others stay on the pipe, and
-            so does one in a denoiser in which it is not active.
+        pipe: a pipeline whose denoisers carry adapters. Text encoders are left as they are.
+        adapter_names: active adapters; by default all that are active. The others stay on the
+            pipe, and so does one in a denoiser in which it is not active.
 
     Returns:
         What rounding took: |W' - (W + dW)|_F / |dW|_F over all layers. On the embedded model
-        that was 3e-8 in float32, 3e-4 in float16 and 2e-3 in bfloat16; the smaller the update,
-        the more it is.
+        that was 3e-8 in float32, 3e-4 in float16 and 2e-3 in bfloat16; it grows as the update
+        gets smaller.
 
     Raises:
-        ValueError: for a name that is not active, or none at all; for weights that are quantised;
-            for adapters that are more than LoRA, such as DoRA, or have a bias of their own; see
-            `adapters.check_denoiser`. The pipe is as it was then.
+        ValueError: for a name that is not active, or none at all; for a denoiser that is compiled,
+            or whose weights are quantised; for adapters that are fused or off, are more than LoRA,
+            such as DoRA, or have a bias of their own. The pipe is then as it was.
+
+    Example:
+        >>> pipe = load_unlearned(pipe, "forget-dog")
+        >>> fuse(pipe) < 1e-4
+        True
+        >>> pipe.save_pretrained("forgotten")
     """
     models = {name: getattr(pipe, name) for name in denoiser_names(pipe)}
-    before = {name: adapters.snapshot(model) for name, model in models.items()}
-    active = list(dict.fromkeys(name for state in before.values() for name in state.active))
-    wanted = active if adapter_names is None else list(dict.fromkeys(adapter_names))
-    if not wanted:
+    states_before = {name: adapters.snapshot(model) for name, model in models.items()}
+    active = list(dict.fromkeys(name for state in states_before.values() for name in state.active))
+    fused = active if adapter_names is None else list(dict.fromkeys(adapter_names))
+    if not fused:
         raise ValueError("there is no active adapter to fuse: load one, or call pipe.set_adapters")
-    for name in wanted:
+    for name in fused:
         if name not in active:
             raise ValueError(f"adapter {name!r} is not active: active are {', '.join(active)}")
     # An adapter may be active in one denoiser and not in the other.
-    own = {key: [name for name in wanted if name in before[key].active] for key in models}
-    for key, model in models.items():
+    fused_in = {
+        component: [name for name in fused if name in state.active]
+        for component, state in states_before.items()
+    }
+    # All denoisers are checked before any is changed.
+    for component, model in models.items():
         adapters.check_denoiser(model)
-        _check_layers(model, own[key])
-    lost = whole = 0.0
-    for key, model in models.items():
+        _check_layers(model, fused_in[component])
+    lost = total = 0.0
+    for component, model in models.items():
+        names, state = fused_in[component], states_before[component]
         with onloaded(model):
             for layer in adapters.tuner_layers(model):
-                names = _on(layer, own[key])
-                off, size = _add(layer, names) if names else (0.0, 0.0)
-                lost, whole = lost + off, whole + size
-            rest = tuple(name for name in before[key].active if name not in own[key])
-            for name in own[key]:
-                adapters.remove(model, name, replace(before[key], active=rest))
-    return (lost / whole) ** 0.5 if whole else 0.0
+                rounding, size = _fuse_layer(layer, _present(layer, names))
+                lost, total = lost + rounding, total + size
+            rest = tuple(name for name in state.active if name not in names)
+            for name in names:
+                adapters.remove(model, name, replace(state, active=rest))
+    return (lost / total) ** 0.5 if total else 0.0
 
 
-def _on(layer: Any, names: Sequence[str]) -> list[str]:
+def _present(layer: Any, names: Sequence[str]) -> list[str]:
     """Which of these adapters have weights in a layer, and are active there."""
-    parts = [getattr(layer, part, {}) for part in layer.adapter_layer_names]
-    there = {name for part in parts for name in part}
-    return [name for name in names if name in there and name in layer.active_adapters]
+    present = {name for part in layer.adapter_layer_names for name in getattr(layer, part, {})}
+    return [name for name in names if name in present and name in layer.active_adapters]
 
 
-def _check_layers(model: nn.Module, wanted: Sequence[str]) -> None:
+def _check_layers(model: nn.Module, adapter_names: Sequence[str]) -> None:
     for layer in adapters.tuner_layers(model):
-        names = _on(layer, wanted)
+        names = _present(layer, adapter_names)
         weight = getattr(layer.get_base_layer(), "weight", None)
         if names and weight is not None:
             _check_weight(model, weight)
@@ -121,8 +127,10 @@ def _is_plain(layer: Any, name: str) -> bool:
 
 
 @torch.no_grad()
-def _add(layer: Any, names: Sequence[str]) -> tuple[float, float]:
-    """Add adapters to a layer: |W' - (W + dW)|^2 and |dW|^2."""
+def _fuse_layer(layer: Any, names: Sequence[str]) -> tuple[float, float]:
+    """Add adapters to a layer; returns |W' - (W + dW)|^2 and |dW|^2."""
+    if not names:
+        return 0.0, 0.0
     weight = layer.get_base_layer().weight
     delta = torch.zeros_like(weight, dtype=torch.float64)
     for name in names:

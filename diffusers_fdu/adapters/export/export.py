@@ -1,29 +1,33 @@
-"""An adapter as one file that other programs read."""
+"""An adapter as one file that other programs read, and such a file read back."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ...utils.io import replacing, writable_folder
-from ..download import local_folder
+from ...utils.io import json_object, replacing, writable_folder
+from ..adapter_file import Layer
+from ..download import Source, local_folder
 from ..read import read_adapter
 from ..write import with_sorted_header
 from .families import family_of
-from .header import header
-from .layers import Layer, named_layers
+from .header import RECIPE_KEY, header
+from .layers import named_layers
 
 ExportFormat = Literal["kohya"]
 PREFIX = "lora_unet_"  # of every denoiser's layers, transformers' too
+DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 SUFFIX = ".safetensors"
 
 
 def export(
-    folder: str | Path,
+    folder: Source,
     output: str | Path,
     format: str = "kohya",
     *,
@@ -31,8 +35,6 @@ def export(
     family: str | None = None,
 ) -> Path:
     """Write an adapter as one file for ComfyUI, A1111, Forge and kohya's sd-scripts.
-
-        export("runs/snoopy", "loras/forget-snoopy.safetensors")
 
     A layer is `lora_unet_<name>.lora_down.weight` (rank, in), `.lora_up.weight` (out, rank) and
     `.alpha`; it adds alpha / rank up @ down to a weight. The names are those of the code that
@@ -54,17 +56,17 @@ def export(
 
     alpha is the adapter's, where diffusers' own converter, `convert_state_dict_to_kohya`, writes
     the rank. Where a UNet's layers differ in alpha, all get the most frequent one and what differs
-    goes into the weights, since diffusers reads one alpha for all (see `layers.alike`); so do
-    parts of one matrix that are scaled differently.
+    goes into the weights, since diffusers reads one alpha for all; so do parts of one matrix that
+    are scaled differently.
 
     Args:
-        folder: of an adapter, see `read_adapter`, or its name on the Hub, `user/name`.
+        folder: an adapter's folder, or its name on the Hub, `user/name`.
         output: the file, which ends in .safetensors; an older one is replaced, whole or not at
             all.
         format: "kohya".
-        title: shown by other programs; None: the adapter's name.
-        family: "sd", "sdxl", "flux" or "sd3", for an adapter without a recipe; None: by the
-            recipe, or by the layers' sizes.
+        title: the title that other programs show; by default the adapter's name.
+        family: "sd", "sdxl", "flux" or "sd3", for an adapter without a recipe; by default what
+            the recipe or the layers' sizes tell.
 
     Returns:
         The file.
@@ -72,7 +74,11 @@ def export(
     Raises:
         ValueError: if the adapter is not to be trusted or for another model, a layer has no name
             in other programs, or the file cannot be written.
-        HubError: see `hub.pull`.
+        HubError: with the fix, if the Hub or the network fails.
+
+    Example:
+        >>> export("forget-dog", "loras/forget-dog.safetensors").name
+        'forget-dog.safetensors'
     """
     if format not in get_args(ExportFormat):
         raise ValueError(f"unknown format {format!r}: choose {', '.join(get_args(ExportFormat))}")
@@ -81,28 +87,59 @@ def export(
         raise ValueError(f"output {str(path)!r} must end in {SUFFIX}")
     if path.exists() and not path.is_file():
         raise ValueError(f"{str(path)!r} is there and is no file")
-    found = read_adapter(local_folder(folder))
-    known = family_of(found, family)
-    layers = named_layers(found, known)
-    tensors = tensors_of(layers)
-    digest = hashlib.sha256(_data(save(tensors))).hexdigest()
-    content = save(tensors, header(found, known, layers, path.stem, digest, title))
+    adapter_file = read_adapter(local_folder(folder))
+    model_family = family_of(adapter_file, family)
+    layers = named_layers(adapter_file, model_family)
+    tensors = {}
+    for name, (down, up, alpha) in layers.items():
+        tensors[f"{PREFIX}{name}{DOWN}"] = down.contiguous()
+        tensors[f"{PREFIX}{name}{UP}"] = up.contiguous()
+        tensors[f"{PREFIX}{name}{ALPHA}"] = torch.tensor(alpha, dtype=torch.float32)
+    plain = save(tensors)
+    # The tensors follow 8 bytes of length and the header; that length depends on no metadata.
+    digest = hashlib.sha256(plain[8 + int.from_bytes(plain[:8], "little") :]).hexdigest()
+    metadata = header(adapter_file, model_family, layers, path.stem, digest, title)
     writable_folder(path.parent)
     with replacing(path) as file:
-        file.write(with_sorted_header(content))
+        file.write(with_sorted_header(save(tensors, metadata)))
     return path
 
 
-def tensors_of(layers: dict[str, Layer]) -> dict[str, torch.Tensor]:
-    """What is written of each layer."""
-    tensors = {}
-    for name, (down, up, alpha) in layers.items():
-        tensors[f"{PREFIX}{name}.lora_down.weight"] = down.contiguous()
-        tensors[f"{PREFIX}{name}.lora_up.weight"] = up.contiguous()
-        tensors[f"{PREFIX}{name}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
-    return tensors
+@dataclass(frozen=True)
+class Exported:
+    """What a file in kohya's layout holds; its recipe is empty if that is not known."""
+
+    path: Path
+    layers: dict[str, Layer]
+    header: dict[str, str]
+    recipe: dict[str, Any]
 
 
-def _data(content: bytes) -> bytes:
-    """The tensors of a safetensors file: what follows 8 bytes of length and the header."""
-    return content[8 + int.from_bytes(content[:8], "little") :]
+def read_exported(path: str | Path) -> Exported:
+    """Read a LoRA in kohya's layout; nothing in it is executed.
+
+    Raises:
+        ValueError: if the file is none.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{str(path)!r} is no safetensors file: {error}") from error
+    layers = {}
+    for name in [key.removesuffix(DOWN) for key in tensors if key.endswith(DOWN)]:
+        down, up = tensors.pop(f"{name}{DOWN}"), tensors.pop(f"{name}{UP}", None)
+        alpha = tensors.pop(f"{name}{ALPHA}", torch.tensor(float(down.shape[0])))
+        if up is None or down.ndim < 2 or up.ndim < 2 or up.shape[1] != down.shape[0]:
+            raise ValueError(f"{str(path)!r} is no LoRA: the halves of {name!r} do not fit")
+        layers[name] = Layer(down, up, float(alpha))
+    if tensors or not layers:
+        other = min(tensors, default="nothing")
+        raise ValueError(f"{str(path)!r} is no LoRA in kohya's layout: it holds {other!r}")
+    try:
+        recipe = json_object(metadata.get(RECIPE_KEY) or "{}", "the recipe")
+    except ValueError:
+        recipe = {}
+    return Exported(path, layers, metadata, recipe)

@@ -8,7 +8,8 @@ from statistics import fmean
 
 import torch
 
-from .parts import Part, Source, Update, compact, inner, read_parts
+from ..download import Source
+from .parts import Update, compact, inner, read_parts
 
 
 @dataclass(frozen=True)
@@ -16,12 +17,16 @@ class Conflicts:
     """What pairs of adapters share, as matrices (N, N) in the order of the names.
 
     Args:
-        names: of the adapters.
+        names: names of the adapters.
         inputs: share of what adapter i reads that adapter j reads, too: |Q_i Q_j^T|_F^2 weighted
             by how much adapter i's update makes of each direction; 0 to 1, mean over the layers
             that both have, 0 if there are none. Not symmetric.
-        alignment: cosine of the two updates over all layers, -1 to 1: beyond 0 they push the
+        alignment: cosine of the two updates over all layers, -1 to 1: above 0 they push the
             shared inputs the same way, below 0 against each other.
+
+    Example:
+        >>> conflicts(["forget-dog", "forget-pizza"]).inputs[0][0]
+        1.0
     """
 
     names: list[str]
@@ -52,19 +57,23 @@ def conflicts(sources: Sequence[Source]) -> Conflicts:
     """Compare what adapters read and write; no base model is needed.
 
     Args:
-        sources: folders of two adapters or more, or names on the Hub.
+        sources: folders of two adapters or more, or their names on the Hub, `user/name`.
 
     Raises:
-        ValueError: for fewer than two, and see `merge`.
+        TypeError: if the sources are no list.
+        ValueError: for fewer than two, or adapters that `merge` refuses.
+        HubError: with the fix, if the Hub or the network fails.
+
+    Example:
+        >>> print(conflicts(["forget-dog", "forget-pizza"]).table())
+        | inputs of | forget-dog | forget-pizza |
+        |---|---|---|
+        | forget-dog |  | ...% |
+        | forget-pizza | ...% |  |
     """
     parts = read_parts(sources)
     if len(parts) < 2:
         raise ValueError("one adapter has nothing to be in conflict with: pass two or more")
-    return between(parts)
-
-
-def between(parts: Sequence[Part]) -> Conflicts:
-    """See `conflicts`."""
     all_updates = [{n: compact(u) for n, u in part.updates().items()} for part in parts]
     norms = [sum(inner(u, u) for u in updates.values()) ** 0.5 for updates in all_updates]
     inputs, alignment = [], []
@@ -83,9 +92,9 @@ def between(parts: Sequence[Part]) -> Conflicts:
 def _shared(a: dict[str, Update], b: dict[str, Update]) -> float:
     """Share of a's update, by squared size, on inputs that b reads: |a P_b|^2 / |a|^2."""
     shares = []
-    for name in (n for n in a if n in b and len(a[n].down) and len(b[n].down)):
+    for name in (n for n in a if n in b and a[n].rank and b[n].rank):
         basis = torch.linalg.qr(b[name].down.double().T)[0].T
-        whole = inner(a[name], a[name])
+        square = inner(a[name], a[name])
         within = Update((a[name].down.double() @ basis.T) @ basis, a[name].up)
-        shares.append(inner(within, within) / whole if whole else 0.0)
+        shares.append(inner(within, within) / square if square else 0.0)
     return fmean(shares) if shares else 0.0

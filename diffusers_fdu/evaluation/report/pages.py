@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from PIL.Image import Image, Resampling
 
 from ...adapters.evaluation_file import Metric, MetricReport, interval
-from ...adapters.summary import rows
+from ...adapters.summary import recipe_rows
 from ...utils.markup import cleaned, render
 from ..result import Evaluation
 
@@ -62,7 +62,7 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
         "figures": [MetricReport(*item) for item in evaluation.metrics.items()],
         "attacks": evaluation.attacks,
         "about": about(evaluation),
-        "recipe": rows(evaluation.recipe),
+        "recipe": recipe_rows(evaluation.recipe),
         "interval": interval,
         "percent": "{:.0%}".format,
     }
