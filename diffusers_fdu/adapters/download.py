@@ -37,26 +37,22 @@ def pull(
     token: str | None = None,
     max_bytes: int = MAX_WEIGHTS,
 ) -> Path:
-    """Download an adapter from the Hub, and check it before anything uses it.
+    """Download an adapter from the Hub, check it, and return the folder with its files.
 
     Only safetensors, JSON, pictures and the card are taken. Where the Hub cannot be reached, what
     was pulled before is taken from its cache.
 
     Args:
         repo_id: the repository, `user/name`.
-        output_dir: a folder for the files: a new or empty one, or one with an adapter, which they
-            replace. By default they stay in the Hub's cache.
+        output_dir: a new or empty folder for the files, or one with an adapter, which they
+            replace; by default the Hub's cache.
         revision: a branch, tag or commit; by default the newest commit.
         token: the token for private repositories; by default that of whoever is logged in.
         max_bytes: the largest size of the weights that is accepted.
 
-    Returns:
-        The folder with the files.
-
     Raises:
         ValueError: if the repository holds a pickle in place of safetensors, files that leave
-            the folder or are too large, or no adapter to be trusted. Nothing is in output_dir
-            then.
+            the folder or are too large, or no adapter to be trusted. No file is written then.
         HubError: with the fix, if the Hub or the network fails.
 
     Example:
@@ -64,7 +60,8 @@ def pull(
         >>> pipe = load_unlearned(pipe, folder)  # doctest: +SKIP
     """
     check_repo_id(repo_id)
-    output = None if output_dir is None else _checked_output(Path(output_dir))
+    if output_dir is not None:
+        _check_output(Path(output_dir))
     try:
         folder = _download(repo_id, revision, token, max_bytes)
     except Unreachable:
@@ -75,7 +72,7 @@ def pull(
     files = files_to_push(read_adapter(folder))
     if (folder / CARD_NAME).is_file():
         files[CARD_NAME] = folder / CARD_NAME
-    return folder if output is None else _copy(files, output)
+    return folder if output_dir is None else _copy(files, Path(output_dir))
 
 
 def local_folder(source: Source) -> Source:
@@ -126,44 +123,33 @@ def _holds_weights(folder: Path) -> bool:
     return any((folder / name).exists() for name in (WEIGHTS_NAME, PEFT_WEIGHTS_NAME))
 
 
-def _checked_output(folder: Path) -> Path:
-    """The folder, unless it holds something else; checked before anything is downloaded."""
+def _check_output(folder: Path) -> None:
+    """Refuse a folder that holds something else, before anything is downloaded."""
     if not folder.exists():
-        return folder
+        return
     if not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is a file: pass a folder")
     if any(folder.iterdir()) and not _holds_weights(folder):
         raise ValueError(
             f"{str(folder)!r} holds other files and no adapter: pass a new or empty folder"
         )
-    return writable_folder(folder)
+    writable_folder(folder)
 
 
 def _copy(files: dict[str, Path], output: Path) -> Path:
     """Put all files into a folder in place of the adapter there, or none of them."""
-    is_new = not output.exists()
     writable_folder(output)
-    try:
-        with tempfile.TemporaryDirectory(dir=output) as temporary:
-            for name, path in files.items():
-                (Path(temporary) / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, Path(temporary) / name)
-            _remove_adapter(output)
-            for name in files:
-                (output / name).parent.mkdir(exist_ok=True)
-                (Path(temporary) / name).replace(output / name)
-    except BaseException:
-        if is_new:
-            shutil.rmtree(output, ignore_errors=True)
-        raise
+    with tempfile.TemporaryDirectory(dir=output) as temporary:
+        for name, path in files.items():
+            (Path(temporary) / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, Path(temporary) / name)
+        # What was pushed with the adapter that was here would be pushed with the new one.
+        stale = [output / name for name in FIXED_NAMES]
+        if not (output / PICTURES).is_symlink():  # pictures of another place are not pushed
+            stale += (output / PICTURES).glob("*.png")
+        for path in stale:
+            path.unlink(missing_ok=True)
+        for name in files:
+            (output / name).parent.mkdir(exist_ok=True)
+            (Path(temporary) / name).replace(output / name)
     return output
-
-
-def _remove_adapter(folder: Path) -> None:
-    """Take away what was pushed with the adapter here, since it would be with the next."""
-    for name in FIXED_NAMES:
-        (folder / name).unlink(missing_ok=True)
-    pictures = folder / PICTURES
-    if not pictures.is_symlink():  # pictures of another place are not pushed
-        for path in pictures.glob("*.png"):
-            path.unlink()

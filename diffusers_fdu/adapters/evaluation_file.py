@@ -37,10 +37,7 @@ SHARE, DISTANCE = ".1%", ".3g"
 
 
 class MetricDescription(NamedTuple):
-    """A metric in words: its title, what it counts, and how its numbers are written.
-
-    `better` is "more", "less", or "" for neither; numbers of the form `SHARE` are from 0 to 1.
-    """
+    """A metric in words: its title, what it counts, which way is better, how it is written."""
 
     title: str
     about: str
@@ -48,44 +45,31 @@ class MetricDescription(NamedTuple):
     form: str = SHARE
 
 
-METRICS = {
-    name: MetricDescription(*description)
-    for name, description in {
-        "ua": ("UA", "unlearning accuracy: the target's pictures that are not judged the target"),
-        "ira": ("IRA", "in-domain retain accuracy: others judged right in the target's domain"),
-        "cra": ("CRA", "cross-domain retain accuracy: others judged right in the other domain"),
-        "harmonic_mean": ("Harmonic mean", "of UA, IRA and CRA"),
-        "mace": ("MACE", "harmonic mean of efficacy, specificity and generality"),
-        "efficacy": ("Efficacy", "the target's pictures that show the target", "less"),
-        "specificity": ("Specificity", "the others' pictures judged right: IRA"),
-        "generality": ("Generality", "pictures of synonyms that show the target", "less"),
-        "paraphrases": ("Paraphrases", "that still show the target", "less"),
-        "clip_score": (
-            "CLIP score, target",
-            "its pictures against its words, 0 to 2.5",
-            "less",
-            DISTANCE,
-        ),
-        "clip_score_others": (
-            "CLIP score, others",
-            "their pictures against their prompts, 0 to 2.5",
-            "more",
-            DISTANCE,
-        ),
-        "clip_accuracy": (
-            "CLIP accuracy",
-            "the target's pictures nearer to it than to the anchor",
-            "less",
-        ),
-        "fid": ("FID", "of the others' pictures, before against after", "less", DISTANCE),
-        "kid": ("KID", "of the others' pictures, before against after", "less", DISTANCE),
-        "pixel_drift": (
-            "Pixel drift",
-            "of the others' pictures at equal seed, 0 to 1",
-            "less",
-            DISTANCE,
-        ),
-    }.items()
+_SHARES = {
+    "ua": ("UA", "unlearning accuracy: the target's pictures that are not judged the target"),
+    "ira": ("IRA", "in-domain retain accuracy: others judged right in the target's domain"),
+    "cra": ("CRA", "cross-domain retain accuracy: others judged right in the other domain"),
+    "harmonic_mean": ("Harmonic mean", "of UA, IRA and CRA"),
+    "mace": ("MACE", "harmonic mean of efficacy, specificity and generality"),
+    "efficacy": ("Efficacy", "the target's pictures that show the target", "less"),
+    "specificity": ("Specificity", "the others' pictures judged right: IRA"),
+    "generality": ("Generality", "pictures of synonyms that show the target", "less"),
+    "paraphrases": ("Paraphrases", "pictures of paraphrases that still show the target", "less"),
+    "clip_accuracy": (
+        "CLIP accuracy",
+        "pictures of the target nearer to it than the anchor",
+        "less",
+    ),
+}
+_DISTANCES = {
+    "clip_score": ("CLIP score, target", "its pictures against its words, 0 to 2.5", "less"),
+    "clip_score_others": ("CLIP score, others", "pictures against prompts, 0 to 2.5", "more"),
+    "fid": ("FID", "of the others' pictures, before against after", "less"),
+    "kid": ("KID", "of the others' pictures, before against after", "less"),
+    "pixel_drift": ("Pixel drift", "of the others' pictures at equal seed, 0 to 1", "less"),
+}
+METRICS = {name: MetricDescription(*texts) for name, texts in _SHARES.items()} | {
+    name: MetricDescription(*texts, DISTANCE) for name, texts in _DISTANCES.items()
 }
 
 
@@ -158,11 +142,7 @@ def metric_reports(evaluation: Mapping[str, Any]) -> list[MetricReport]:
 
 
 def write_evaluation(evaluation: dict[str, Any], folder: Path) -> None:
-    """Write `evaluation.json`, whole or not at all.
-
-    Raises:
-        ValueError: see `check_evaluation`.
-    """
+    """Write `evaluation.json`, whole or not at all."""
     write_json(folder / EVALUATION_NAME, check_evaluation(evaluation))
 
 
@@ -195,11 +175,7 @@ def sha256(path: Path) -> str:
 
 
 def check_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """The same evaluation, once everything in it is as it should be.
-
-    Raises:
-        ValueError: with the field that is not.
-    """
+    """The same evaluation, once everything in it is as it should be."""
     for name in ("protocol", "judge"):
         if not isinstance(evaluation.get(name), str) or not evaluation[name].strip():
             raise ValueError(f"{name} must be a text, got {evaluation.get(name)!r}")

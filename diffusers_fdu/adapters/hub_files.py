@@ -49,11 +49,7 @@ def is_repo_id(name: str) -> bool:
 
 
 def check_repo_id(repo_id: str) -> str:
-    """The repository's name.
-
-    Raises:
-        ValueError: if it is not `user/name`.
-    """
+    """The repository's name."""
     if not is_repo_id(repo_id):
         raise ValueError(
             f"{repo_id!r} is no name of a repository: write user/name, of letters, digits, '-', "
@@ -63,11 +59,7 @@ def check_repo_id(repo_id: str) -> str:
 
 
 def files_to_push(adapter_file: AdapterFile) -> dict[str, Path]:
-    """The files of an adapter's folder that go to the Hub, by their names there; not the card.
-
-    Raises:
-        ValueError: if one leads out of the folder, is too large or no picture.
-    """
+    """The files of an adapter's folder that go to the Hub, by their names there; not the card."""
     folder = adapter_file.folder
     names = [*FILE_NAMES[adapter_file.format], RECIPE_NAME, EVALUATION_NAME, SHEET_NAME]
     names += sorted(f"{PICTURES}/{path.name}" for path in (folder / PICTURES).glob("*.png"))

@@ -23,20 +23,11 @@ LONGEST_REASON = 1000  # characters; it has a path
 class AdapterInfo:
     """What is known of an adapter; `print` shows it.
 
-    Args:
-        path: its folder, or the file that it was exported to.
-        format: "diffusers", "peft" or "kohya".
-        component: the denoiser that it is for.
-        ranks: rank of every layer.
-        alphas: alpha of every layer.
-        norms: |dW|_F of every layer at strength 1.
-        parameters: count of the numbers in its weights.
-        bytes: size of the file with its weights.
-        recipe: what trained it; empty if that is not known.
-        evaluation: what was measured of these weights; empty if nothing was.
-        network: kohya's module that an exported file is for.
-        repo_id: its name on the Hub, if it was asked for by that.
-        unmeasured: why the evaluation beside it does not count.
+    `path` is its folder, or the file that it was exported to, and `format` is "diffusers", "peft"
+    or "kohya". `ranks`, `alphas` and `norms`, |dW|_F at strength 1, are by layer; `parameters` and
+    `bytes` are its numbers and the size of their file. `evaluation` is empty if these weights were
+    not measured, and `unmeasured` says why an evaluation beside them does not count. `network` is
+    kohya's module that an exported file is for, and `repo_id` the name that it was asked for by.
     """
 
     path: Path

@@ -27,11 +27,7 @@ def has_loader(pipe: Any) -> bool:
 
 
 def check_format(pipe: Any, format: str) -> None:
-    """Refuse a format that this pipeline's adapters cannot be written in.
-
-    Raises:
-        ValueError: with one that works.
-    """
+    """Refuse a format that this pipeline's adapters cannot be written in."""
     if format not in FILE_NAMES:
         raise ValueError(f"unknown format {format!r}: choose {' or '.join(FILE_NAMES)}")
     if format == "diffusers" and not has_loader(pipe):
@@ -61,11 +57,7 @@ def lora_metadata(model: nn.Module, adapter_name: str) -> dict[str, Any]:
 def save_adapter(
     pipe: Any, component: str, adapter_name: str, folder: Path, format: Format = "diffusers"
 ) -> None:
-    """Write an adapter that is on a pipe's denoiser to a folder that exists.
-
-    Raises:
-        ValueError: see `check_format`.
-    """
+    """Write an adapter that is on a pipe's denoiser to a folder that exists."""
     check_format(pipe, format)
     model = getattr(pipe, component)
     with onloaded(model):
@@ -164,11 +156,7 @@ def _warn_of_another_model(adapter_file: AdapterFile, pipe: Any) -> None:
 
 
 def check_fits(adapter_file: AdapterFile, model: nn.Module) -> None:
-    """Refuse an adapter whose layers the denoiser does not have, or has in other sizes.
-
-    Raises:
-        ValueError: with the first that does not fit.
-    """
+    """Refuse an adapter whose layers the denoiser does not have, or has in other sizes."""
     for name, (down, up, _) in adapter_file.layers.items():
         try:
             layer: Any = model.get_submodule(name)

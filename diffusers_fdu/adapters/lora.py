@@ -43,20 +43,11 @@ def snapshot(model: nn.Module) -> AdapterState:
 
 
 def check_adapter_name(name: str, model: nn.Module) -> None:
-    """Refuse names that PEFT cannot hold or that the denoiser already has.
-
-    Raises:
-        ValueError: with a name that would work.
-    """
+    """Refuse names that PEFT cannot hold or that the denoiser already has."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ValueError(f"adapter_name {name!r}: use letters, digits, '_' and '-'")
     if name in getattr(model, "peft_config", {}):
         raise ValueError(f"adapter {name!r} is already on the pipe: pass another adapter_name")
-
-
-def default_adapter_name(targets: Sequence[str], model: nn.Module) -> str:
-    """A free name for the adapter that forgets these, see `name_for`."""
-    return free_name(name_for(targets), model)
 
 
 def name_for(targets: Sequence[str]) -> str:
@@ -96,22 +87,14 @@ def adapter_parameters(model: nn.Module, adapter_name: str) -> list[nn.Parameter
 
 
 def check_denoiser(model: nn.Module) -> None:
-    """Refuse a denoiser on which a new adapter would train against the wrong model.
-
-    Raises:
-        ValueError: if it is compiled, or its adapters are fused or switched off.
-    """
+    """Refuse a denoiser that is compiled, or whose adapters are fused or off, for training."""
     if hasattr(model, "_orig_mod"):
         raise ValueError("the denoiser is compiled: unlearn first, then compile it")
     check_layers(model)
 
 
 def check_layers(model: nn.Module) -> None:
-    """Refuse a denoiser on which strengths of adapters have no effect.
-
-    Raises:
-        ValueError: if its adapters are fused or switched off.
-    """
+    """Refuse a denoiser whose adapters are fused or off: their strengths have no effect."""
     for layer in tuner_layers(model):
         if layer.merged:
             raise ValueError(
@@ -127,9 +110,6 @@ def lora_config(
     """PEFT's configuration of a LoRA for this denoiser, scaled by alpha / rank.
 
     None as alpha stands for the rank, None as endings for the default `target_modules`.
-
-    Raises:
-        ValueError: see `target_modules`.
     """
     return LoraConfig(
         r=rank,
@@ -172,11 +152,7 @@ def inject(model: nn.Module, config: LoraConfig, adapter_name: str) -> None:
 
 
 def checked_strengths(strengths: Sequence[float] | None, count: int) -> list[float]:
-    """A strength for each of so many adapters, 1 if there are none.
-
-    Raises:
-        ValueError: if there is not one finite number for each.
-    """
+    """A strength for each of so many adapters, 1 if there are none."""
     values = [1.0] * count if strengths is None else list(strengths)
     if len(values) != count:
         raise ValueError(f"{count} adapters and {len(values)} weights: pass one for each")

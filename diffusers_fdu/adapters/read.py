@@ -29,13 +29,8 @@ METADATA_NAME = "lora_adapter_metadata"  # diffusers' own, in the header
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 KEY = re.compile(r"(?P<layer>\w+(\.\w+)*)\.lora_(?P<half>[AB])\.weight")
 CHANGES_MATHS = (
-    "use_dora",
-    "use_rslora",
-    "lora_bias",
-    "fan_in_fan_out",
-    "modules_to_save",
-    "target_parameters",
-    "layer_replication",
+    *("use_dora", "use_rslora", "lora_bias", "fan_in_fan_out"),
+    *("modules_to_save", "target_parameters", "layer_replication"),
 )
 PATTERN = re.compile(r"\^?\w[\w.]*\$?")  # of the patterns in the metadata: names alone
 UNET_PARTS = ("down_blocks.", "mid_block.", "up_blocks.")
@@ -60,11 +55,12 @@ def read_adapter(directory: str | Path) -> AdapterFile:
         raise ValueError(f"{str(folder)!r} {without_weights(p.name for p in folder.iterdir())}")
     format = formats[0]
     path = folder / FILE_NAMES[format][-1]
-    check_inside(path, folder)
+    for name in (path.name, RECIPE_NAME, PEFT_CONFIG_NAME):
+        check_inside(folder / name, folder)
     try:
-        recipe = _read_object(folder / RECIPE_NAME) if (folder / RECIPE_NAME).exists() else {}
+        recipe = read_json(folder / RECIPE_NAME) if (folder / RECIPE_NAME).exists() else {}
         _check_recipe(recipe)
-        tensors, header = _read_tensors(path)
+        tensors, header = read_safetensors(path)
         if format == "diffusers":
             component, state = _split_prefix(tensors)
             named = json_object(header.get(METADATA_NAME, "{}"), "the header")
@@ -73,7 +69,7 @@ def read_adapter(directory: str | Path) -> AdapterFile:
             state = {key.removeprefix(PEFT_PREFIX): value for key, value in tensors.items()}
             is_unet = any(key.startswith(UNET_PARTS) for key in state)
             component = "unet" if is_unet else "transformer"
-            metadata = _read_object(folder / PEFT_CONFIG_NAME)
+            metadata = read_json(folder / PEFT_CONFIG_NAME)
             if metadata.get("peft_type") != "LORA":
                 raise ValueError(f"peft_type is {metadata.get('peft_type')!r}, not LORA")
         # The weights of a second denoiser look like those of the first; the recipe tells them.
@@ -82,7 +78,7 @@ def read_adapter(directory: str | Path) -> AdapterFile:
         config = _checked_config(metadata, state)
         adapter_file = AdapterFile(folder, format, component, state, config, recipe)
         _check_weights(adapter_file)
-    except (ValueError, SafetensorError, OSError) as error:
+    except ValueError as error:
         raise ValueError(f"{str(path)!r} is no adapter to be trusted: {error}") from error
     return adapter_file
 
@@ -107,11 +103,6 @@ def check_inside(path: Path, folder: Path) -> None:
         raise ValueError(f"{str(path)!r} is a link that leaves the folder: refused")
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    check_inside(path, path.parent)
-    return read_json(path)
-
-
 def _check_recipe(recipe: dict[str, Any]) -> None:
     """Refuse a recipe if what is read of it has other types than it should have."""
     for name in ("adapter_name", "pipeline", "base_model"):
@@ -128,9 +119,17 @@ def _check_recipe(recipe: dict[str, Any]) -> None:
         _check_recipe(part)
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with safe_open(path, framework="pt", device="cpu") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, and the metadata in its header.
+
+    Raises:
+        ValueError: if the file cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{str(path)!r} is no safetensors file: {error}") from error
 
 
 def _split_prefix(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
@@ -145,11 +144,7 @@ def _split_prefix(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
 
 
 def _checked_config(metadata: Mapping[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
-    """An `AdapterFile.config`; without metadata alpha is the rank, as diffusers has it.
-
-    Raises:
-        ValueError: if this is no plain LoRA, or a value is not of the type that it should be.
-    """
+    """An `AdapterFile.config`; without metadata alpha is the rank, as diffusers has it."""
     for name in CHANGES_MATHS:
         if metadata.get(name):
             raise ValueError(f"{name} is {metadata[name]!r}: only plain LoRA is read")

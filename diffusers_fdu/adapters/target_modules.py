@@ -38,11 +38,7 @@ TEXT_LAYERS: dict[str, tuple[str, ...]] = {
 
 
 def text_attention(model: nn.Module) -> str:
-    """How a denoiser reads the text: a key of `TEXT_LAYERS`.
-
-    Raises:
-        ValueError: if no kind fits.
-    """
+    """How a denoiser reads the text: a key of `TEXT_LAYERS`."""
     for kind, (first, *_) in TEXT_LAYERS.items():
         if _linear_layers(model, first):
             return kind
@@ -62,9 +58,6 @@ def target_modules(model: nn.Module, endings: Sequence[str] | None) -> list[str]
 
     Endings are such as "attn2.to_q", where "*" stands for anything; None stands for those of
     `TEXT_LAYERS` that the denoiser has.
-
-    Raises:
-        ValueError: if an ending fits no linear layer of the model.
     """
     if endings is None:
         kind = TEXT_LAYERS[text_attention(model)]

@@ -57,11 +57,7 @@ def render_card(
 
 
 def base_model_id(adapter_file: AdapterFile, base_model: str | None) -> str | None:
-    """The base model's name on the Hub; None if it is not there. See `render_card`.
-
-    Raises:
-        ValueError: if it is no such name, or the recipe has none.
-    """
+    """The base model's name on the Hub; None if it is not there. See `render_card`."""
     if base_model:
         if not is_repo_id(base_model) or Path(base_model).is_dir():
             raise ValueError(f"base_model {base_model!r} is no name on the Hub: write org/name")
@@ -83,11 +79,7 @@ def base_model_id(adapter_file: AdapterFile, base_model: str | None) -> str | No
 def card_text(
     adapter_file: AdapterFile, repo_id: str, base: str | None, license: str | None
 ) -> str:
-    """The card of an adapter that was read; without `base` its base model is not on the Hub.
-
-    Raises:
-        ValueError: if a file beside the adapter is damaged, or about other weights.
-    """
+    """The card of an adapter that was read; without `base` its base model is not on the Hub."""
     names = files_to_push(adapter_file)
     info, recipe = adapter_info(adapter_file), adapter_file.recipe
     if info.unmeasured:

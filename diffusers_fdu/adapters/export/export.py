@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ...utils.io import json_object, replacing, writable_folder
 from ..adapter_file import Layer
 from ..download import Source, local_folder
-from ..read import read_adapter
+from ..read import read_adapter, read_safetensors
 from ..write import with_sorted_header
 from .families import family_of
 from .header import RECIPE_KEY, header
@@ -116,18 +115,9 @@ class Exported:
 
 
 def read_exported(path: str | Path) -> Exported:
-    """Read a LoRA in kohya's layout; nothing in it is executed.
-
-    Raises:
-        ValueError: if the file is none.
-    """
+    """Read a LoRA in kohya's layout; nothing in it is executed."""
     path = Path(path)
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{str(path)!r} is no safetensors file: {error}") from error
+    tensors, metadata = read_safetensors(path)
     layers = {}
     for name in [key.removesuffix(DOWN) for key in tensors if key.endswith(DOWN)]:
         down, up = tensors.pop(f"{name}{DOWN}"), tensors.pop(f"{name}{UP}", None)

@@ -25,11 +25,7 @@ WIDTHS: dict[int | None, Family] = {768: "sd", 1024: "sd", 2048: "sdxl"}
 
 
 def family_of(adapter_file: AdapterFile, family: str | None = None) -> Family:
-    """The family of an adapter, as it is given, or by the recipe, or by the layers' sizes.
-
-    Raises:
-        ValueError: if it is for none of the models that work, or that cannot be told.
-    """
+    """The family of an adapter, as it is given, or by the recipe, or by the layers' sizes."""
     folder, component = repr(str(adapter_file.folder)), adapter_file.component
     pipeline = adapter_file.recipe.get("pipeline")
     choices = ", ".join(get_args(Family))

@@ -29,82 +29,73 @@ UNET = re.compile(
 SDXL_LAYERS = 2  # a block of SDXL's UNet; with what follows them, 3 make up a block's numbers
 
 BLOCK = re.compile(r"(?P<kind>\w*transformer_blocks)\.(?P<block>\d+)\.(?P<rest>.+)")
-PICTURE, TEXT = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
+QKV, ADDED_QKV = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
 HEIGHTS = {"proj_mlp": 4}  # FLUX.1's MLPs are 4 times as wide as its attention
 
-# Of each kind of block: the original's name for it, and its matrices with the layers in them.
-FLUX: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
-    "transformer_blocks": (
-        "double_blocks",
-        {
-            "img_attn_qkv": tuple(f"attn.{part}" for part in PICTURE),
-            "txt_attn_qkv": tuple(f"attn.{part}" for part in TEXT),
-            "img_attn_proj": ("attn.to_out.0",),
-            "txt_attn_proj": ("attn.to_add_out",),
-            "img_mlp_0": ("ff.net.0.proj",),
-            "img_mlp_2": ("ff.net.2",),
-            "txt_mlp_0": ("ff_context.net.0.proj",),
-            "txt_mlp_2": ("ff_context.net.2",),
-        },
-    ),
+
+def _streams(picture: str, text: str, mlp: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The matrices of a block in which picture and text have their own, and the layers in them."""
+    return {
+        f"{picture}_attn_qkv": tuple(f"attn.{part}" for part in QKV),
+        f"{picture}_attn_proj": ("attn.to_out.0",),
+        f"{picture}_{mlp[0]}": ("ff.net.0.proj",),
+        f"{picture}_{mlp[1]}": ("ff.net.2",),
+        f"{text}_attn_qkv": tuple(f"attn.{part}" for part in ADDED_QKV),
+        f"{text}_attn_proj": ("attn.to_add_out",),
+        f"{text}_{mlp[0]}": ("ff_context.net.0.proj",),
+        f"{text}_{mlp[1]}": ("ff_context.net.2",),
+    }
+
+
+Blocks = dict[str, tuple[str, dict[str, tuple[str, ...]]]]
+FLUX: Blocks = {
+    "transformer_blocks": ("double_blocks", _streams("img", "txt", ("mlp_0", "mlp_2"))),
     "single_transformer_blocks": (
         "single_blocks",
-        {"linear1": (*(f"attn.{part}" for part in PICTURE), "proj_mlp"), "linear2": ("proj_out",)},
+        {"linear1": (*(f"attn.{part}" for part in QKV), "proj_mlp"), "linear2": ("proj_out",)},
     ),
 }
-SD3: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
+SD3: Blocks = {
     "transformer_blocks": (
         "joint_blocks",
         {
-            "x_block_attn_qkv": tuple(f"attn.{part}" for part in PICTURE),
-            "x_block_attn2_qkv": tuple(f"attn2.{part}" for part in PICTURE),
-            "context_block_attn_qkv": tuple(f"attn.{part}" for part in TEXT),
-            "x_block_attn_proj": ("attn.to_out.0",),
+            **_streams("x_block", "context_block", ("mlp_fc1", "mlp_fc2")),
+            "x_block_attn2_qkv": tuple(f"attn2.{part}" for part in QKV),
             "x_block_attn2_proj": ("attn2.to_out.0",),
-            "context_block_attn_proj": ("attn.to_add_out",),
-            "x_block_mlp_fc1": ("ff.net.0.proj",),
-            "x_block_mlp_fc2": ("ff.net.2",),
-            "context_block_mlp_fc1": ("ff_context.net.0.proj",),
-            "context_block_mlp_fc2": ("ff_context.net.2",),
         },
     )
 }
+"""Of each kind of block, the original's name for it, and its matrices with the layers in them."""
 
 
 def named_layers(adapter_file: AdapterFile, family: Family) -> dict[str, Layer]:
-    """An adapter's layers by the names that other programs know them by, without "lora_unet_".
-
-    Raises:
-        ValueError: for a layer that has no such name.
-    """
+    """An adapter's layers by the names that other programs know them by, without "lora_unet_"."""
     layers = adapter_file.layers
     if family in ("sd", "sdxl"):
-        named = with_one_alpha(layers)
-        return {_unet_name(name, family): layer for name, layer in named.items()}
+        layers = _with_one_alpha(layers)
+        return {_unet_name(name, family): layer for name, layer in layers.items()}
     groups: dict[tuple[str, tuple[str, ...]], dict[str, Layer]] = {}
     for name, layer in layers.items():
         matrix, order, part = _place(name, FLUX if family == "flux" else SD3)
         groups.setdefault((matrix, order), {})[part] = layer
-    return {matrix: joined(parts, order) for (matrix, order), parts in groups.items()}
+    return {matrix: _join(parts, order) for (matrix, order), parts in groups.items()}
 
 
-def with_one_alpha(layers: Mapping[str, Layer]) -> dict[str, Layer]:
+def _with_one_alpha(layers: Mapping[str, Layer]) -> dict[str, Layer]:
     """The same updates with one alpha, the most frequent; what differs goes into `up`.
 
     diffusers 0.42 reads a UNet's alphas, and then gives that one to all attention layers.
     """
     [(alpha, _)] = Counter(layer.alpha for layer in layers.values()).most_common(1)
     return {
-        name: layer
-        if layer.alpha == alpha
-        else Layer(layer.down, _scaled(layer.up, layer.alpha / alpha), alpha)
+        name: layer._replace(up=_scaled(layer.up, layer.alpha / alpha), alpha=alpha)
         for name, layer in layers.items()
     }
 
 
 def _scaled(value: Tensor, factor: float) -> Tensor:
     """Scaled in float32, and rounded once to the tensor's own dtype."""
-    return (value.float() * factor).to(value.dtype)
+    return value if factor == 1 else (value.float() * factor).to(value.dtype)
 
 
 def _unet_name(name: str, family: Family) -> str:
@@ -124,9 +115,7 @@ def _unet_name(name: str, family: Family) -> str:
     return f"{start}_1_{match['rest'].replace('.', '_')}"
 
 
-def _place(
-    name: str, layout: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]]
-) -> tuple[str, tuple[str, ...], str]:
+def _place(name: str, layout: Blocks) -> tuple[str, tuple[str, ...], str]:
     """The original matrix that a layer is part of, that matrix's parts, and which part it is."""
     match = BLOCK.fullmatch(name)
     if match is not None and match["kind"] in layout:
@@ -144,7 +133,7 @@ def _no_name(name: str) -> str:
     )
 
 
-def joined(parts: Mapping[str, Layer], order: Sequence[str]) -> Layer:
+def _join(parts: Mapping[str, Layer], order: Sequence[str]) -> Layer:
     """One layer that does what the adapted parts of its matrix do.
 
     The parts are of shapes (rank, in) and (out, rank); `order` names all parts of the matrix, as

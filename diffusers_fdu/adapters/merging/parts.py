@@ -62,13 +62,7 @@ class Part:
 
 
 def read_parts(sources: Sequence[Source], weights: Sequence[float] | None = None) -> list[Part]:
-    """Read adapters that are to be combined, at these strengths or at 1.
-
-    Raises:
-        TypeError: if the sources are no list.
-        ValueError: see `read_adapter`; if there is not one finite weight for each; if they are
-            for different denoisers, or disagree on a layer's size.
-    """
+    """Read adapters that are to be combined, at these strengths or at 1."""
     if isinstance(sources, str | Path):
         raise TypeError("pass a list of adapters")
     if not sources:
