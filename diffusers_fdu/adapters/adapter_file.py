@@ -1,7 +1,5 @@
 """An adapter as it lies in files: their names, and what is read of them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Adapters from the Hub: their files and no others, and only if they can be trusted."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,17 +9,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from ..utils.hub_errors import HubError, Unreachable, explained
 from ..utils.io import writable_folder
+from . import hub_files
 from .adapter_file import PEFT_WEIGHTS_NAME, WEIGHTS_NAME
-from .hub_files import (
-    CARD_NAME,
-    FIXED_NAMES,
-    MAX_WEIGHTS,
-    PICTURES,
-    check_repo_id,
-    files_to_pull,
-    files_to_push,
-    is_repo_id,
-)
 from .read import read_adapter
 
 LIBRARY = "diffusers-fdu"
@@ -35,7 +24,7 @@ def pull(
     *,
     revision: str | None = None,
     token: str | None = None,
-    max_bytes: int = MAX_WEIGHTS,
+    max_bytes: int = hub_files.MAX_WEIGHTS,
 ) -> Path:
     """Download an adapter from the Hub, check it, and return the folder with its files.
 
@@ -59,19 +48,18 @@ def pull(
         >>> folder = pull("me/no-snoopy", "runs/no-snoopy")  # doctest: +SKIP
         >>> pipe = load_unlearned(pipe, folder)  # doctest: +SKIP
     """
-    check_repo_id(repo_id)
+    hub_files.check_repo_id(repo_id)
     if output_dir is not None:
         _check_output(Path(output_dir))
+    folder: Path | None
     try:
         folder = _download(repo_id, revision, token, max_bytes)
     except Unreachable:
-        cached = _cached(repo_id, revision)
-        if cached is None:
+        if (folder := _cached(repo_id, revision)) is None:
             raise
-        folder = cached
-    files = files_to_push(read_adapter(folder))
-    if (folder / CARD_NAME).is_file():
-        files[CARD_NAME] = folder / CARD_NAME
+    files = hub_files.files_to_push(read_adapter(folder))
+    if (folder / hub_files.CARD_NAME).is_file():
+        files[hub_files.CARD_NAME] = folder / hub_files.CARD_NAME
     return folder if output_dir is None else _copy(files, Path(output_dir))
 
 
@@ -82,7 +70,7 @@ def local_folder(source: Source) -> Source:
         ValueError: see `pull`.
         HubError: see `pull`.
     """
-    if isinstance(source, Path) or Path(source).exists() or not is_repo_id(source):
+    if isinstance(source, Path) or Path(source).exists() or not hub_files.is_repo_id(source):
         return source
     try:
         return pull(source)
@@ -97,7 +85,9 @@ def _download(repo_id: str, revision: str | None, token: str | None, max_bytes: 
             repo_id, revision=revision, files_metadata=True
         )
         try:
-            names = files_to_pull({f.rfilename: f.size for f in info.siblings or []}, max_bytes)
+            names = hub_files.files_to_pull(
+                {f.rfilename: f.size for f in info.siblings or []}, max_bytes
+            )
         except ValueError as error:
             raise ValueError(f"{repo_id!r} is not pulled: {error}") from error
         folder = Path(
@@ -130,9 +120,7 @@ def _check_output(folder: Path) -> None:
     if not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is a file: pass a folder")
     if any(folder.iterdir()) and not _holds_weights(folder):
-        raise ValueError(
-            f"{str(folder)!r} holds other files and no adapter: pass a new or empty folder"
-        )
+        raise ValueError(f"{str(folder)!r} holds other files and no adapter: pass an empty folder")
     writable_folder(folder)
 
 
@@ -144,9 +132,11 @@ def _copy(files: dict[str, Path], output: Path) -> Path:
             (Path(temporary) / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, Path(temporary) / name)
         # What was pushed with the adapter that was here would be pushed with the new one.
-        stale = [output / name for name in FIXED_NAMES]
-        if not (output / PICTURES).is_symlink():  # pictures of another place are not pushed
-            stale += (output / PICTURES).glob("*.png")
+        stale = [output / name for name in hub_files.FIXED_NAMES]
+        if not (
+            output / hub_files.PICTURES
+        ).is_symlink():  # pictures of another place are not pushed
+            stale += (output / hub_files.PICTURES).glob("*.png")
         for path in stale:
             path.unlink(missing_ok=True)
         for name in files:

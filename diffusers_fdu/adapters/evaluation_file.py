@@ -18,8 +18,6 @@ known; "before" is the same number without the adapter and may be missing, as ma
 "weights_sha256". With that, numbers are never taken for those of other weights.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Mapping
@@ -161,10 +159,7 @@ def read_evaluation(weights: Path) -> dict[str, Any] | None:
         raise ValueError(f"{str(path)!r} is no evaluation: {error}") from error
     digest = evaluation.get("weights_sha256")
     if digest is not None and digest != sha256(weights):
-        raise ValueError(
-            f"{str(path)!r} is about other weights than {weights.name}: evaluate these, or remove "
-            "the file"
-        )
+        raise ValueError(f"{str(path)!r} is about other weights than {weights.name}: remove it")
     return evaluation
 
 
@@ -206,8 +201,7 @@ def _check_metric(name: Any, metric: Any) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{key} of {name} must be a number, got {value!r}")
-        is_share = name in METRICS and METRICS[name].form == SHARE
-        if number(value) is None or (is_share and not 0 <= value <= 1):
+        if number(value) is None or (name in _SHARES and not 0 <= value <= 1):
             raise ValueError(f"{key} of {name} is out of range: {value!r}")
 
 

@@ -1,7 +1,5 @@
 """Adapters for good: added to the weights of a pipe's denoiser, which is plain afterwards."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,17 +22,15 @@ def fuse(pipe: Any, adapter_names: Sequence[str] | None = None) -> float:
     that could be switched off. To bring a concept back, someone needs the original weights, or
     has to train.
 
-    For a pipeline that has them, `pipe.fuse_lora()` and `pipe.unload_lora_weights()` do that, too.
-    This is for what they do not do: they are missing where diffusers has no LoRA loader (PixArt,
-    HunyuanDiT); `unload_lora_weights` takes the adapters that were not fused, too, and if it is
-    forgotten, `save_pretrained` writes layers by names that no pipeline loads; the sum is made in
-    the weights' dtype, and on quantised weights, where rounding may take most of it, without a
-    word. Here the sum is made in float64 and rounded once, and what that took is returned.
+    `pipe.fuse_lora()` and `pipe.unload_lora_weights()` do that, too, but PixArt and HunyuanDiT
+    are without them; `unload_lora_weights` also takes the adapters that were not fused, and
+    without it `save_pretrained` writes layers by names that no pipeline loads; the sum is made in
+    the weights' dtype, even where those are quantised and rounding takes most of it. Here it is
+    made in float64 and rounded once.
 
     Args:
-        pipe: a pipeline whose denoisers carry adapters. Text encoders are left as they are.
-        adapter_names: active adapters; by default all that are active. The others stay on the
-            pipe, and so does one in a denoiser in which it is not active.
+        pipe: a pipeline whose denoisers carry adapters; text encoders are left as they are.
+        adapter_names: active adapters, by default all; the others stay on the pipe.
 
     Returns:
         What rounding took: |W' - (W + dW)|_F / |dW|_F over all layers. On the embedded model
@@ -42,9 +38,9 @@ def fuse(pipe: Any, adapter_names: Sequence[str] | None = None) -> float:
         gets smaller.
 
     Raises:
-        ValueError: for a name that is not active, or none at all; for a denoiser that is compiled,
-            or whose weights are quantised; for adapters that are fused or off, are more than LoRA,
-            such as DoRA, or have a bias of their own. The pipe is then as it was.
+        ValueError: for a name that is not active, or none at all; for a denoiser that is compiled
+            or quantised; for adapters that are fused or off, or that are more than LoRA, such as
+            DoRA. The pipe is then as it was.
 
     Example:
         >>> pipe = load_unlearned(pipe, "forget-dog")
@@ -93,26 +89,24 @@ def _check_layers(model: nn.Module, adapter_names: Sequence[str]) -> None:
     for layer in adapters.tuner_layers(model):
         names = _present(layer, adapter_names)
         weight = getattr(layer.get_base_layer(), "weight", None)
-        if names and weight is not None:
-            _check_weight(model, weight)
+        if names and weight is not None and not _is_exact(weight):
+            kind = type(weight.data if type(weight) is nn.Parameter else weight).__name__
+            raise ValueError(
+                f"the weights of {type(model).__name__} are quantised ({kind}, {weight.dtype}), "
+                "and would lose part of an adapter: fuse it on a plain pipe, and quantise that"
+            )
         for name in names:
             if weight is None or not _is_plain(layer, name):
+                kind = f"{type(layer).__module__}.{type(layer).__name__}"
                 raise ValueError(
-                    f"adapter {name!r} is no plain LoRA in all of its layers: one is a "
-                    f"{type(layer).__name__} of {type(layer).__module__}, or has a bias or more "
-                    "of its own. Use pipe.fuse_lora()"
+                    f"adapter {name!r} is no plain LoRA in a {kind}: use pipe.fuse_lora()"
                 )
 
 
-def _check_weight(model: nn.Module, weight: Any) -> None:
+def _is_exact(weight: Any) -> bool:
+    """Whether a weight is a plain tensor of 16 bits or more, and not quantised."""
     is_plain = type(weight) is nn.Parameter and type(weight.data) is Tensor
-    if not is_plain or not weight.is_floating_point() or weight.element_size() < 2:
-        kind = type(weight.data if type(weight) is nn.Parameter else weight).__name__
-        raise ValueError(
-            f"the weights of {type(model).__name__} are quantised ({kind}, {weight.dtype}): "
-            "rounded to them, part of an adapter is lost. Keep the adapter beside them, or "
-            "fuse it on a pipe that is not quantised and quantise that"
-        )
+    return is_plain and weight.is_floating_point() and weight.element_size() >= 2
 
 
 def _is_plain(layer: Any, name: str) -> bool:

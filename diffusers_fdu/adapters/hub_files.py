@@ -1,9 +1,6 @@
 """Which files of an adapter's folder go to the Hub and come from it: these, and no others."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Collection
 from pathlib import Path
 
 from huggingface_hub.errors import HFValidationError
@@ -49,12 +46,9 @@ def is_repo_id(name: str) -> bool:
 
 
 def check_repo_id(repo_id: str) -> str:
-    """The repository's name."""
+    """The name of a repository, if it is one."""
     if not is_repo_id(repo_id):
-        raise ValueError(
-            f"{repo_id!r} is no name of a repository: write user/name, of letters, digits, '-', "
-            "'_' and '.'"
-        )
+        raise ValueError(f"{repo_id!r} is no name of a repository: write user/name")
     return repo_id
 
 
@@ -69,13 +63,11 @@ def files_to_push(adapter_file: AdapterFile) -> dict[str, Path]:
         if not name.endswith(".png"):
             continue
         if not is_pushed(name):
-            raise ValueError(
-                f"{str(path)!r}: name pictures with letters, digits, '-', '_' and '.' alone"
-            )
+            raise ValueError(f"{str(path)!r} may have letters, digits, '-', '_' and '.' alone")
         with path.open("rb") as file:
             if file.read(len(PNG)) != PNG or path.stat().st_size > MAX_OTHER:
                 raise ValueError(f"{str(path)!r} is no PNG of at most {MAX_OTHER} bytes")
-    if has_too_many_pictures(files):
+    if len([name for name in files if PICTURE.fullmatch(name)]) > MAX_PICTURES:
         raise ValueError(f"{str(folder / PICTURES)!r} has more than {MAX_PICTURES} pictures")
     return files
 
@@ -94,7 +86,7 @@ def files_to_pull(sizes: dict[str, int | None], max_bytes: int) -> list[str]:
     if not any(all(name in sizes for name in names) for names in FILE_NAMES.values()):
         raise ValueError(f"it {without_weights(sizes)}")
     names = [name for name in sizes if is_pushed(name)]
-    if has_too_many_pictures(names):
+    if len([name for name in names if PICTURE.fullmatch(name)]) > MAX_PICTURES:
         raise ValueError(f"it has more than {MAX_PICTURES} pictures")
     for name in names:
         is_weights = name in (WEIGHTS_NAME, PEFT_WEIGHTS_NAME)
@@ -105,8 +97,3 @@ def files_to_pull(sizes: dict[str, int | None], max_bytes: int) -> list[str]:
                 f"{most}" + (": pass max_bytes to allow more" if is_weights else "")
             )
     return names
-
-
-def has_too_many_pictures(names: Collection[str]) -> bool:
-    """Whether more of the files are pictures than a repository may have."""
-    return sum(map(bool, map(PICTURE.fullmatch, names))) > MAX_PICTURES

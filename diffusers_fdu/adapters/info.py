@@ -1,7 +1,5 @@
 """What an adapter is: what it unlearns, how strongly, how it was trained, and how to load it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -122,8 +120,8 @@ def describe(source: Source) -> AdapterInfo:
             or a folder with one such file. Without `recipe.json` there is less to tell.
 
     Returns:
-        An object whose text, as `print` shows it, says what is unlearned, how it was trained, what
-        the weights are, what was measured, and how to load it; its attributes have the values.
+        What it unlearns, how it was trained, its weights, what was measured, and how to load it:
+        as attributes, and as a text that `print` shows.
 
     Raises:
         ValueError: if it holds no adapter to be trusted.

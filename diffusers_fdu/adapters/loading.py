@@ -1,7 +1,5 @@
 """A pipe's adapters to files and back."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 from typing import Any
@@ -31,10 +29,8 @@ def check_format(pipe: Any, format: str) -> None:
     if format not in FILE_NAMES:
         raise ValueError(f"unknown format {format!r}: choose {' or '.join(FILE_NAMES)}")
     if format == "diffusers" and not has_loader(pipe):
-        raise ValueError(
-            f"{type(pipe).__name__} has no LoRA loader in diffusers: use format='peft', and "
-            "load it with diffusers_fdu.load_unlearned or peft.PeftModel.from_pretrained"
-        )
+        name = type(pipe).__name__
+        raise ValueError(f"{name} has no LoRA loader in diffusers: use format='peft'")
 
 
 def lora_metadata(model: nn.Module, adapter_name: str) -> dict[str, Any]:
@@ -58,7 +54,6 @@ def save_adapter(
     pipe: Any, component: str, adapter_name: str, folder: Path, format: Format = "diffusers"
 ) -> None:
     """Write an adapter that is on a pipe's denoiser to a folder that exists."""
-    check_format(pipe, format)
     model = getattr(pipe, component)
     with onloaded(model):
         state = get_peft_model_state_dict(model, adapter_name=adapter_name)
@@ -72,21 +67,20 @@ def load_unlearned(
 ) -> Any:
     """Load an adapter that `FDUnlearner.save` or `merge` wrote, in either format.
 
-    A warning says so if it was trained on another model of the same architecture.
-
     Args:
-        pipe: a pipeline like the one that the adapter was trained on.
-        source: the folder that it was saved to, or its name on the Hub, `user/name`.
-        adapter_name: its name on the pipe. By default it is the one that it was trained with, or
-            else that of the source, with a number if the pipe has another adapter of that name.
+        pipe: a pipeline like the one that the adapter was trained on; there is a warning if it is
+            another model of the same architecture.
+        source: the folder of the adapter, or its name on the Hub, `user/name`.
+        adapter_name: its name on the pipe; by default the one in its recipe, or else that of the
+            source, with a number if that is taken.
         component: the denoiser that it is for; by default the one that its recipe names.
 
     Returns:
         The same pipe, the adapter frozen and active beside those that were.
 
     Raises:
-        ValueError: if the source holds no adapter to be trusted, it is for another denoiser, the
-            name is taken, or the pipe's adapters are fused or off. The pipe is then as it was.
+        ValueError: if the adapter is not to be trusted or does not fit the denoiser, the name is
+            taken, or the pipe's adapters are fused or off. The pipe is then as it was.
         HubError: with the fix, if the Hub or the network fails.
 
     Example:
@@ -103,7 +97,12 @@ def load_adapter(
 ) -> tuple[str, str]:
     """See `load_unlearned`; returns the denoiser that the adapter is on, and its name there."""
     adapter_file = read_adapter(local_folder(source))
-    component = denoiser_name(pipe, component or _component(adapter_file))
+    if component is None and (
+        # PEFT's files do not say which denoiser they are for, unless there is a recipe.
+        adapter_file.format == "diffusers" or adapter_file.recipe.get("component") in DENOISERS
+    ):
+        component = adapter_file.component
+    component = denoiser_name(pipe, component)
     model = getattr(pipe, component)
     check_fits(adapter_file, model)
     adapters.check_layers(model)
@@ -128,13 +127,6 @@ def load_adapter(
     adapters.restore_flags(model, state_before)
     _warn_of_another_model(adapter_file, pipe)
     return component, name
-
-
-def _component(adapter_file: AdapterFile) -> str | None:
-    """The denoiser that the files are for; None if they do not say, as PEFT's without a recipe."""
-    if adapter_file.format == "peft" and adapter_file.recipe.get("component") not in DENOISERS:
-        return None
-    return adapter_file.component
 
 
 def _warn_of_another_model(adapter_file: AdapterFile, pipe: Any) -> None:

@@ -1,7 +1,5 @@
 """LoRA adapters on a pipe's own denoiser: attach, remove, switch."""
 
-from __future__ import annotations
-
 import math
 import re
 import warnings
@@ -97,11 +95,9 @@ def check_layers(model: nn.Module) -> None:
     """Refuse a denoiser whose adapters are fused or off: their strengths have no effect."""
     for layer in tuner_layers(model):
         if layer.merged:
-            raise ValueError(
-                "an adapter is fused into the denoiser: call pipe.unfuse_lora() first"
-            )
+            raise ValueError("an adapter is fused into the denoiser: call pipe.unfuse_lora()")
         if layer.disable_adapters:
-            raise ValueError("the denoiser's adapters are off: call pipe.enable_lora() first")
+            raise ValueError("the denoiser's adapters are off: call pipe.enable_lora()")
 
 
 def lora_config(

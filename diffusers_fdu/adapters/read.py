@@ -1,7 +1,5 @@
 """Adapters read only if everything about them is as it should be; nothing is executed."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -47,9 +45,7 @@ def read_adapter(directory: str | Path) -> AdapterFile:
     """
     folder = Path(directory)
     if not folder.is_dir():
-        raise ValueError(
-            f"there is no folder {str(folder)!r}: pass the folder that an adapter was saved to"
-        )
+        raise ValueError(f"there is no folder {str(folder)!r}: pass one that has an adapter")
     formats = [f for f, names in FILE_NAMES.items() if all((folder / n).exists() for n in names)]
     if not formats:
         raise ValueError(f"{str(folder)!r} {without_weights(p.name for p in folder.iterdir())}")
@@ -87,13 +83,8 @@ def without_weights(names: Iterable[str]) -> str:
     """Why there is no adapter among these files, as the end of a sentence."""
     pickles = sorted(name for name in names if Path(name).suffix.lower() in PICKLES)
     if pickles:
-        return (
-            f"holds {pickles[0]!r}, a pickle, which could run any code: only safetensors is read"
-        )
-    return (
-        f"holds neither {WEIGHTS_NAME} nor {PEFT_CONFIG_NAME} with its {PEFT_WEIGHTS_NAME}: pass "
-        "what an adapter was saved to"
-    )
+        return f"holds {pickles[0]!r}, a pickle, which could run any code: pass safetensors"
+    return f"holds neither {WEIGHTS_NAME} nor {PEFT_CONFIG_NAME} with its {PEFT_WEIGHTS_NAME}"
 
 
 def check_inside(path: Path, folder: Path) -> None:
@@ -136,10 +127,8 @@ def _split_prefix(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
     """The denoiser that all of diffusers' keys begin with, and the weights by the rest of them."""
     prefixes = {key.split(".", 1)[0] for key in tensors}
     if len(prefixes) != 1 or not prefixes <= set(DENOISERS):
-        raise ValueError(
-            f"its keys begin with {', '.join(sorted(prefixes)[:4])}, not with one of "
-            f"{', '.join(DENOISERS)}"
-        )
+        shown, known = ", ".join(sorted(prefixes)[:4]), ", ".join(DENOISERS)
+        raise ValueError(f"its keys begin with {shown}, not with one of {known}")
     return prefixes.pop(), {key.split(".", 1)[1]: value for key, value in tensors.items()}
 
 

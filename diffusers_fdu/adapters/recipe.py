@@ -1,7 +1,5 @@
 """What trained an adapter, as JSON that lies beside it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Several adapters on one pipe: load them, set their strengths, take them off."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -48,8 +46,8 @@ def stack(
 
     Raises:
         TypeError: if the sources are no list.
-        ValueError: if there is not one finite weight for each, or an adapter cannot be loaded, see
-            `load_unlearned`. None of them is on the pipe then.
+        ValueError: if there is not one finite weight for each, or `load_unlearned` refuses one of
+            them. None is on the pipe then.
 
     Example:
         >>> stack(pipe, ["forget-dog", "forget-pizza"], [1.0, 0.8])

@@ -4,8 +4,6 @@ Recipes may come from anyone. What is missing, or of another kind than expected,
 each text is one line without control characters; pages escape it for themselves.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

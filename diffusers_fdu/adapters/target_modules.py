@@ -10,8 +10,6 @@ Three kinds of denoiser cover all families, told apart by their layers' names:
   blocks are adapted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -42,10 +40,8 @@ def text_attention(model: nn.Module) -> str:
     for kind, (first, *_) in TEXT_LAYERS.items():
         if _linear_layers(model, first):
             return kind
-    raise ValueError(
-        f"cannot tell where {type(model).__name__} reads the text: set target_modules to the "
-        "names of its layers, such as 'attn2.to_k'"
-    )
+    name = type(model).__name__
+    raise ValueError(f"cannot tell where {name} reads the text: set target_modules to its layers")
 
 
 def has_cross_attention(model: nn.Module) -> bool:

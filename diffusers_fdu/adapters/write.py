@@ -1,7 +1,5 @@
 """Adapters written as diffusers and PEFT read them."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The model card: what the recipe, the weights and the evaluation say, and nothing else."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,12 +65,9 @@ def base_model_id(adapter_file: AdapterFile, base_model: str | None) -> str | No
         return None
     if isinstance(name, str) and is_repo_id(name) and not Path(name).is_dir():
         return name
-    reason = (
-        f"its recipe says {name!r}, which is no name there" if name else "its recipe says none"
-    )
     raise ValueError(
-        f"which model on the Hub is this adapter for? {reason}: pass base_model='org/name', or '' "
-        "if it is not on the Hub"
+        f"the recipe's base_model is {name!r}, no name on the Hub: pass base_model='org/name', or "
+        "'' if it is not there"
     )
 
 

@@ -1,7 +1,5 @@
 """Pictures for a model card: the same prompt and noise without the adapter and with it."""
 
-from __future__ import annotations
-
 import random
 import warnings
 from collections.abc import Mapping
@@ -43,10 +41,9 @@ def draw_pictures(
 ) -> list[Path]:
     """Draw two prompts with the targets and two without, before and after, for a model card.
 
-    The pipe has the adapter on its denoiser `component` and is left as it is. Without
-    num_inference_steps in `pipeline_kwargs` the pipeline's own number counts. The files are
-    `images/0.png` and so on in the folder; there are none, and a warning, where the pipeline
-    gives no pictures.
+    The pipe, which has the adapter on its denoiser `component`, is left as it is. The files are
+    `images/0.png` and so on in the folder; where the pipeline gives no pictures, there is a
+    warning in their place.
     """
     try:
         check_pictures(pipe)
@@ -71,7 +68,7 @@ def draw_pictures(
         content = PngInfo()
         content.add_itxt("prompt", cleaned(prompt, 1000))
         content.add_itxt("seed", str(seed))
-        _side_by_side(_small(before), _small(after)).save(path, pnginfo=content)
+        _side_by_side(before, after).save(path, pnginfo=content)
     return paths
 
 
@@ -107,16 +104,12 @@ def _concept_prompts(concept: Mapping[str, Any]) -> list[str]:
     return [fill(template, concept["target"]) for template in templates]
 
 
-def _small(image: Image.Image) -> Image.Image:
-    if max(image.size) > SIDE:
-        image = image.copy()
-        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    return image.convert("RGB")
-
-
 def _side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
-    width, height = before.size
-    both = Image.new("RGB", (2 * width + GAP, height), "white")
-    both.paste(before, (0, 0))
-    both.paste(after, (width + GAP, 0))
-    return both
+    halves = [before.convert("RGB"), after.convert("RGB")]
+    for half in halves:
+        half.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)  # smaller ones stay as they are
+    width, height = halves[0].size
+    picture = Image.new("RGB", (2 * width + GAP, height), "white")
+    picture.paste(halves[0], (0, 0))
+    picture.paste(halves[1], (width + GAP, 0))
+    return picture

@@ -1,7 +1,5 @@
 """To the Hub: an adapter, its recipe, its card and its pictures, in one commit."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,28 +27,23 @@ def push(
     license: str | None = None,
     draw: Callable[[Path], Any] | None = None,
 ) -> str:
-    """Put an adapter on the Hub, from where plain diffusers loads it.
+    """Put an adapter on the Hub, from where plain diffusers loads it, and return its address.
 
     The weights, `recipe.json`, `evaluation.json`, `before_after.png`, `images/*.png` and a model
-    card are pushed; nothing else in the folder is, and the folder stays as it is. What an earlier
-    push left there and is not in the folder any more is taken away. If the base model was loaded
-    from a path, the pushed recipe does not say which.
+    card are pushed; nothing else in the folder is, and what an earlier push left there and the
+    folder no longer has is taken away. A path that the base model was loaded from is not pushed.
 
     Args:
-        folder: the folder that the adapter was saved to.
+        folder: the folder that the adapter was saved to; it stays as it is.
         repo_id: the repository, `user/name`; it is made if it is missing.
-        private: whether the repository is; by default it stays as it is, or is as the Hub makes
-            new ones.
+        private: whether the repository is private; by default it stays as it is.
         token: the token of a user who may write there; by default that of whoever is logged in.
         commit_message: the message of the commit; by default one that names the adapter.
         base_model: the base model's name on the Hub, `org/name`, or "" if it is not there; by
             default the one that the recipe names.
         license: the base model's license, as the Hub names it, such as "apache-2.0"; by default
             the card states none.
-        draw: a function that is called with the folder once all is checked, to put pictures there.
-
-    Returns:
-        The repository's address.
+        draw: a function that puts pictures into the folder, called once all is checked.
 
     Raises:
         ValueError: if the folder holds no adapter to be trusted, a name is bad, or the base model
@@ -83,10 +76,8 @@ def push(
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         info = api.model_info(repo_id)
         if private is not None and info.private is not None and info.private != private:
-            raise ValueError(
-                f"{repo_id!r} is there already and {'private' if info.private else 'public'}: "
-                "change that in its settings, or leave `private` out"
-            )
+            state = "private" if info.private else "public"
+            raise ValueError(f"{repo_id!r} is {state} already: change that in its settings")
         pushed_before = {file.rfilename for file in info.siblings or []}
         stale = sorted(name for name in pushed_before - contents.keys() if is_pushed(name))
         operations = [CommitOperationAdd(name, content) for name, content in contents.items()]

@@ -1,7 +1,5 @@
 """Adapters on the Hub, by what they are for and what they forget."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any

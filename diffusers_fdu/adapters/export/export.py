@@ -1,7 +1,5 @@
 """An adapter as one file that other programs read, and such a file read back."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,27 +34,22 @@ def export(
     """Write an adapter as one file for ComfyUI, A1111, Forge and kohya's sd-scripts.
 
     A layer is `lora_unet_<name>.lora_down.weight` (rank, in), `.lora_up.weight` (out, rank) and
-    `.alpha`; it adds alpha / rank up @ down to a weight. The names are those of the code that
-    each model was published with, as far as kohya's trainer uses them:
+    `.alpha`; it adds alpha / rank up @ down to a weight. Names are those of the models' own code:
 
     - SD 1.x and 2.x: diffusers' own, with "_" for ".", which all programs translate.
-    - SDXL: `input_blocks_4_1_…`, the model's own. kohya's scripts know no others, A1111 looks
-      them up as they are, ComfyUI reads both, and diffusers' loader maps them to its own. They
-      count two layers a block, as SDXL has.
+    - SDXL: `input_blocks_4_1_…`; kohya's scripts know no others, and all programs read these.
     - FLUX.1 and SD3: `double_blocks_…`, `single_blocks_…`, `joint_blocks_…`, with queries, keys
-      and values in one layer. It has the sum of its parts' ranks, is exact, and takes more room
-      than the adapter, since zeros are written, too. diffusers' loader reads FLUX.1's, and splits
-      them again. It has no reader for SD3's and loads nothing from them, without an error: there,
-      load the folder.
+      and values in one layer, whose rank is the sum of its parts'. That is exact, and takes more
+      room than the adapter. diffusers' loader reads FLUX.1's; it has no reader for SD3's and
+      loads nothing from them, without an error: there, load the folder.
 
     What was checked: diffusers' loader reads files of SD, SDXL and FLUX.1 and draws the same; of
     SD3, its reader of whole checkpoints cuts the updates into the adapter's own. The other
     programs were read, not run.
 
-    alpha is the adapter's, where diffusers' own converter, `convert_state_dict_to_kohya`, writes
-    the rank. Where a UNet's layers differ in alpha, all get the most frequent one and what differs
-    goes into the weights, since diffusers reads one alpha for all; so do parts of one matrix that
-    are scaled differently.
+    alpha is the adapter's, where diffusers' own `convert_state_dict_to_kohya` writes the rank.
+    Where a UNet's layers, or the parts of one matrix, differ in alpha, the difference goes into
+    the weights, since diffusers reads one alpha for all.
 
     Args:
         folder: an adapter's folder, or its name on the Hub, `user/name`.
@@ -64,8 +57,7 @@ def export(
             all.
         format: "kohya".
         title: the title that other programs show; by default the adapter's name.
-        family: "sd", "sdxl", "flux" or "sd3", for an adapter without a recipe; by default what
-            the recipe or the layers' sizes tell.
+        family: "sd", "sdxl", "flux" or "sd3", for an adapter whose recipe does not tell.
 
     Returns:
         The file.

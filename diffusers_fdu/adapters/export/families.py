@@ -1,7 +1,5 @@
 """Which naming of other programs an adapter's layers get, by the base model that it is for."""
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 from ..adapter_file import AdapterFile
@@ -37,22 +35,14 @@ def family_of(adapter_file: AdapterFile, family: str | None = None) -> Family:
     elif isinstance(pipeline, str):
         result = next((name for start, name in PIPELINES if pipeline.startswith(start)), None)
         if result is None:
-            raise ValueError(
-                f"{folder} is for {pipeline!r}, which has no kohya naming that other programs "
-                f"agree on: exported are adapters for {WORKS}"
-            )
+            raise ValueError(f"{folder} is for {pipeline!r}: exported are adapters for {WORKS}")
     else:
         result = WIDTHS.get(text_width(adapter_file)) if component == "unet" else None
         if result is None:
-            raise ValueError(
-                f"{folder} has no recipe that says what it is for: pass family, one of {choices}"
-            )
+            raise ValueError(f"{folder} has no recipe: pass family, one of {choices}")
     expected = "unet" if result in ("sd", "sdxl") else "transformer"
     if component != expected:
-        raise ValueError(
-            f"{folder} is for a {component}, and {result} has a {expected}: exported are adapters "
-            f"for {WORKS}"
-        )
+        raise ValueError(f"{folder} is for a {component}, and {result} has a {expected}")
     return result
 
 

@@ -1,7 +1,5 @@
 """What a file says of itself to other programs: kohya's `ss_…` and Stability's `modelspec.…`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,18 +13,11 @@ RECIPE_KEY = "diffusers_fdu.recipe"
 SPEC = "1.0.1"  # of https://github.com/Stability-AI/ModelSpec
 MIXED = "Dynamic"  # as kohya's tools say that layers differ
 
-NETWORKS: dict[Family, str] = {
-    "sd": "networks.lora",
-    "sdxl": "networks.lora",
-    "flux": "networks.lora_flux",
-    "sd3": "networks.lora_sd3",
-}
-IMPLEMENTATIONS: dict[Family, str] = {
-    "sd": "diffusers",
+IMPLEMENTATIONS = {
     "sdxl": "https://github.com/Stability-AI/generative-models",
     "flux": "https://github.com/black-forest-labs/flux",
-    "sd3": "diffusers",
 }
+"""Where the layers' names are from; others are diffusers' own."""
 VARIANTS = {
     "flux": (("schnell", "flux-1-schnell"), ("dev", "flux-1-dev"), ("", "flux-1")),
     "sd3": (
@@ -50,15 +41,14 @@ def header(
     """The metadata: text alone, and the same for the same adapter.
 
     There is no date, which a recipe does not have, and no resolution unless the recipe has one.
-    Of a base model that was loaded from a path, there is the last part of it alone. `layers` are
-    those that are written, `digest` is the SHA-256 of their tensors as they lie in the file, and
-    the title is by default the adapter's name.
+    `layers` are those that are written, and `digest` is the SHA-256 of their tensors as they lie
+    in the file.
     """
     recipe = rename_base_models(adapter_file.recipe, base_model_name)
     width = text_width(adapter_file)
     values = {
         "format": "pt",
-        "ss_network_module": NETWORKS[family],
+        "ss_network_module": "networks.lora" + (f"_{family}" if family in VARIANTS else ""),
         "ss_network_dim": _common(layer.rank for layer in layers.values()),
         "ss_network_alpha": _common(layer.alpha for layer in layers.values()),
         "ss_output_name": output_name,
@@ -105,7 +95,7 @@ def _versions(family: Family, base_model: str, width: int | None) -> dict[str, s
         "ss_base_model_version": version,
         "ss_v2": str(is_v2),
         "modelspec.architecture": f"{architecture}/lora",
-        "modelspec.implementation": IMPLEMENTATIONS[family],
+        "modelspec.implementation": IMPLEMENTATIONS.get(family, "diffusers"),
     }
 
 

@@ -9,8 +9,6 @@ too. The update of such a matrix stacks those of its parts. With dW_i = s_i B_i 
 so the ranks add up and nothing is lost; parts that are not adapted get rows of zeros.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Where adapters get in each other's way, as far as their weights tell."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean

@@ -1,7 +1,5 @@
 """Several adapters as one standard LoRA."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -177,7 +175,7 @@ def _state(parts: Sequence[Part], updates: dict[str, Update]) -> dict[str, Tenso
 
 def _recipe(parts: Sequence[Part], **facts: Any) -> dict[str, Any]:
     """The recipes of the parts, and what they share."""
-    recipes = [part.recipe for part in parts]
+    recipes = [part.file.recipe or {"adapter_name": part.name} for part in parts]
     shared = {
         key: recipes[0].get(key)
         for key in ("base_model", "pipeline")

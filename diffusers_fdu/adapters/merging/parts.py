@@ -1,7 +1,5 @@
 """Adapters to be combined: what they have in common, and their updates layer by layer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,20 +34,11 @@ class Update(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """An adapter that is to be combined with others, and its strength."""
+    """An adapter that is to be combined with others, by its name, and its strength."""
 
+    name: str
     file: AdapterFile
     strength: float
-
-    @property
-    def name(self) -> str:
-        """The name in the recipe, or else that of the folder."""
-        return self.file.recipe.get("adapter_name") or self.file.folder.resolve().name
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """What trained it, or its name alone."""
-        return self.file.recipe or {"adapter_name": self.name}
 
     def updates(self) -> dict[str, Update]:
         """The updates by layer, in float32; a convolution's kernel counts as inputs."""
@@ -68,32 +57,32 @@ def read_parts(sources: Sequence[Source], weights: Sequence[float] | None = None
     if not sources:
         raise ValueError("there is no adapter to combine")
     strengths = adapters.checked_strengths(weights, len(sources))
-    files = [read_adapter(local_folder(source)) for source in sources]
-    parts = [Part(file, strength) for file, strength in zip(files, strengths, strict=True)]
+    parts = []
+    for source, strength in zip(sources, strengths, strict=True):
+        file = read_adapter(local_folder(source))
+        name = file.recipe.get("adapter_name") or file.folder.resolve().name
+        parts.append(Part(name, file, strength))
     _check_alike(parts)
     return parts
 
 
 def _check_alike(parts: Sequence[Part]) -> None:
     """Refuse parts of different denoisers or pipelines, or with layers of different sizes."""
-    first = parts[0]
-    sizes: dict[str, tuple[Any, Part]] = {}
+    models: dict[str, tuple[Any, str]] = {}
     for part in parts:
-        for kinds in (
-            [p.file.component for p in (first, part)],
-            [p.file.recipe.get("pipeline") for p in (first, part)],
-        ):
-            if all(kinds) and kinds[0] != kinds[1]:
+        facts: dict[str, Any] = {
+            name: (tuple(down.shape[1:]), up.shape[0])
+            for name, (down, up, _) in part.file.layers.items()
+        }
+        facts["the denoiser"] = part.file.component
+        if pipeline := part.file.recipe.get("pipeline"):
+            facts["the pipeline"] = pipeline
+        for what, value in facts.items():
+            other_value, other_name = models.setdefault(what, (value, part.name))
+            if value != other_value:
                 raise ValueError(
-                    f"{first.name!r} is for {kinds[0]!r}, {part.name!r} for {kinds[1]!r}"
-                )
-        for name, (down, up, _) in part.file.layers.items():
-            size = (tuple(down.shape[1:]), up.shape[0])
-            other_size, other = sizes.setdefault(name, (size, part))
-            if other_size != size:
-                raise ValueError(
-                    f"{other.name!r} and {part.name!r} are for different models: {name} takes "
-                    f"and gives {other_size} in one and {size} in the other"
+                    f"{other_name!r} and {part.name!r} are for different models: {what} is "
+                    f"{other_value!r} of one and {value!r} of the other"
                 )
 
 
