@@ -53,11 +53,7 @@ _SHARES = {
     "specificity": ("Specificity", "the others' pictures judged right: IRA"),
     "generality": ("Generality", "pictures of synonyms that show the target", "less"),
     "paraphrases": ("Paraphrases", "pictures of paraphrases that still show the target", "less"),
-    "clip_accuracy": (
-        "CLIP accuracy",
-        "pictures of the target nearer to it than the anchor",
-        "less",
-    ),
+    "clip_accuracy": ("CLIP accuracy", "pictures nearer to the target than the anchor", "less"),
 }
 _DISTANCES = {
     "clip_score": ("CLIP score, target", "its pictures against its words, 0 to 2.5", "less"),
@@ -87,41 +83,34 @@ class Metric:
 
 
 class MetricReport(NamedTuple):
-    """A metric that was measured, and the texts that a page shows of it."""
+    """A metric that was measured, and the texts that pages show of it; "" where there is none."""
 
     name: str
     metric: Metric
-
-    @property
-    def meaning(self) -> MetricDescription:
-        """The metric in words; an unknown one is a number with a name."""
-        return METRICS.get(self.name, MetricDescription(self.name, "", "", DISTANCE))
-
-    @property
-    def about(self) -> str:
-        """What the metric counts, and which way is better."""
-        _, about, better, _ = self.meaning
-        return f"{about} ({better} is better)" if better else about
-
-    @property
-    def interval(self) -> str:
-        """The bounds of the figure; "" if they are not known."""
-        return interval(self.metric, self.meaning.form)
-
-    @property
-    def value(self) -> str:
-        """The figure with the adapter."""
-        return f"{self.metric.value:{self.meaning.form}}"
-
-    @property
-    def before(self) -> str:
-        """The figure without the adapter; "" if there is none."""
-        value = self.metric.before
-        return "" if value is None else f"{value:{self.meaning.form}}"
+    meaning: MetricDescription
+    about: str
+    value: str
+    interval: str
+    before: str
 
     def __str__(self) -> str:
         bounds = f" ({self.interval})" if self.interval else ""
         return f"{self.meaning.title} {self.value}{bounds}"
+
+
+def metric_report(name: str, metric: Metric) -> MetricReport:
+    """A metric in words; one that is not among `METRICS` is a number with a name."""
+    meaning = METRICS.get(name, MetricDescription(name, "", "", DISTANCE))
+    _, about, better, form = meaning
+    return MetricReport(
+        name,
+        metric,
+        meaning,
+        about=f"{about} ({better} is better)" if better else about,
+        value=f"{metric.value:{form}}",
+        interval=interval(metric, form),
+        before="" if metric.before is None else f"{metric.before:{form}}",
+    )
 
 
 def interval(metric: Metric, form: str = SHARE) -> str:
@@ -134,7 +123,7 @@ def metric_reports(evaluation: Mapping[str, Any]) -> list[MetricReport]:
     """The figures of an evaluation that `check_evaluation` let pass; none of an empty one."""
     names = [field.name for field in fields(Metric)]
     return [
-        MetricReport(name, Metric(**{key: metric[key] for key in names if key in metric}))
+        metric_report(name, Metric(**{key: metric[key] for key in names if key in metric}))
         for name, metric in evaluation.get("metrics", {}).items()
     ]
 

@@ -11,15 +11,7 @@ from torch import Tensor
 
 from ..pipelines.denoiser import DENOISERS
 from ..utils.io import json_object, read_json
-from .adapter_file import (
-    FILE_NAMES,
-    PEFT_CONFIG_NAME,
-    PEFT_PREFIX,
-    PEFT_WEIGHTS_NAME,
-    WEIGHTS_NAME,
-    AdapterFile,
-    by_pattern,
-)
+from .adapter_file import FILE_NAMES, PEFT_CONFIG_NAME, PEFT_PREFIX, AdapterFile, by_pattern
 from .recipe import RECIPE_NAME
 
 METADATA_NAME = "lora_adapter_metadata"  # diffusers' own, in the header
@@ -79,12 +71,12 @@ def read_adapter(directory: str | Path) -> AdapterFile:
     return adapter_file
 
 
-def without_weights(names: Iterable[str]) -> str:
+def without_weights(file_names: Iterable[str]) -> str:
     """Why there is no adapter among these files, as the end of a sentence."""
-    pickles = sorted(name for name in names if Path(name).suffix.lower() in PICKLES)
+    pickles = sorted(name for name in file_names if Path(name).suffix.lower() in PICKLES)
     if pickles:
         return f"holds {pickles[0]!r}, a pickle, which could run any code: pass safetensors"
-    return f"holds neither {WEIGHTS_NAME} nor {PEFT_CONFIG_NAME} with its {PEFT_WEIGHTS_NAME}"
+    return "holds neither " + " nor ".join(" with ".join(names) for names in FILE_NAMES.values())
 
 
 def check_inside(path: Path, folder: Path) -> None:
@@ -127,8 +119,8 @@ def _split_prefix(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
     """The denoiser that all of diffusers' keys begin with, and the weights by the rest of them."""
     prefixes = {key.split(".", 1)[0] for key in tensors}
     if len(prefixes) != 1 or not prefixes <= set(DENOISERS):
-        shown, known = ", ".join(sorted(prefixes)[:4]), ", ".join(DENOISERS)
-        raise ValueError(f"its keys begin with {shown}, not with one of {known}")
+        shown, expected = ", ".join(sorted(prefixes)[:4]), ", ".join(DENOISERS)
+        raise ValueError(f"its keys begin with {shown}, not with one of {expected}")
     return prefixes.pop(), {key.split(".", 1)[1]: value for key, value in tensors.items()}
 
 

@@ -99,8 +99,8 @@ def prompt_of(path: Path) -> str:
 
 
 def _concept_prompts(concept: Mapping[str, Any]) -> list[str]:
-    own = [text for text in texts(concept.get("prompts")) if "{word}" not in text]
-    templates = own or TEMPLATES.get(text_or_empty(concept.get("kind")), ("a {}",))
+    prompts = [text for text in texts(concept.get("prompts")) if "{word}" not in text]
+    templates = prompts or TEMPLATES.get(text_or_empty(concept.get("kind")), ("a {}",))
     return [fill(template, concept["target"]) for template in templates]
 
 
