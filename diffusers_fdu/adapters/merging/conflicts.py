@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from statistics import fmean
 
 import torch
@@ -33,13 +34,9 @@ class Conflicts:
 
     def worst(self) -> tuple[str, str, float]:
         """The pair that shares most: whose inputs, with whom, and how much of them."""
-        pairs = [
-            (self.names[i], self.names[j], value)
-            for i, row in enumerate(self.inputs)
-            for j, value in enumerate(row)
-            if i != j
-        ]
-        return max(pairs, key=lambda pair: pair[2])
+        pairs = permutations(range(len(self.names)), 2)
+        i, j = max(pairs, key=lambda pair: self.inputs[pair[0]][pair[1]])
+        return self.names[i], self.names[j], self.inputs[i][j]
 
     def table(self) -> str:
         """The shared inputs as Markdown: whose in rows, with whom in columns."""
@@ -78,12 +75,8 @@ def conflicts(sources: Sequence[Source]) -> Conflicts:
     for i, a in enumerate(all_updates):
         inputs.append([1.0 if i == j else _shared(a, b) for j, b in enumerate(all_updates)])
         products = [sum(inner(a[n], b[n]) for n in a if n in b) for b in all_updates]
-        alignment.append(
-            [
-                value / (norms[i] * norm) if norms[i] * norm else 0.0
-                for value, norm in zip(products, norms, strict=True)
-            ]
-        )
+        scales = [norms[i] * norm for norm in norms]
+        alignment.append([p / s if s else 0.0 for p, s in zip(products, scales, strict=True)])
     return Conflicts([part.name for part in parts], inputs, alignment)
 
 
