@@ -43,7 +43,7 @@ class MetricDescription(NamedTuple):
     form: str = SHARE
 
 
-_SHARES = {
+SHARES = {
     "ua": ("UA", "unlearning accuracy: the target's pictures that are not judged the target"),
     "ira": ("IRA", "in-domain retain accuracy: others judged right in the target's domain"),
     "cra": ("CRA", "cross-domain retain accuracy: others judged right in the other domain"),
@@ -55,15 +55,15 @@ _SHARES = {
     "paraphrases": ("Paraphrases", "pictures of paraphrases that still show the target", "less"),
     "clip_accuracy": ("CLIP accuracy", "pictures nearer to the target than the anchor", "less"),
 }
-_DISTANCES = {
+DISTANCES = {
     "clip_score": ("CLIP score, target", "its pictures against its words, 0 to 2.5", "less"),
     "clip_score_others": ("CLIP score, others", "pictures against prompts, 0 to 2.5", "more"),
     "fid": ("FID", "of the others' pictures, before against after", "less"),
     "kid": ("KID", "of the others' pictures, before against after", "less"),
     "pixel_drift": ("Pixel drift", "of the others' pictures at equal seed, 0 to 1", "less"),
 }
-METRICS = {name: MetricDescription(*texts) for name, texts in _SHARES.items()} | {
-    name: MetricDescription(*texts, DISTANCE) for name, texts in _DISTANCES.items()
+METRICS = {name: MetricDescription(*texts) for name, texts in SHARES.items()} | {
+    name: MetricDescription(*texts, DISTANCE) for name, texts in DISTANCES.items()
 }
 
 
@@ -190,7 +190,7 @@ def _check_metric(name: Any, metric: Any) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{key} of {name} must be a number, got {value!r}")
-        if number(value) is None or (name in _SHARES and not 0 <= value <= 1):
+        if number(value) is None or (name in SHARES and not 0 <= value <= 1):
             raise ValueError(f"{key} of {name} is out of range: {value!r}")
 
 
