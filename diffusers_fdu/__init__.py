@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from .adapters.loading import load_unlearned as load_unlearned
     from .adapters.merging.conflicts import Conflicts as Conflicts
     from .adapters.merging.conflicts import conflicts as conflicts
+    from .adapters.merging.merge import Merged as Merged
     from .adapters.merging.merge import merge as merge
-    from .adapters.merging.merged import Merged as Merged
     from .adapters.stacking import stack as stack
     from .adapters.stacking import strengths as strengths
     from .adapters.stacking import unstack as unstack
@@ -61,8 +61,7 @@ _NAMES = {
     "adapters.info": "describe",
     "adapters.loading": "load_unlearned",
     "adapters.merging.conflicts": "Conflicts conflicts",
-    "adapters.merging.merge": "merge",
-    "adapters.merging.merged": "Merged",
+    "adapters.merging.merge": "Merged merge",
     "adapters.stacking": "stack strengths unstack",
     "config": "CheckpointConfig DataConfig PerformanceConfig Robust TrainConfig Variational",
     "data.concepts": "Concept NegativeGuidance",

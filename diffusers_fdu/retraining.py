@@ -9,7 +9,7 @@ from typing import Any
 
 from .adapters import lora as adapters
 from .adapters.lora import snapshot, strengths
-from .adapters.merging.merged import Merged
+from .adapters.merging.merge import Merged
 from .adapters.read import read_adapter
 from .data.concepts import from_json
 from .training.callbacks import StepRecord

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
-from . import hub
 from .adapters import loading as weights
 from .adapters import lora as adapters
 from .adapters import recipe
 from .config import CheckpointConfig
 from .data.concepts import Anchor, Target, concepts
 from .data.replay_buffer import ReplayBuffer
+from .hub.preview import draw_pictures
+from .hub.push import push
 from .pipelines.context import RunContext
 from .pipelines.denoiser import denoiser_name, denoiser_names
 from .pipelines.offload import placement
@@ -202,7 +203,7 @@ class FDUnlearner:
                 recorded = time.monotonic()
                 result = trainer.run(buffer, before, callback, checkpoints)
             trained = time.monotonic()
-            facts = recipe.describe(
+            facts = recipe.make_recipe(
                 self.pipe,
                 result.settings,
                 self.pipeline_kwargs,
@@ -252,7 +253,7 @@ class FDUnlearner:
         if self.processes.is_main:
             folder = writable_folder(directory)
             weights.save_adapter(self.pipe, self.component, self.adapter_name, folder, format)
-            recipe.write(self.recipe, folder)
+            recipe.write_recipe(self.recipe, folder)
         self.processes.wait()
         return folder
 
@@ -279,8 +280,8 @@ class FDUnlearner:
             folder = self.save(temporary, format)
             if not self.processes.is_main:
                 return None
-            return hub.push(folder, repo_id, draw=self._draw if pictures else None, **options)
+            return push(folder, repo_id, draw=self._draw if pictures else None, **options)
 
     def _draw(self, folder: Path) -> None:
         pipe, name = self.pipe, str(self.adapter_name)
-        hub.draw_pictures(pipe, self.component, name, self.recipe, self.pipeline_kwargs, folder)
+        draw_pictures(pipe, self.component, name, self.recipe, self.pipeline_kwargs, folder)

@@ -64,7 +64,7 @@ def test_an_adapter_of_pefts_format_is_loaded() -> None:
 
 def test_an_evaluation_is_read_reported_and_put_on_a_card(tmp_path) -> None:
     folder = FOLDER / "variational"
-    written = read_evaluation(folder, folder / WEIGHTS_NAME)
+    written = read_evaluation(folder / WEIGHTS_NAME)
     metrics = written["metrics"]
     report = to_markdown(from_json(folder / "evaluation.json"))
     card = render_card(Path(shutil.copytree(folder, tmp_path / "run")), "me/dog")

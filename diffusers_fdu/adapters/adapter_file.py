@@ -1,13 +1,11 @@
-"""An adapter that was read from its files."""
-
-from __future__ import annotations
+"""An adapter as it lies in files: their names, and what is read of them."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from peft import LoraConfig
 from torch import Tensor
@@ -16,21 +14,41 @@ Format = Literal["diffusers", "peft"]
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 PEFT_WEIGHTS_NAME, PEFT_CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"
+FILE_NAMES: dict[Format, tuple[str, ...]] = {
+    "diffusers": (WEIGHTS_NAME,),
+    "peft": (PEFT_CONFIG_NAME, PEFT_WEIGHTS_NAME),
+}
+"""The files of each format; the last of them holds the weights."""
 PEFT_PREFIX = "base_model.model."  # of every name in PEFT's own files
+
+
+class Layer(NamedTuple):
+    """One layer's update, alpha / rank up @ down: down is (rank, in, ...), up (out, rank, ...)."""
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        """Rank of the update."""
+        return self.down.shape[0]
+
+    @property
+    def norm(self) -> float:
+        """The update's Frobenius norm, |dW|_F, without a matrix of the layer's size."""
+        down, up = self.down.double().flatten(1), self.up.double().flatten(1)
+        square = ((up.T @ up) * (down @ down.T)).sum().item()
+        return self.alpha / self.rank * max(0.0, square) ** 0.5
 
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """An adapter that was read.
+    """An adapter that was read from a folder, for the denoiser that `component` names.
 
-    Args:
-        folder: where it lies.
-        format: of its files.
-        component: the denoiser that it is for.
-        state: its weights by PEFT's names in the denoiser: "….to_k.lora_A.weight" (rank, in, ...)
-            and "….to_k.lora_B.weight" (out, rank, ...).
-        config: r, lora_alpha, target_modules, rank_pattern, alpha_pattern.
-        recipe: what trained it; empty if that is not known.
+    `state` has its weights by PEFT's names in the denoiser: "….to_k.lora_A.weight" (rank, in, ...)
+    and "….to_k.lora_B.weight" (out, rank, ...). `config` has r, lora_alpha, target_modules,
+    rank_pattern and alpha_pattern. `recipe` is empty if there is none.
     """
 
     folder: Path
@@ -41,53 +59,52 @@ class AdapterFile:
     recipe: dict[str, Any]
 
     @property
-    def modules(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """A and B of every adapted layer."""
+    def weights_path(self) -> Path:
+        """The file that holds the weights."""
+        return self.folder / FILE_NAMES[self.format][-1]
+
+    @property
+    def layers(self) -> dict[str, Layer]:
+        """Every adapted layer's update, by the layer's name."""
         names = dict.fromkeys(key.rsplit(".lora_", 1)[0] for key in self.state)
-        return {n: tuple(self.state[f"{n}.lora_{h}.weight"] for h in "AB") for n in names}  # type: ignore[misc]
+        patterns, default = self.config["alpha_pattern"], self.config["lora_alpha"]
+        return {
+            name: Layer(
+                self.state[f"{name}.lora_A.weight"],
+                self.state[f"{name}.lora_B.weight"],
+                float(by_pattern(patterns, name, default)),
+            )
+            for name in names
+        }
 
     @property
     def digest(self) -> str:
-        """Of the weights and their scale."""
-        found = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        """SHA-256 of the weights and their scale."""
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         for key, value in sorted(self.state.items()):
-            found.update(key.encode() + value.float().numpy().tobytes())
-        return found.hexdigest()
+            digest.update(key.encode() + value.float().numpy().tobytes())
+        return digest.hexdigest()
 
-    def lora_config(self, strength: float = 1.0) -> LoraConfig:
-        """PEFT's configuration of exactly these layers.
-
-        Args:
-            strength: what alpha is multiplied by.
-        """
-        r, alpha = self.config["r"], self.config["lora_alpha"]
-        ranks = {f"^{name}$": self.rank(name) for name in self.modules}
-        alphas = {f"^{name}$": self.alpha(name) for name in self.modules}
+    def lora_config(self) -> LoraConfig:
+        """PEFT's configuration of exactly these layers."""
+        rank, alpha, layers = self.config["r"], self.config["lora_alpha"], self.layers
         return LoraConfig(
-            r=r,
-            lora_alpha=alpha if strength == 1 else strength * alpha,
-            target_modules=sorted(self.modules),
-            rank_pattern={name: rank for name, rank in ranks.items() if rank != r},
-            alpha_pattern={n: strength * own for n, own in alphas.items() if own != alpha},
+            r=rank,
+            lora_alpha=alpha,
+            target_modules=sorted(layers),
+            rank_pattern={f"^{n}$": x.rank for n, x in layers.items() if x.rank != rank},
+            alpha_pattern={f"^{n}$": x.alpha for n, x in layers.items() if x.alpha != alpha},
         )
 
-    def rank(self, module: str) -> int:
-        """Of one layer's update."""
-        return self.state[f"{module}.lora_A.weight"].shape[0]
 
-    def alpha(self, module: str) -> float:
-        """The layer's update is alpha / rank B A."""
-        return float(by_pattern(self.config["alpha_pattern"], module, self.config["lora_alpha"]))
+def by_pattern(patterns: Mapping[str, Any], layer_name: str, default: Any) -> Any:
+    """Look a layer up as PEFT does: a pattern is its name or the end of it, or all of it after ^.
 
-
-def by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """As PEFT looks a layer up: a pattern is its name, or the end of it, unless begun with ^.
-
-    PEFT takes them for regular expressions; one from a stranger could run for ever, so
-    `read_adapter` lets plain names alone pass.
+    PEFT takes patterns for regular expressions. One from a stranger could run for ever, so
+    `read_adapter` lets nothing but plain names pass.
     """
     for pattern, value in patterns.items():
         name = pattern.strip("^$")
-        if module == name or (pattern[:1] != "^" and module.endswith(f".{name}")):
+        if layer_name == name or (pattern[:1] != "^" and layer_name.endswith(f".{name}")):
             return value
     return default

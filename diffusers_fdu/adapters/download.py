@@ -1,6 +1,4 @@
-"""From the Hub: the files of an adapter and no others, and only if they can be trusted."""
-
-from __future__ import annotations
+"""Adapters from the Hub: their files and no others, and only if they can be trusted."""
 
 import shutil
 import tempfile
@@ -11,19 +9,13 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from ..utils.hub_errors import HubError, Unreachable, explained
 from ..utils.io import writable_folder
-from .contents import (
-    EXACT,
-    MAX_WEIGHTS,
-    OWN_WEIGHTS,
-    PICTURES,
-    check_repo_id,
-    chosen,
-    contents,
-    is_repo_id,
-)
+from . import hub_files
+from .adapter_file import PEFT_WEIGHTS_NAME, WEIGHTS_NAME
 from .read import read_adapter
 
 LIBRARY = "diffusers-fdu"
+Source = str | Path
+"""Where an adapter is: a folder, or `user/name` on the Hub."""
 
 
 def pull(
@@ -32,57 +24,53 @@ def pull(
     *,
     revision: str | None = None,
     token: str | None = None,
-    max_bytes: int = MAX_WEIGHTS,
+    max_bytes: int = hub_files.MAX_WEIGHTS,
 ) -> Path:
-    """Take an adapter from the Hub, and check it as `read_adapter` does.
+    """Download an adapter from the Hub, check it, and return the folder with its files.
 
-    Without a way to the Hub, what was pulled before is taken from its cache.
+    Only safetensors, JSON, pictures and the card are taken. Where the Hub cannot be reached, what
+    was pulled before is taken from its cache.
 
     Args:
-        repo_id: `user/name`.
-        output_dir: gets the files: a new or empty folder, or one that holds an adapter, which
-            they replace; None: they stay in the Hub's cache.
-        revision: a branch, tag or commit; None: the newest.
-        token: for private repositories; None: of whoever is logged in.
-        max_bytes: larger weights are refused.
-
-    Returns:
-        The folder.
+        repo_id: the repository, `user/name`.
+        output_dir: a new or empty folder for the files, or one with an adapter, which they
+            replace; by default the Hub's cache.
+        revision: a branch, tag or commit; by default the newest commit.
+        token: the token for private repositories; by default that of whoever is logged in.
+        max_bytes: the largest size of the weights that is accepted.
 
     Raises:
         ValueError: if the repository holds a pickle in place of safetensors, files that leave
-            the folder or are too large, or no adapter to be trusted; nothing is in output_dir
-            then.
+            the folder or are too large, or no adapter to be trusted. No file is written then.
         HubError: with the fix, if the Hub or the network fails.
+
+    Example:
+        >>> folder = pull("me/no-snoopy", "runs/no-snoopy")  # doctest: +SKIP
+        >>> pipe = load_unlearned(pipe, folder)  # doctest: +SKIP
     """
-    check_repo_id(repo_id)
-    target = None if output_dir is None else _checked_folder(Path(output_dir))
+    hub_files.check_repo_id(repo_id)
+    if output_dir is not None:
+        _check_output(Path(output_dir))
+    folder: Path | None
     try:
-        folder = _downloaded(repo_id, revision, token, max_bytes)
+        folder = _download(repo_id, revision, token, max_bytes)
     except Unreachable:
-        kept = _kept(repo_id, revision)
-        if kept is None:
+        if (folder := _cached(repo_id, revision)) is None:
             raise
-        folder = kept
-    found = read_adapter(folder)
-    files = contents(found)
-    card = folder / EXACT[0]
-    if card.is_file():
-        files[card.name] = card
-    return folder if target is None else _copied(files, target)
+    files = hub_files.files_to_push(read_adapter(folder))
+    if (folder / hub_files.CARD_NAME).is_file():
+        files[hub_files.CARD_NAME] = folder / hub_files.CARD_NAME
+    return folder if output_dir is None else _copy(files, Path(output_dir))
 
 
-def local_folder(source: str | Path) -> str | Path:
-    """The source if it is a folder, or cannot be on the Hub; else what is pulled from there.
-
-    Args:
-        source: a folder, or `user/name`.
+def local_folder(source: Source) -> Source:
+    """The source if it is a folder, or cannot be on the Hub; else the folder it is pulled to.
 
     Raises:
         ValueError: see `pull`.
         HubError: see `pull`.
     """
-    if isinstance(source, Path) or Path(source).exists() or not is_repo_id(source):
+    if isinstance(source, Path) or Path(source).exists() or not hub_files.is_repo_id(source):
         return source
     try:
         return pull(source)
@@ -90,14 +78,16 @@ def local_folder(source: str | Path) -> str | Path:
         raise type(error)(f"there is no folder {source!r}, and {error}") from error
 
 
-def _downloaded(repo_id: str, revision: str | None, token: str | None, max_bytes: int) -> Path:
-    """The Hub's cache's folder with the files that are taken."""
+def _download(repo_id: str, revision: str | None, token: str | None, max_bytes: int) -> Path:
+    """The folder in the Hub's cache that then has the files which are taken."""
     with explained(repo_id, "pull"):
         info = HfApi(token=token, library_name=LIBRARY).model_info(
             repo_id, revision=revision, files_metadata=True
         )
         try:
-            names = chosen({f.rfilename: f.size for f in info.siblings or []}, max_bytes)
+            names = hub_files.files_to_pull(
+                {f.rfilename: f.size for f in info.siblings or []}, max_bytes
+            )
         except ValueError as error:
             raise ValueError(f"{repo_id!r} is not pulled: {error}") from error
         folder = Path(
@@ -110,61 +100,46 @@ def _downloaded(repo_id: str, revision: str | None, token: str | None, max_bytes
     return folder
 
 
-def _kept(repo_id: str, revision: str | None) -> Path | None:
-    """The Hub's cache's folder, if the adapter is in it."""
+def _cached(repo_id: str, revision: str | None) -> Path | None:
+    """The folder in the Hub's cache, if the adapter is in it."""
     try:
         folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    return folder if _holds_adapter(folder) else None
+    return folder if _holds_weights(folder) else None
 
 
-def _holds_adapter(folder: Path) -> bool:
-    return any((folder / names[-1]).exists() for names in OWN_WEIGHTS.values())
+def _holds_weights(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (WEIGHTS_NAME, PEFT_WEIGHTS_NAME))
 
 
-def _checked_folder(folder: Path) -> Path:
-    """Refuse a folder whose files are something else, before anything is downloaded.
-
-    Raises:
-        ValueError: if it is not empty and holds no adapter, or cannot be written.
-    """
+def _check_output(folder: Path) -> None:
+    """Refuse a folder that holds something else, before anything is downloaded."""
     if not folder.exists():
-        return folder
+        return
     if not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is a file: pass a folder")
-    if any(folder.iterdir()) and not _holds_adapter(folder):
-        raise ValueError(
-            f"{str(folder)!r} holds other files and no adapter: pass a new or empty folder"
-        )
-    return writable_folder(folder)
+    if any(folder.iterdir()) and not _holds_weights(folder):
+        raise ValueError(f"{str(folder)!r} holds other files and no adapter: pass an empty folder")
+    writable_folder(folder)
 
 
-def _remove_adapter(folder: Path) -> None:
-    """Take away what was pushed with the adapter here, or would be with the next."""
-    for name in EXACT:
-        (folder / name).unlink(missing_ok=True)
-    pictures = folder / PICTURES
-    if not pictures.is_symlink():  # those of another place are not pushed
-        for path in pictures.glob("*.png"):
-            path.unlink()
-
-
-def _copied(files: dict[str, Path], target: Path) -> Path:
-    """Put all files into a folder, or none: they are copied beside it first."""
-    is_new = not target.exists()
-    writable_folder(target)
-    try:
-        with tempfile.TemporaryDirectory(dir=target) as temporary:
-            for name, path in files.items():
-                (Path(temporary) / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, Path(temporary) / name)
-            _remove_adapter(target)
-            for name in files:
-                (target / name).parent.mkdir(exist_ok=True)
-                (Path(temporary) / name).replace(target / name)
-    except BaseException:
-        if is_new:
-            shutil.rmtree(target, ignore_errors=True)
-        raise
-    return target
+def _copy(files: dict[str, Path], output: Path) -> Path:
+    """Put all files into a folder in place of the adapter there, or none of them."""
+    writable_folder(output)
+    with tempfile.TemporaryDirectory(dir=output) as temporary:
+        for name, path in files.items():
+            (Path(temporary) / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, Path(temporary) / name)
+        # What was pushed with the adapter that was here would be pushed with the new one.
+        stale = [output / name for name in hub_files.FIXED_NAMES]
+        if not (
+            output / hub_files.PICTURES
+        ).is_symlink():  # pictures of another place are not pushed
+            stale += (output / hub_files.PICTURES).glob("*.png")
+        for path in stale:
+            path.unlink(missing_ok=True)
+        for name in files:
+            (output / name).parent.mkdir(exist_ok=True)
+            (Path(temporary) / name).replace(output / name)
+    return output

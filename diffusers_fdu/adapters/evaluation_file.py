@@ -1,4 +1,4 @@
-"""`evaluation.json`: what was measured of an adapter, beside its weights; and figures in words.
+"""`evaluation.json`: what was measured of an adapter, beside its weights; and metrics in words.
 
     {
       "protocol": "what was drawn, how often, and how a number was made of it",
@@ -18,8 +18,6 @@ known; "before" is the same number without the adapter and may be missing, as ma
 "weights_sha256". With that, numbers are never taken for those of other weights.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Mapping
@@ -28,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from ..utils.io import read_json, write_json
-from .summary import mapping, number
+from .summary import number
 
 EVALUATION_NAME = "evaluation.json"
 MAX_BYTES = 2**20
@@ -37,14 +35,7 @@ SHARE, DISTANCE = ".1%", ".3g"
 
 
 class MetricDescription(NamedTuple):
-    """A metric in words.
-
-    Args:
-        title: its name.
-        about: what it counts, in one line.
-        better: "more", "less" or "": neither.
-        form: how its numbers are written; those of a `SHARE` are between 0 and 1.
-    """
+    """A metric in words: its title, what it counts, which way is better, how it is written."""
 
     title: str
     about: str
@@ -52,57 +43,36 @@ class MetricDescription(NamedTuple):
     form: str = SHARE
 
 
-METRICS = {
-    "ua": MetricDescription(
-        "UA", "unlearning accuracy: the target's pictures that are not judged the target"
-    ),
-    "ira": MetricDescription(
-        "IRA", "in-domain retain accuracy: others judged right in the target's domain"
-    ),
-    "cra": MetricDescription(
-        "CRA", "cross-domain retain accuracy: others judged right in the other domain"
-    ),
-    "harmonic_mean": MetricDescription("Harmonic mean", "of UA, IRA and CRA"),
-    "mace": MetricDescription("MACE", "harmonic mean of efficacy, specificity and generality"),
-    "efficacy": MetricDescription(
-        "Efficacy", "the target's pictures that show the target", "less"
-    ),
-    "specificity": MetricDescription("Specificity", "the others' pictures judged right: IRA"),
-    "generality": MetricDescription(
-        "Generality", "pictures of synonyms that show the target", "less"
-    ),
-    "paraphrases": MetricDescription("Paraphrases", "that still show the target", "less"),
-    "clip_score": MetricDescription(
-        "CLIP score, target", "its pictures against its words, 0 to 2.5", "less", DISTANCE
-    ),
-    "clip_score_others": MetricDescription(
-        "CLIP score, others", "their pictures against their prompts, 0 to 2.5", "more", DISTANCE
-    ),
-    "clip_accuracy": MetricDescription(
-        "CLIP accuracy", "the target's pictures nearer to it than to the anchor", "less"
-    ),
-    "fid": MetricDescription(
-        "FID", "of the others' pictures, before against after", "less", DISTANCE
-    ),
-    "kid": MetricDescription(
-        "KID", "of the others' pictures, before against after", "less", DISTANCE
-    ),
-    "pixel_drift": MetricDescription(
-        "Pixel drift", "of the others' pictures at equal seed, 0 to 1", "less", DISTANCE
-    ),
+SHARES = {
+    "ua": ("UA", "unlearning accuracy: the target's pictures that are not judged the target"),
+    "ira": ("IRA", "in-domain retain accuracy: others judged right in the target's domain"),
+    "cra": ("CRA", "cross-domain retain accuracy: others judged right in the other domain"),
+    "harmonic_mean": ("Harmonic mean", "of UA, IRA and CRA"),
+    "mace": ("MACE", "harmonic mean of efficacy, specificity and generality"),
+    "efficacy": ("Efficacy", "the target's pictures that show the target", "less"),
+    "specificity": ("Specificity", "the others' pictures judged right: IRA"),
+    "generality": ("Generality", "pictures of synonyms that show the target", "less"),
+    "paraphrases": ("Paraphrases", "pictures of paraphrases that still show the target", "less"),
+    "clip_accuracy": ("CLIP accuracy", "pictures nearer to the target than the anchor", "less"),
+}
+DISTANCES = {
+    "clip_score": ("CLIP score, target", "its pictures against its words, 0 to 2.5", "less"),
+    "clip_score_others": ("CLIP score, others", "pictures against prompts, 0 to 2.5", "more"),
+    "fid": ("FID", "of the others' pictures, before against after", "less"),
+    "kid": ("KID", "of the others' pictures, before against after", "less"),
+    "pixel_drift": ("Pixel drift", "of the others' pictures at equal seed, 0 to 1", "less"),
+}
+METRICS = {name: MetricDescription(*texts) for name, texts in SHARES.items()} | {
+    name: MetricDescription(*texts, DISTANCE) for name, texts in DISTANCES.items()
 }
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure.
+    """A figure that was measured with the adapter, from `count` pictures.
 
-    Args:
-        value: with the adapter.
-        low: lower bound of its 95 % confidence interval; None: not known.
-        high: upper bound.
-        before: the same without the adapter; None: not measured, or it has no meaning there.
-        count: number of pictures behind it.
+    `low` and `high` bound its 95 % confidence interval and are None if that is not known;
+    `before` is the same figure without the adapter, None where it has no meaning.
     """
 
     value: float
@@ -113,41 +83,34 @@ class Metric:
 
 
 class MetricReport(NamedTuple):
-    """What was measured of a metric, in words."""
+    """A metric that was measured, and the texts that pages show of it; "" where there is none."""
 
     name: str
     metric: Metric
-
-    @property
-    def meaning(self) -> MetricDescription:
-        """The metric; an unknown one is a number with a name."""
-        return METRICS.get(self.name, MetricDescription(self.name, "", "", DISTANCE))
-
-    @property
-    def about(self) -> str:
-        """What it counts, and which way is better."""
-        _, about, better, _ = self.meaning
-        return f"{about} ({better} is better)" if better else about
-
-    @property
-    def interval(self) -> str:
-        """Its bounds; "" if they are not known."""
-        return interval(self.metric, self.meaning.form)
-
-    @property
-    def value(self) -> str:
-        """The number with the adapter."""
-        return f"{self.metric.value:{self.meaning.form}}"
-
-    @property
-    def before(self) -> str:
-        """The number without the adapter; "" if there is none."""
-        before = self.metric.before
-        return "" if before is None else f"{before:{self.meaning.form}}"
+    meaning: MetricDescription
+    about: str
+    value: str
+    interval: str
+    before: str
 
     def __str__(self) -> str:
         bounds = f" ({self.interval})" if self.interval else ""
         return f"{self.meaning.title} {self.value}{bounds}"
+
+
+def metric_report(name: str, metric: Metric) -> MetricReport:
+    """A metric in words; one that is not among `METRICS` is a number with a name."""
+    meaning = METRICS.get(name, MetricDescription(name, "", "", DISTANCE))
+    _, about, better, form = meaning
+    return MetricReport(
+        name,
+        metric,
+        meaning,
+        about=f"{about} ({better} is better)" if better else about,
+        value=f"{metric.value:{form}}",
+        interval=interval(metric, form),
+        before="" if metric.before is None else f"{metric.before:{form}}",
+    )
 
 
 def interval(metric: Metric, form: str = SHARE) -> str:
@@ -157,61 +120,46 @@ def interval(metric: Metric, form: str = SHARE) -> str:
 
 
 def metric_reports(evaluation: Mapping[str, Any]) -> list[MetricReport]:
-    """The figures of an evaluation that was `check_evaluation`; none of an empty one."""
+    """The figures of an evaluation that `check_evaluation` let pass; none of an empty one."""
     names = [field.name for field in fields(Metric)]
     return [
-        MetricReport(name, Metric(**{key: metric[key] for key in names if key in metric}))
-        for name, metric in mapping(evaluation.get("metrics")).items()
+        metric_report(name, Metric(**{key: metric[key] for key in names if key in metric}))
+        for name, metric in evaluation.get("metrics", {}).items()
     ]
 
 
 def write_evaluation(evaluation: dict[str, Any], folder: Path) -> None:
-    """Write `evaluation.json`, whole or not at all.
-
-    Raises:
-        ValueError: see `check_evaluation`.
-    """
+    """Write `evaluation.json`, whole or not at all."""
     write_json(folder / EVALUATION_NAME, check_evaluation(evaluation))
 
 
-def read_evaluation(folder: Path, weights: Path) -> dict[str, Any] | None:
-    """What was measured of the weights; None if nothing was.
-
-    Args:
-        folder: that may hold `evaluation.json`.
-        weights: the file of the weights.
+def read_evaluation(weights: Path) -> dict[str, Any] | None:
+    """What was measured of the weights in a file, by the evaluation beside it; None if nothing.
 
     Raises:
-        ValueError: if the file is damaged, or about other weights.
+        ValueError: if the evaluation is damaged, or about other weights.
     """
-    path = folder / EVALUATION_NAME
+    path = weights.with_name(EVALUATION_NAME)
     if not path.exists():
         return None
     try:
         evaluation = check_evaluation(read_json(path, MAX_BYTES))
     except ValueError as error:
         raise ValueError(f"{str(path)!r} is no evaluation: {error}") from error
-    known = evaluation.get("weights_sha256")
-    if known is not None and known != sha256(weights):
-        raise ValueError(
-            f"{str(path)!r} is about other weights than {weights.name}: evaluate these, or remove "
-            "the file"
-        )
+    digest = evaluation.get("weights_sha256")
+    if digest is not None and digest != sha256(weights):
+        raise ValueError(f"{str(path)!r} is about other weights than {weights.name}: remove it")
     return evaluation
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content."""
+    """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """The same, once everything in it is as it should be.
-
-    Raises:
-        ValueError: with the field that is not.
-    """
+    """The same evaluation, once everything in it is as it should be."""
     for name in ("protocol", "judge"):
         if not isinstance(evaluation.get(name), str) or not evaluation[name].strip():
             raise ValueError(f"{name} must be a text, got {evaluation.get(name)!r}")
@@ -220,9 +168,9 @@ def check_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"images must be a number of pictures, got {images!r}")
     if not isinstance(seeds, list) or not all(map(_is_whole, seeds)):
         raise ValueError(f"seeds must be a list of whole numbers, got {seeds!r}")
-    known = evaluation.get("weights_sha256")
-    if known is not None and not re.fullmatch(r"[0-9a-f]{64}", str(known)):
-        raise ValueError(f"weights_sha256 must be 64 hexadecimal digits, got {known!r}")
+    digest = evaluation.get("weights_sha256")
+    if digest is not None and not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
+        raise ValueError(f"weights_sha256 must be 64 hexadecimal digits, got {digest!r}")
     metrics = evaluation.get("metrics")
     if not isinstance(metrics, dict) or not metrics:
         raise ValueError(f"metrics must name at least one, got {metrics!r}")
@@ -242,8 +190,7 @@ def _check_metric(name: Any, metric: Any) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{key} of {name} must be a number, got {value!r}")
-        is_share = name in METRICS and METRICS[name].form == SHARE
-        if number(value) is None or (is_share and not 0 <= value <= 1):
+        if number(value) is None or (name in SHARES and not 0 <= value <= 1):
             raise ValueError(f"{key} of {name} is out of range: {value!r}")
 
 

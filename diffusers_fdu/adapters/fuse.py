@@ -1,7 +1,5 @@
 """Adapters for good: added to the weights of a pipe's denoiser, which is plain afterwards."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,93 +18,95 @@ PLAIN = (Linear, Conv1d, Conv2d, Conv3d)
 def fuse(pipe: Any, adapter_names: Sequence[str] | None = None) -> float:
     """Add adapters to the weights, at the strengths they have, and take them off the pipe.
 
-        fuse(pipe)
-        pipe.save_pretrained("forgotten")
-
     The pipe draws what it drew, without PEFT, and what `save_pretrained` writes holds no adapter
     that could be switched off. To bring a concept back, someone needs the original weights, or
     has to train.
 
-    For a pipeline that has them, `pipe.fuse_lora()` and `pipe.unload_lora_weights()` do that, too.
-    This is for what they do not do: they are missing where diffusers has no LoRA loader (PixArt,
-    HunyuanDiT); `unload_lora_weights` takes the adapters that were not fused, too, and if it is
-    forgotten, `save_pretrained` writes layers by names that no pipeline loads; the sum is made in
-    the weights' dtype, and on quantised weights, where rounding may take most of it, without a
-    word. Here the sum is made in float64 and rounded once, and what that took is returned.
+    `pipe.fuse_lora()` and `pipe.unload_lora_weights()` do that, too, but PixArt and HunyuanDiT
+    are without them; `unload_lora_weights` also takes the adapters that were not fused, and
+    without it `save_pretrained` writes layers by names that no pipeline loads; the sum is made in
+    the weights' dtype, even where those are quantised and rounding takes most of it. Here it is
+    made in float64 and rounded once.
 
     Args:
-        pipe: its denoisers carry adapters. Text encoders are left as they are.
-        adapter_names: active ones; None: all that are active. The others stay on the pipe, and
-            so does one in a denoiser in which it is not active.
+        pipe: a pipeline whose denoisers carry adapters; text encoders are left as they are.
+        adapter_names: active adapters, by default all; the others stay on the pipe.
 
     Returns:
         What rounding took: |W' - (W + dW)|_F / |dW|_F over all layers. On the embedded model
-        that was 3e-8 in float32, 3e-4 in float16 and 2e-3 in bfloat16; the smaller the update,
-        the more it is.
+        that was 3e-8 in float32, 3e-4 in float16 and 2e-3 in bfloat16; it grows as the update
+        gets smaller.
 
     Raises:
-        ValueError: for a name that is not active, or none at all; for weights that are quantised;
-            for adapters that are more than LoRA, such as DoRA, or have a bias of their own; see
-            `adapters.check_denoiser`. The pipe is as it was then.
+        ValueError: for a name that is not active, or none at all; for a denoiser that is compiled
+            or quantised; for adapters that are fused or off, or that are more than LoRA, such as
+            DoRA. The pipe is then as it was.
+
+    Example:
+        >>> pipe = load_unlearned(pipe, "forget-dog")
+        >>> fuse(pipe) < 1e-4
+        True
+        >>> pipe.save_pretrained("forgotten")
     """
     models = {name: getattr(pipe, name) for name in denoiser_names(pipe)}
-    before = {name: adapters.snapshot(model) for name, model in models.items()}
-    active = list(dict.fromkeys(name for state in before.values() for name in state.active))
-    wanted = active if adapter_names is None else list(dict.fromkeys(adapter_names))
-    if not wanted:
+    states_before = {name: adapters.snapshot(model) for name, model in models.items()}
+    active = list(dict.fromkeys(name for state in states_before.values() for name in state.active))
+    fused = active if adapter_names is None else list(dict.fromkeys(adapter_names))
+    if not fused:
         raise ValueError("there is no active adapter to fuse: load one, or call pipe.set_adapters")
-    for name in wanted:
+    for name in fused:
         if name not in active:
             raise ValueError(f"adapter {name!r} is not active: active are {', '.join(active)}")
     # An adapter may be active in one denoiser and not in the other.
-    own = {key: [name for name in wanted if name in before[key].active] for key in models}
-    for key, model in models.items():
+    fused_in = {
+        component: [name for name in fused if name in state.active]
+        for component, state in states_before.items()
+    }
+    # All denoisers are checked before any is changed.
+    for component, model in models.items():
         adapters.check_denoiser(model)
-        _check_layers(model, own[key])
-    lost = whole = 0.0
-    for key, model in models.items():
+        _check_layers(model, fused_in[component])
+    lost = total = 0.0
+    for component, model in models.items():
+        names, state = fused_in[component], states_before[component]
         with onloaded(model):
             for layer in adapters.tuner_layers(model):
-                names = _on(layer, own[key])
-                off, size = _add(layer, names) if names else (0.0, 0.0)
-                lost, whole = lost + off, whole + size
-            rest = tuple(name for name in before[key].active if name not in own[key])
-            for name in own[key]:
-                adapters.remove(model, name, replace(before[key], active=rest))
-    return (lost / whole) ** 0.5 if whole else 0.0
+                rounding, size = _fuse_layer(layer, _present(layer, names))
+                lost, total = lost + rounding, total + size
+            rest = tuple(name for name in state.active if name not in names)
+            for name in names:
+                adapters.remove(model, name, replace(state, active=rest))
+    return (lost / total) ** 0.5 if total else 0.0
 
 
-def _on(layer: Any, names: Sequence[str]) -> list[str]:
+def _present(layer: Any, names: Sequence[str]) -> list[str]:
     """Which of these adapters have weights in a layer, and are active there."""
-    parts = [getattr(layer, part, {}) for part in layer.adapter_layer_names]
-    there = {name for part in parts for name in part}
-    return [name for name in names if name in there and name in layer.active_adapters]
+    present = {name for part in layer.adapter_layer_names for name in getattr(layer, part, {})}
+    return [name for name in names if name in present and name in layer.active_adapters]
 
 
-def _check_layers(model: nn.Module, wanted: Sequence[str]) -> None:
+def _check_layers(model: nn.Module, adapter_names: Sequence[str]) -> None:
     for layer in adapters.tuner_layers(model):
-        names = _on(layer, wanted)
+        names = _present(layer, adapter_names)
         weight = getattr(layer.get_base_layer(), "weight", None)
-        if names and weight is not None:
-            _check_weight(model, weight)
+        if names and weight is not None and not _is_exact(weight):
+            kind = type(weight.data if type(weight) is nn.Parameter else weight).__name__
+            raise ValueError(
+                f"the weights of {type(model).__name__} are quantised ({kind}, {weight.dtype}), "
+                "and would lose part of an adapter: fuse it on a plain pipe, and quantise that"
+            )
         for name in names:
             if weight is None or not _is_plain(layer, name):
+                kind = f"{type(layer).__module__}.{type(layer).__name__}"
                 raise ValueError(
-                    f"adapter {name!r} is no plain LoRA in all of its layers: one is a "
-                    f"{type(layer).__name__} of {type(layer).__module__}, or has a bias or more "
-                    "of its own. Use pipe.fuse_lora()"
+                    f"adapter {name!r} is no plain LoRA in a {kind}: use pipe.fuse_lora()"
                 )
 
 
-def _check_weight(model: nn.Module, weight: Any) -> None:
+def _is_exact(weight: Any) -> bool:
+    """Whether a weight is a plain tensor of 16 bits or more, and not quantised."""
     is_plain = type(weight) is nn.Parameter and type(weight.data) is Tensor
-    if not is_plain or not weight.is_floating_point() or weight.element_size() < 2:
-        kind = type(weight.data if type(weight) is nn.Parameter else weight).__name__
-        raise ValueError(
-            f"the weights of {type(model).__name__} are quantised ({kind}, {weight.dtype}): "
-            "rounded to them, part of an adapter is lost. Keep the adapter beside them, or "
-            "fuse it on a pipe that is not quantised and quantise that"
-        )
+    return is_plain and weight.is_floating_point() and weight.element_size() >= 2
 
 
 def _is_plain(layer: Any, name: str) -> bool:
@@ -121,8 +121,10 @@ def _is_plain(layer: Any, name: str) -> bool:
 
 
 @torch.no_grad()
-def _add(layer: Any, names: Sequence[str]) -> tuple[float, float]:
-    """Add adapters to a layer: |W' - (W + dW)|^2 and |dW|^2."""
+def _fuse_layer(layer: Any, names: Sequence[str]) -> tuple[float, float]:
+    """Add adapters to a layer; returns |W' - (W + dW)|^2 and |dW|^2."""
+    if not names:
+        return 0.0, 0.0
     weight = layer.get_base_layer().weight
     delta = torch.zeros_like(weight, dtype=torch.float64)
     for name in names:

@@ -1,23 +1,18 @@
 """What an adapter is: what it unlearns, how strongly, how it was trained, and how to load it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ..utils.markup import cleaned
-from .adapter_file import PEFT_WEIGHTS_NAME, WEIGHTS_NAME, AdapterFile
-from .contents import weights_path
-from .download import local_folder
+from .adapter_file import PEFT_WEIGHTS_NAME, WEIGHTS_NAME, AdapterFile, Layer
+from .download import Source, local_folder
 from .evaluation_file import metric_reports, read_evaluation
-from .export.exported import read_exported
+from .export.export import read_exported
 from .read import read_adapter
-from .summary import Rows, rows
+from .summary import Rows, recipe_rows, text_or_empty
 
 LONGEST_REASON = 1000  # characters; it has a path
 
@@ -26,20 +21,11 @@ LONGEST_REASON = 1000  # characters; it has a path
 class AdapterInfo:
     """What is known of an adapter; `print` shows it.
 
-    Args:
-        path: its folder, or the file that it was exported to.
-        format: "diffusers", "peft" or "kohya".
-        component: the denoiser that it is for.
-        ranks: of every layer.
-        alphas: of every layer.
-        norms: of every layer, |dW|_F at strength 1.
-        parameters: numbers in its weights.
-        bytes: of the file with its weights.
-        recipe: what trained it; empty if that is not known.
-        evaluation: what was measured of these weights, see `measured`; empty if nothing was.
-        network: of an exported file, kohya's module that it is for.
-        repo_id: its name on the Hub, if it was asked for by that.
-        unmeasured: why the evaluation beside it does not count.
+    `path` is its folder, or the file that it was exported to, and `format` is "diffusers", "peft"
+    or "kohya". `ranks`, `alphas` and `norms`, |dW|_F at strength 1, are by layer; `parameters` and
+    `bytes` are its numbers and the size of their file. `evaluation` is empty if these weights were
+    not measured, and `unmeasured` says why an evaluation beside them does not count. `network` is
+    kohya's module that an exported file is for, and `repo_id` the name that it was asked for by.
     """
 
     path: Path
@@ -63,13 +49,13 @@ class AdapterInfo:
 
     @property
     def name(self) -> str:
-        """The recipe's, or the folder's."""
+        """The name in the recipe, or else that of the place."""
         place = Path(self.repo_id).name if self.repo_id else self.path.resolve().stem
         return cleaned(self.recipe.get("adapter_name") or place)
 
     @property
     def load(self) -> list[str]:
-        """Lines that load it."""
+        """Lines of code that load it, or the programs that do."""
         path = self.repo_id or str(self.path)
         if self.format == "peft":
             return [f"diffusers_fdu.load_unlearned(pipe, {path!r})"]
@@ -84,7 +70,7 @@ class AdapterInfo:
 
     @property
     def weights(self) -> Rows:
-        """What its weights are, in words."""
+        """What its weights are, as labels and texts."""
         least, most = (pick(self.norms, key=self.norms.__getitem__) for pick in (min, max))
         return [
             ("rank", _range(self.ranks)),
@@ -98,26 +84,26 @@ class AdapterInfo:
 
     @property
     def rows(self) -> Rows:
-        """All that is told of it."""
+        """All that is known of it, as labels and texts."""
         unknown = [("unlearns", "not known: there is no recipe.json beside it")]
         measured = list(map(str, metric_reports(self.evaluation)))
         if self.evaluation:
-            about = f"{self.evaluation['protocol']}, {self.evaluation['images']} images"
-            measured.append(cleaned(f"by the protocol: {about}"))
+            protocol = f"{self.evaluation['protocol']}, {self.evaluation['images']} images"
+            measured.append(cleaned(f"by the protocol: {protocol}"))
         if self.unmeasured:
             measured.append(cleaned(self.unmeasured, LONGEST_REASON))
         return [
-            *(rows(self.recipe) if self.recipe else unknown),
+            *(recipe_rows(self.recipe) if self.recipe else unknown),
             *self.weights,
             *(("measured", text) for text in measured),
             *(("load", text) for text in self.load),
         ]
 
     def __str__(self) -> str:
-        lines, above = [self.name], ""
+        lines, label_above = [self.name], ""
         for label, text in self.rows:
-            lines.append(f"  {label if label != above else '':13} {text}")
-            above = label
+            lines.append(f"  {label if label != label_above else '':13} {text}")
+            label_above = label
         return "\n".join(lines)
 
 
@@ -126,19 +112,25 @@ def _range(values: Mapping[str, float]) -> str:
     return f"{least:g}" if least == most else f"{least:g} to {most:g}"
 
 
-def describe(source: str | Path) -> AdapterInfo:
+def describe(source: Source) -> AdapterInfo:
     """Read what there is to know of an adapter; nothing in it is executed.
 
-        print(describe("runs/snoopy"))
-
     Args:
-        source: folder of an adapter, see `read_adapter`, or its name on the Hub, `user/name`, or
-            a file that `export` wrote, or a folder with one such file. Without `recipe.json`
-            there is less to tell.
+        source: an adapter's folder, its name on the Hub, `user/name`, a file that `export` wrote,
+            or a folder with one such file. Without `recipe.json` there is less to tell.
+
+    Returns:
+        What it unlearns, how it was trained, its weights, what was measured, and how to load it:
+        as attributes, and as a text that `print` shows.
 
     Raises:
         ValueError: if it holds no adapter to be trusted.
-        HubError: see `hub.pull`.
+        HubError: with the fix, if the Hub or the network fails.
+
+    Example:
+        >>> info = describe("forget-dog")
+        >>> info.name, info.format, set(info.ranks.values())
+        ('forget-dog', 'diffusers', {4})
     """
     folder = local_folder(source)
     path, repo_id = Path(folder), None if folder == source else str(source)
@@ -147,64 +139,49 @@ def describe(source: str | Path) -> AdapterInfo:
     if path.is_dir() and not any((path / n).exists() for n in (WEIGHTS_NAME, PEFT_WEIGHTS_NAME)):
         files = sorted(path.glob("*.safetensors"))
         path = files[0] if len(files) == 1 else path
-    return _of_file(path) if path.is_file() else of_adapter(read_adapter(path), repo_id)
+    return (
+        _describe_exported(path) if path.is_file() else adapter_info(read_adapter(path), repo_id)
+    )
 
 
-def of_adapter(found: AdapterFile, repo_id: str | None = None) -> AdapterInfo:
-    """The same of an adapter that was read.
-
-    Args:
-        found: the adapter, in its folder.
-        repo_id: its name on the Hub, if it was asked for by that.
-    """
-    modules, file = found.modules, weights_path(found)
-    ranks = {name: found.rank(name) for name in modules}
-    alphas = {name: found.alpha(name) for name in modules}
-    evaluation, unmeasured = _evaluation(found.folder, file)
+def adapter_info(adapter_file: AdapterFile, repo_id: str | None = None) -> AdapterInfo:
+    """What `describe` tells of an adapter that was read; `repo_id` is the name it was asked by."""
+    weights, unmeasured = adapter_file.weights_path, None
+    try:
+        evaluation = read_evaluation(weights) or {}
+    except (ValueError, OSError) as error:
+        evaluation, unmeasured = {}, str(error)
     return AdapterInfo(
-        found.folder,
-        found.format,
-        found.component,
-        ranks,
-        alphas,
-        {name: norm(*both, alphas[name] / ranks[name]) for name, both in modules.items()},
-        sum(value.numel() for value in found.state.values()),
-        file.stat().st_size,
-        found.recipe,
-        evaluation,
+        adapter_file.folder,
+        adapter_file.format,
+        adapter_file.component,
+        **_measure(adapter_file.layers),
+        bytes=weights.stat().st_size,
+        recipe=adapter_file.recipe,
+        evaluation=evaluation,
         repo_id=repo_id,
         unmeasured=unmeasured,
     )
 
 
-def _of_file(path: Path) -> AdapterInfo:
-    found = read_exported(path)
-    layers = found.layers
-    component = found.recipe.get("component")
+def _describe_exported(path: Path) -> AdapterInfo:
+    exported = read_exported(path)
     return AdapterInfo(
         path,
         "kohya",
-        cleaned(component) if isinstance(component, str) else "denoiser",
-        {name: layer.rank for name, layer in layers.items()},
-        {name: layer.alpha for name, layer in layers.items()},
-        {n: norm(layer.down, layer.up, layer.alpha / layer.rank) for n, layer in layers.items()},
-        sum(layer.down.numel() + layer.up.numel() for layer in layers.values()),
-        path.stat().st_size,
-        found.recipe,
-        {},  # files of several adapters may lie together
-        found.header.get("ss_network_module"),
+        text_or_empty(exported.recipe.get("component")) or "denoiser",
+        **_measure(exported.layers),
+        bytes=path.stat().st_size,
+        recipe=exported.recipe,
+        evaluation={},  # files of several adapters may lie together
+        network=exported.header.get("ss_network_module"),
     )
 
 
-def norm(down: Tensor, up: Tensor, scale: float) -> float:
-    """|scale up @ down|_F, without a matrix of the layer's size."""
-    down, up = down.double().flatten(1), up.double().flatten(1)
-    return scale * max(0.0, ((up.T @ up) * (down @ down.T)).sum().item()) ** 0.5
-
-
-def _evaluation(folder: Path, weights: Path) -> tuple[dict[str, Any], str | None]:
-    """What was measured of the weights, or why what is there is not shown."""
-    try:
-        return read_evaluation(folder, weights) or {}, None
-    except (ValueError, OSError) as error:
-        return {}, str(error)
+def _measure(layers: Mapping[str, Layer]) -> dict[str, Any]:
+    return {
+        "ranks": {name: layer.rank for name, layer in layers.items()},
+        "alphas": {name: layer.alpha for name, layer in layers.items()},
+        "norms": {name: layer.norm for name, layer in layers.items()},
+        "parameters": sum(layer.down.numel() + layer.up.numel() for layer in layers.values()),
+    }

@@ -1,7 +1,5 @@
 """A pipe's adapters to files and back."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,11 @@ from torch import nn
 from ..pipelines.denoiser import DENOISERS, denoiser_name
 from ..pipelines.offload import onloaded
 from . import lora as adapters
-from .adapter_file import AdapterFile, Format
-from .contents import EMBEDDED, is_repo_id
-from .download import local_folder
+from .adapter_file import FILE_NAMES, AdapterFile, Format
+from .download import Source, local_folder
+from .hub_files import is_repo_id
 from .read import read_adapter
+from .recipe import EMBEDDED
 from .write import write_adapter
 
 
@@ -26,18 +25,12 @@ def has_loader(pipe: Any) -> bool:
 
 
 def check_format(pipe: Any, format: str) -> None:
-    """Refuse a format that this pipeline's adapters cannot be written in.
-
-    Raises:
-        ValueError: with one that works.
-    """
-    if format not in ("diffusers", "peft"):
-        raise ValueError(f"unknown format {format!r}: choose diffusers or peft")
+    """Refuse a format that this pipeline's adapters cannot be written in."""
+    if format not in FILE_NAMES:
+        raise ValueError(f"unknown format {format!r}: choose {' or '.join(FILE_NAMES)}")
     if format == "diffusers" and not has_loader(pipe):
-        raise ValueError(
-            f"{type(pipe).__name__} has no LoRA loader in diffusers: use format='peft', and "
-            "load it with diffusers_fdu.load_unlearned or peft.PeftModel.from_pretrained"
-        )
+        name = type(pipe).__name__
+        raise ValueError(f"{name} has no LoRA loader in diffusers: use format='peft'")
 
 
 def lora_metadata(model: nn.Module, adapter_name: str) -> dict[str, Any]:
@@ -60,123 +53,103 @@ def lora_metadata(model: nn.Module, adapter_name: str) -> dict[str, Any]:
 def save_adapter(
     pipe: Any, component: str, adapter_name: str, folder: Path, format: Format = "diffusers"
 ) -> None:
-    """Write an adapter that is on a pipe.
-
-    Args:
-        pipe: the pipeline.
-        component: "unet", "transformer" or "transformer_2".
-        adapter_name: which adapter.
-        folder: an existing folder.
-        format: see `write_adapter`.
-
-    Raises:
-        ValueError: see `check_format`.
-    """
-    check_format(pipe, format)
+    """Write an adapter that is on a pipe's denoiser to a folder that exists."""
     model = getattr(pipe, component)
     with onloaded(model):
-        layers = get_peft_model_state_dict(model, adapter_name=adapter_name)
+        state = get_peft_model_state_dict(model, adapter_name=adapter_name)
         # A denoiser that was compiled since has other names for its layers.
-        layers = {name.replace("_orig_mod.", ""): value for name, value in layers.items()}
-        config = lora_metadata(model, adapter_name)
-        write_adapter(folder, format, component, layers, config)
+        state = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+        write_adapter(folder, format, component, state, lora_metadata(model, adapter_name))
 
 
 def load_unlearned(
-    pipe: Any, source: str | Path, adapter_name: str | None = None, component: str | None = None
+    pipe: Any, source: Source, adapter_name: str | None = None, component: str | None = None
 ) -> Any:
     """Load an adapter that `FDUnlearner.save` or `merge` wrote, in either format.
 
     Args:
-        pipe: a pipeline like the one that it was trained on.
-        source: what it was saved to; or, if there is no such folder, `user/name` on the Hub (see
-            `pull`).
-        adapter_name: its name on the pipe; None: the one it was trained with, or with a number
-            if that is taken, or that of the source.
-        component: the denoiser that it is for; None: the one it was trained on, by its recipe.
+        pipe: a pipeline like the one that the adapter was trained on; there is a warning if it is
+            another model of the same architecture.
+        source: the folder of the adapter, or its name on the Hub, `user/name`.
+        adapter_name: its name on the pipe; by default the one in its recipe, or else that of the
+            source, with a number if that is taken.
+        component: the denoiser that it is for; by default the one that its recipe names.
 
     Returns:
         The same pipe, the adapter frozen and active beside those that were.
 
     Raises:
-        ValueError: if the folder holds no adapter to be trusted (see `read_adapter`), it is for
-            another denoiser, the name is taken, or the pipe's adapters are fused or off. The
-            pipe is as it was then.
-        HubError: if the Hub does not give it.
+        ValueError: if the adapter is not to be trusted or does not fit the denoiser, the name is
+            taken, or the pipe's adapters are fused or off. The pipe is then as it was.
+        HubError: with the fix, if the Hub or the network fails.
 
-    A warning says so if it was trained on another model of the same architecture.
+    Example:
+        >>> pipe = load_unlearned(pipe, "forget-dog")
+        >>> pipe.get_active_adapters()
+        ['forget-dog']
     """
     load_adapter(pipe, source, adapter_name, component)
     return pipe
 
 
 def load_adapter(
-    pipe: Any, source: str | Path, adapter_name: str | None, component: str | None
+    pipe: Any, source: Source, adapter_name: str | None = None, component: str | None = None
 ) -> tuple[str, str]:
-    """See `load_unlearned`.
-
-    Returns:
-        The denoiser that it is on, and its name there.
-    """
-    found = read_adapter(local_folder(source))
-    component = denoiser_name(pipe, component or _component(found))
+    """See `load_unlearned`; returns the denoiser that the adapter is on, and its name there."""
+    adapter_file = read_adapter(local_folder(source))
+    if component is None and (
+        # PEFT's files do not say which denoiser they are for, unless there is a recipe.
+        adapter_file.format == "diffusers" or adapter_file.recipe.get("component") in DENOISERS
+    ):
+        component = adapter_file.component
+    component = denoiser_name(pipe, component)
     model = getattr(pipe, component)
-    check_fits(found, model)
+    check_fits(adapter_file, model)
     adapters.check_layers(model)
-    own = found.recipe.get("adapter_name") or Path(source).resolve().name
-    name = adapter_name or adapters.free_name(adapters.slug(own) or "adapter", model)
+    default = adapter_file.recipe.get("adapter_name") or Path(source).resolve().name
+    name = adapter_name or adapters.free_name(adapters.ascii_slug(default) or "adapter", model)
     adapters.check_adapter_name(name, model)
-    before = adapters.snapshot(model)
+    state_before = adapters.snapshot(model)
     try:
         # What was checked is what is loaded: the file is not read again.
         with onloaded(model), torch.random.fork_rng(devices=[]):
-            adapters.inject(model, found.lora_config(), name)
-            inside = get_peft_model_state_dict(model, adapter_name=name)
-            if inside.keys() != found.state.keys():
-                odd = sorted(inside.keys() ^ found.state.keys())[0]
+            adapters.inject(model, adapter_file.lora_config(), name)
+            keys = get_peft_model_state_dict(model, adapter_name=name).keys()
+            if keys != adapter_file.state.keys():
+                odd = sorted(keys ^ adapter_file.state.keys())[0]
                 raise ValueError(f"{str(source)!r} does not fit: {odd} is here or there alone")
-            set_peft_model_state_dict(model, found.state, adapter_name=name)
-            adapters.finish(model, name, before)
+            set_peft_model_state_dict(model, adapter_file.state, adapter_name=name)
+            adapters.finish(model, name, state_before)
     except BaseException:
-        adapters.remove(model, name, before)
+        adapters.remove(model, name, state_before)
         raise
-    adapters.activate(model, [*before.active, name])
-    adapters.restore_flags(model, before)
-    _warn_of_another_model(found, pipe)
+    adapters.activate(model, [*state_before.active, name])
+    adapters.restore_flags(model, state_before)
+    _warn_of_another_model(adapter_file, pipe)
     return component, name
 
 
-def _component(found: AdapterFile) -> str | None:
-    """The denoiser that it says it is for; PEFT's files do not say."""
-    own = found.recipe.get("component")
-    return own if own in DENOISERS else None if found.format == "peft" else found.component
-
-
-def _warn_of_another_model(found: AdapterFile, pipe: Any) -> None:
-    """Two names that are known and differ; paths say nothing."""
-    names = [found.recipe.get("base_model"), getattr(pipe, "name_or_path", None)]
-    known = [
-        name
-        for name in names
-        if isinstance(name, str) and (name == EMBEDDED or is_repo_id(name))
-        if not Path(name).is_dir()
+def _warn_of_another_model(adapter_file: AdapterFile, pipe: Any) -> None:
+    """Warn if both base models have names, which differ; paths say nothing."""
+    bases = [adapter_file.recipe.get("base_model"), getattr(pipe, "name_or_path", None)]
+    names = [
+        base
+        for base in bases
+        if isinstance(base, str) and (base == EMBEDDED or is_repo_id(base))
+        if not Path(base).is_dir()
     ]
-    if len(known) == 2 and known[0].casefold() != known[1].casefold():
+    if len(names) == 2 and names[0].casefold() != names[1].casefold():
         warnings.warn(
-            f"the adapter was trained on {known[0]!r}, and this is {known[1]!r}: its layers fit, "
+            f"the adapter was trained on {names[0]!r}, and this is {names[1]!r}: its layers fit, "
             "but look at what it does",
             UserWarning,
             stacklevel=3,
         )
 
 
-def check_fits(found: AdapterFile, model: nn.Module) -> None:
-    """Refuse an adapter whose layers the denoiser does not have, or has in other sizes.
-
-    Raises:
-        ValueError: with the first that does not fit.
-    """
-    for name, (down, up) in found.modules.items():
+def check_fits(adapter_file: AdapterFile, model: nn.Module) -> None:
+    """Refuse an adapter whose layers the denoiser does not have, or has in other sizes."""
+    for name, (down, up, _) in adapter_file.layers.items():
         try:
             layer: Any = model.get_submodule(name)
         except AttributeError:
@@ -193,9 +166,9 @@ def check_fits(found: AdapterFile, model: nn.Module) -> None:
             if features == [down.shape[1], up.shape[0]] and kernel == tuple(down.shape[2:]):
                 continue
             here = f"it takes {features[0]} and gives {features[1]} here"
-        trained = found.recipe.get("pipeline")
+        pipeline = adapter_file.recipe.get("pipeline")
         raise ValueError(
-            f"{str(found.folder)!r} is no adapter for this {type(model).__name__}: {name} takes "
-            f"{down.shape[1]} and gives {up.shape[0]} there, and {here}"
-            + (f"; it was trained on a {trained!r}" if trained else "")
+            f"{str(adapter_file.folder)!r} is no adapter for this {type(model).__name__}: {name} "
+            f"takes {down.shape[1]} and gives {up.shape[0]} there, and {here}"
+            + (f"; it was trained on a {pipeline!r}" if pipeline else "")
         )

@@ -1,7 +1,5 @@
 """LoRA adapters on a pipe's own denoiser: attach, remove, switch."""
 
-from __future__ import annotations
-
 import math
 import re
 import warnings
@@ -25,39 +23,39 @@ NAMED = 3  # targets in the name of an adapter
 
 @dataclass(frozen=True)
 class AdapterState:
-    """What was on a denoiser before an adapter was attached."""
+    """What `remove` and `finish` give back: active adapters, and flags of weights and layers."""
 
     active: tuple[str, ...]
-    had_adapters: bool
     requires_grad: dict[str, bool]
     training: dict[str, bool]
 
 
-def check_adapter_name(name: str, model: nn.Module) -> None:
-    """Refuse names that PEFT cannot hold or that the denoiser already has.
+def snapshot(model: nn.Module) -> AdapterState:
+    """The state of a denoiser before an adapter is attached."""
+    active = dict.fromkeys(name for layer in tuner_layers(model) for name in layer.active_adapters)
+    return AdapterState(
+        active=tuple(active),
+        requires_grad={n: p.requires_grad for n, p in model.named_parameters()},
+        training={n: m.training for n, m in model.named_modules()},
+    )
 
-    Raises:
-        ValueError: with a name that would work.
-    """
+
+def check_adapter_name(name: str, model: nn.Module) -> None:
+    """Refuse names that PEFT cannot hold or that the denoiser already has."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ValueError(f"adapter_name {name!r}: use letters, digits, '_' and '-'")
     if name in getattr(model, "peft_config", {}):
         raise ValueError(f"adapter {name!r} is already on the pipe: pass another adapter_name")
 
 
-def default_adapter_name(targets: Sequence[str], model: nn.Module) -> str:
-    """A free name for the adapter that forgets these, see `name_for`."""
-    return free_name(name_for(targets), model)
-
-
 def name_for(targets: Sequence[str]) -> str:
     """A name for the adapter that forgets these, such as "forget-dog"."""
     shown = [*targets[:NAMED], *([f"{len(targets) - NAMED} more"] if targets[NAMED:] else [])]
-    return "forget-" + (slug("-".join(shown)).lower() or "concept")
+    return "forget-" + (ascii_slug("-".join(shown)).lower() or "concept")
 
 
-def slug(text: str) -> str:
-    """A text as a name: letters, digits and single hyphens."""
+def ascii_slug(text: str) -> str:
+    """A text as a name: ASCII letters, digits and single hyphens."""
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
 
 
@@ -74,79 +72,45 @@ def tuner_layers(model: nn.Module) -> list[BaseTunerLayer]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
+def _lora_layers(model: nn.Module, adapter_name: str) -> list[Any]:
+    """The layers that have this adapter as a LoRA."""
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    return [layer for layer in layers if adapter_name in layer.scaling]
+
+
 def adapter_parameters(model: nn.Module, adapter_name: str) -> list[nn.Parameter]:
     """The weights of one adapter."""
-    marked = re.compile(rf"\.lora_\w+\.{re.escape(adapter_name)}(\.|$)")
-    return [p for n, p in model.named_parameters() if marked.search(n)]
+    pattern = re.compile(rf"\.lora_\w+\.{re.escape(adapter_name)}(\.|$)")
+    return [p for n, p in model.named_parameters() if pattern.search(n)]
 
 
 def check_denoiser(model: nn.Module) -> None:
-    """Refuse a denoiser on which a new adapter would train against the wrong model.
-
-    Raises:
-        ValueError: if it is compiled, or its adapters are fused or switched off.
-    """
+    """Refuse a denoiser that is compiled, or whose adapters are fused or off, for training."""
     if hasattr(model, "_orig_mod"):
         raise ValueError("the denoiser is compiled: unlearn first, then compile it")
     check_layers(model)
 
 
 def check_layers(model: nn.Module) -> None:
-    """Refuse a denoiser on which strengths of adapters have no effect.
-
-    Raises:
-        ValueError: if its adapters are fused or switched off.
-    """
+    """Refuse a denoiser whose adapters are fused or off: their strengths have no effect."""
     for layer in tuner_layers(model):
         if layer.merged:
-            raise ValueError(
-                "an adapter is fused into the denoiser: call pipe.unfuse_lora() first"
-            )
+            raise ValueError("an adapter is fused into the denoiser: call pipe.unfuse_lora()")
         if layer.disable_adapters:
-            raise ValueError("the denoiser's adapters are off: call pipe.enable_lora() first")
-
-
-def strengths(model: nn.Module, names: Sequence[str]) -> dict[str, float]:
-    """Weight of each adapter, as `pipe.set_adapters` sets it, on the first layer that has it."""
-    found: dict[str, float] = {}
-    layers: list[Any] = [m for m in model.modules() if isinstance(m, LoraLayer)]
-    for layer in layers:
-        for name in names:
-            if name in layer.scaling and name not in found:
-                found[name] = layer.scaling[name] * layer.r[name] / layer.lora_alpha[name]
-    return found
-
-
-def snapshot(model: nn.Module) -> AdapterState:
-    """What `remove` and `finish` give back."""
-    layers = tuner_layers(model)
-    active = dict.fromkeys(a for layer in layers for a in layer.active_adapters)
-    return AdapterState(
-        active=tuple(active),
-        had_adapters=bool(layers),
-        requires_grad={n: p.requires_grad for n, p in model.named_parameters()},
-        training={n: m.training for n, m in model.named_modules()},
-    )
+            raise ValueError("the denoiser's adapters are off: call pipe.enable_lora()")
 
 
 def lora_config(
-    model: nn.Module, rank: int, alpha: float | None, wanted: Sequence[str] | None
+    model: nn.Module, rank: int, alpha: float | None, endings: Sequence[str] | None
 ) -> LoraConfig:
-    """PEFT's configuration of a LoRA for this denoiser.
+    """PEFT's configuration of a LoRA for this denoiser, scaled by alpha / rank.
 
-    Args:
-        model: the denoiser.
-        rank: of the update.
-        alpha: the update is scaled by alpha / rank; None: alpha = rank.
-        wanted: see `target_modules`.
-
-    Raises:
-        ValueError: see `target_modules`.
+    None as alpha stands for the rank, None as endings for the default `target_modules`.
     """
     return LoraConfig(
         r=rank,
         lora_alpha=rank if alpha is None else alpha,  # type: ignore[arg-type]  # any number
-        target_modules=target_modules(model, wanted),
+        target_modules=target_modules(model, endings),
     )
 
 
@@ -155,21 +119,14 @@ def attach(
 ) -> list[nn.Parameter]:
     """Put a new LoRA on a denoiser, active beside what was active; only it is trainable.
 
-    Args:
-        model: the denoiser.
-        adapter_name: its name.
-        config: see `lora_config`.
-        seed: of its initial weights.
-
-    Returns:
-        Its weights in float32.
+    The seed decides its initial weights, which are returned, in float32.
     """
-    before = snapshot(model)
+    active = snapshot(model).active
     # The CPU generator alone: torch.manual_seed would seed every device, and not give it back.
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
         inject(model, config, adapter_name)
-    activate(model, [*before.active, adapter_name])
+    activate(model, [*active, adapter_name])
     model.requires_grad_(False)
     model.eval()
     parameters = adapter_parameters(model, adapter_name)
@@ -190,13 +147,9 @@ def inject(model: nn.Module, config: LoraConfig, adapter_name: str) -> None:
             inject_adapter_in_model(config, model, adapter_name)
 
 
-def checked_strengths(weights: Sequence[float] | None, count: int) -> list[float]:
-    """A strength for each of so many adapters; None: 1.
-
-    Raises:
-        ValueError: if there is not one finite number for each.
-    """
-    values = [1.0] * count if weights is None else list(weights)
+def checked_strengths(strengths: Sequence[float] | None, count: int) -> list[float]:
+    """A strength for each of so many adapters, 1 if there are none."""
+    values = [1.0] * count if strengths is None else list(strengths)
     if len(values) != count:
         raise ValueError(f"{count} adapters and {len(values)} weights: pass one for each")
     if not all(map(math.isfinite, values)):
@@ -208,45 +161,50 @@ def activate(model: nn.Module, names: Sequence[str]) -> None:
     """Make these adapters active, whatever their strengths, which stay as they are."""
     layers: list[Any] = tuner_layers(model)
     for layer in layers:
-        before = [(p, p.requires_grad) for p in layer.parameters()]
+        flags = [(parameter, parameter.requires_grad) for parameter in layer.parameters()]
         layer.set_adapter(list(names))  # PEFT takes active ones to be in training
-        for parameter, is_trained in before:
+        for parameter, is_trained in flags:
             parameter.requires_grad_(is_trained)
+
+
+def strengths(model: nn.Module, names: Sequence[str]) -> dict[str, float]:
+    """Weight of each adapter, as `pipe.set_adapters` sets it, on the first layer that has it."""
+    values = {}
+    for name in names:
+        for layer in _lora_layers(model, name)[:1]:
+            values[name] = layer.scaling[name] * layer.r[name] / layer.lora_alpha[name]
+    return values
 
 
 def set_strength(model: nn.Module, adapter_name: str, strength: float) -> None:
     """Set the weight of one adapter, active or not; the others stay as they are."""
-    layers: list[Any] = [m for m in model.modules() if isinstance(m, LoraLayer)]
-    for layer in layers:
-        if adapter_name in layer.scaling:
-            layer.set_scale(adapter_name, strength)
+    for layer in _lora_layers(model, adapter_name):
+        layer.set_scale(adapter_name, strength)
 
 
 @contextmanager
 def scaled(model: nn.Module, adapter_name: str, strength: float) -> Iterator[None]:
     """One adapter at another strength for a while; the others, and what is trainable, stay."""
-    layers: list[Any] = [
-        layer for layer in tuner_layers(model) if adapter_name in getattr(layer, "scaling", {})
-    ]
-    before = [layer.scaling[adapter_name] for layer in layers]
+    layers = _lora_layers(model, adapter_name)
+    scaling_before = [layer.scaling[adapter_name] for layer in layers]
     try:
         set_strength(model, adapter_name, strength)
         yield
     finally:
-        for layer, scaling in zip(layers, before, strict=True):
+        for layer, scaling in zip(layers, scaling_before, strict=True):
             layer.scaling[adapter_name] = scaling
 
 
-def finish(model: nn.Module, adapter_name: str, before: AdapterState) -> None:
+def finish(model: nn.Module, adapter_name: str, state_before: AdapterState) -> None:
     """End training: the adapter stays, frozen and in the model's dtype; flags go back."""
     for parameter in adapter_parameters(model, adapter_name):
         parameter.requires_grad_(False)
         parameter.grad = None
         parameter.data = parameter.data.to(compute_dtype(model))
-    restore_flags(model, before)
+    restore_flags(model, state_before)
 
 
-def remove(model: nn.Module, adapter_name: str, before: AdapterState) -> None:
+def remove(model: nn.Module, adapter_name: str, state_before: AdapterState) -> None:
     """Take an adapter away and give everything back as it was; fine if it is not there."""
     for layer in tuner_layers(model):
         layer.delete_adapter(adapter_name)
@@ -257,8 +215,8 @@ def remove(model: nn.Module, adapter_name: str, before: AdapterState) -> None:
         model.__dict__.pop("peft_config", None)
         if "_hf_peft_config_loaded" in model.__dict__:
             model._hf_peft_config_loaded = False  # type: ignore[assignment]
-    activate(model, before.active)
-    restore_flags(model, before)
+    activate(model, state_before.active)
+    restore_flags(model, state_before)
 
 
 def _unwrap_empty(model: nn.Module) -> None:
@@ -269,14 +227,13 @@ def _unwrap_empty(model: nn.Module) -> None:
                 setattr(parent, name, child.get_base_layer())
 
 
-def restore_flags(model: nn.Module, before: AdapterState) -> None:
+def restore_flags(model: nn.Module, state_before: AdapterState) -> None:
     """Give training and gradient flags back as they were."""
+    requires_grad, training = state_before.requires_grad, state_before.training
     # A layer that carries an adapter for the first time has its weight under `base_layer`.
     for name, parameter in model.named_parameters():
-        known = before.requires_grad.get(name)
-        if known is None:
-            known = before.requires_grad.get(name.replace(".base_layer.", "."), False)
-        parameter.requires_grad_(known)
+        plain_name = name.replace(".base_layer.", ".")
+        parameter.requires_grad_(requires_grad.get(name, requires_grad.get(plain_name, False)))
     for name, module in model.named_modules():
-        plain = name.replace(".base_layer", "")
-        module.training = before.training.get(name, before.training.get(plain, False))
+        plain_name = name.replace(".base_layer", "")
+        module.training = training.get(name, training.get(plain_name, False))

@@ -1,9 +1,7 @@
 """Adapters read only if everything about them is as it should be; nothing is executed."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +11,16 @@ from torch import Tensor
 
 from ..pipelines.denoiser import DENOISERS
 from ..utils.io import json_object, read_json
-from .adapter_file import (
-    PEFT_CONFIG_NAME,
-    PEFT_PREFIX,
-    PEFT_WEIGHTS_NAME,
-    WEIGHTS_NAME,
-    AdapterFile,
-    Format,
-    by_pattern,
-)
+from .adapter_file import FILE_NAMES, PEFT_CONFIG_NAME, PEFT_PREFIX, AdapterFile, by_pattern
 from .recipe import RECIPE_NAME
 
 METADATA_NAME = "lora_adapter_metadata"  # diffusers' own, in the header
 
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
-KEY = re.compile(r"(?P<module>\w+(\.\w+)*)\.lora_(?P<half>[AB])\.weight")
+KEY = re.compile(r"(?P<layer>\w+(\.\w+)*)\.lora_(?P<half>[AB])\.weight")
 CHANGES_MATHS = (
-    "use_dora",
-    "use_rslora",
-    "lora_bias",
-    "fan_in_fan_out",
-    "modules_to_save",
-    "target_parameters",
-    "layer_replication",
+    *("use_dora", "use_rslora", "lora_bias", "fan_in_fan_out"),
+    *("modules_to_save", "target_parameters", "layer_replication"),
 )
 PATTERN = re.compile(r"\^?\w[\w.]*\$?")  # of the patterns in the metadata: names alone
 UNET_PARTS = ("down_blocks.", "mid_block.", "up_blocks.")
@@ -43,11 +28,7 @@ LARGEST = 1e9  # rank or alpha
 
 
 def read_adapter(directory: str | Path) -> AdapterFile:
-    """Read an adapter; nothing in it is executed.
-
-    Args:
-        directory: a folder with `pytorch_lora_weights.safetensors`, or with PEFT's
-            `adapter_model.safetensors` and `adapter_config.json`.
+    """Read the adapter of a folder, in either format; nothing in it is executed.
 
     Raises:
         ValueError: with the reason, if the folder has no adapter in safetensors, links to files
@@ -55,68 +36,58 @@ def read_adapter(directory: str | Path) -> AdapterFile:
             metadata, or that are not finite.
     """
     folder = Path(directory)
-    if (folder / WEIGHTS_NAME).exists():
-        format: Format = "diffusers"
-        path = folder / WEIGHTS_NAME
-    elif (folder / PEFT_CONFIG_NAME).exists() and (folder / PEFT_WEIGHTS_NAME).exists():
-        format, path = "peft", folder / PEFT_WEIGHTS_NAME
-    else:
-        raise ValueError(_nothing_there(folder))
-    _check_inside(path)
-    try:
-        recipe_path = folder / RECIPE_NAME
-        recipe = checked_recipe(_json(recipe_path)) if recipe_path.exists() else {}
-        tensors, header = _tensors(path)
-        if format == "diffusers":
-            component, state, config = _of_diffusers(tensors, header, recipe)
-        else:
-            component, state, config = _of_peft(tensors, _json(folder / PEFT_CONFIG_NAME), recipe)
-        found = AdapterFile(folder, format, component, state, config, recipe)
-        _check(found)
-    except (ValueError, SafetensorError, OSError) as error:
-        raise ValueError(f"{str(path)!r} is no adapter to be trusted: {error}") from error
-    return found
-
-
-def _nothing_there(folder: Path) -> str:
     if not folder.is_dir():
-        return f"there is no folder {str(folder)!r}: pass the folder that an adapter was saved to"
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICKLES)
+        raise ValueError(f"there is no folder {str(folder)!r}: pass one that has an adapter")
+    formats = [f for f, names in FILE_NAMES.items() if all((folder / n).exists() for n in names)]
+    if not formats:
+        raise ValueError(f"{str(folder)!r} {without_weights(p.name for p in folder.iterdir())}")
+    format = formats[0]
+    path = folder / FILE_NAMES[format][-1]
+    for name in (path.name, RECIPE_NAME, PEFT_CONFIG_NAME):
+        check_inside(folder / name, folder)
+    try:
+        recipe = read_json(folder / RECIPE_NAME) if (folder / RECIPE_NAME).exists() else {}
+        _check_recipe(recipe)
+        tensors, header = read_safetensors(path)
+        if format == "diffusers":
+            component, state = _split_prefix(tensors)
+            named = json_object(header.get(METADATA_NAME, "{}"), "the header")
+            metadata = {key.removeprefix(f"{component}."): value for key, value in named.items()}
+        else:
+            state = {key.removeprefix(PEFT_PREFIX): value for key, value in tensors.items()}
+            is_unet = any(key.startswith(UNET_PARTS) for key in state)
+            component = "unet" if is_unet else "transformer"
+            metadata = read_json(folder / PEFT_CONFIG_NAME)
+            if metadata.get("peft_type") != "LORA":
+                raise ValueError(f"peft_type is {metadata.get('peft_type')!r}, not LORA")
+        # The weights of a second denoiser look like those of the first; the recipe tells them.
+        if recipe.get("component") in DENOISERS:
+            component = recipe["component"]
+        config = _checked_config(metadata, state)
+        adapter_file = AdapterFile(folder, format, component, state, config, recipe)
+        _check_weights(adapter_file)
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is no adapter to be trusted: {error}") from error
+    return adapter_file
+
+
+def without_weights(file_names: Iterable[str]) -> str:
+    """Why there is no adapter among these files, as the end of a sentence."""
+    pickles = sorted(name for name in file_names if Path(name).suffix.lower() in PICKLES)
     if pickles:
-        return (
-            f"{str(folder)!r} holds {pickles[0]!r}, a pickle, which could run any code: only "
-            "safetensors is read"
-        )
-    return (
-        f"{str(folder)!r} holds neither {WEIGHTS_NAME} nor {PEFT_CONFIG_NAME} with its "
-        f"{PEFT_WEIGHTS_NAME}: pass the folder that an adapter was saved to"
-    )
+        return f"holds {pickles[0]!r}, a pickle, which could run any code: pass safetensors"
+    return "holds neither " + " nor ".join(" with ".join(names) for names in FILE_NAMES.values())
 
 
-def _check_inside(path: Path) -> None:
-    """Refuse links that lead out of the folder; the Hub's cache links to its own blobs."""
-    folder = path.parent
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuse a file that links out of the folder; the Hub's cache links to its own blobs."""
     root = folder.parent.parent if folder.parent.name == "snapshots" else folder
     if not path.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"{str(path)!r} is a link that leaves the folder: refused")
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: if the file is none.
-    """
-    _check_inside(path)
-    return read_json(path)
-
-
-def checked_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe, if what is read of it has the types that it should have.
-
-    Raises:
-        ValueError: with what has not.
-    """
+def _check_recipe(recipe: dict[str, Any]) -> None:
+    """Refuse a recipe if what is read of it has other types than it should have."""
     for name in ("adapter_name", "pipeline", "base_model"):
         if not isinstance(recipe.get(name), str | None):
             raise ValueError(f"the recipe's {name} is {recipe[name]!r:.80}, no text")
@@ -128,105 +99,84 @@ def checked_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         raise ValueError("the recipe's merged is no list of recipes")
     for part in parts:
-        checked_recipe(part)
-    return recipe
+        _check_recipe(part)
 
 
-def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with safe_open(path, framework="pt", device="cpu") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-
-
-def _of_diffusers(
-    tensors: dict[str, Tensor], header: dict[str, str], recipe: dict[str, Any]
-) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-    prefixes = {key.split(".", 1)[0] for key in tensors}
-    if len(prefixes) != 1 or not prefixes <= set(DENOISERS):
-        raise ValueError(
-            f"its keys begin with {', '.join(sorted(prefixes)[:4])}, not with one of "
-            f"{', '.join(DENOISERS)}"
-        )
-    (prefix,) = prefixes
-    state = {key.split(".", 1)[1]: value for key, value in tensors.items()}
-    metadata = json_object(header.get(METADATA_NAME, "{}"), "the header")
-    given = {key.removeprefix(f"{prefix}."): value for key, value in metadata.items()}
-    # One of a second denoiser looks like one of the first.
-    own = recipe.get("component")
-    return own if own in DENOISERS else prefix, state, _config(given, state)
-
-
-def _of_peft(
-    tensors: dict[str, Tensor], config: dict[str, Any], recipe: dict[str, Any]
-) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-    if config.get("peft_type") != "LORA":
-        raise ValueError(f"peft_type is {config.get('peft_type')!r}, not LORA")
-    state = {key.removeprefix(PEFT_PREFIX): value for key, value in tensors.items()}
-    is_unet = any(key.startswith(UNET_PARTS) for key in state)
-    own = recipe.get("component")
-    component = own if own in DENOISERS else "unet" if is_unet else "transformer"
-    return component, state, _config(config, state)
-
-
-def _config(given: Mapping[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
-    """What is said about the LoRA; unsaid, alpha is the rank, as diffusers has it.
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, and the metadata in its header.
 
     Raises:
-        ValueError: if it is no plain LoRA, or is not of the types that it should be.
+        ValueError: if the file cannot be read.
     """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{str(path)!r} is no safetensors file: {error}") from error
+
+
+def _split_prefix(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """The denoiser that all of diffusers' keys begin with, and the weights by the rest of them."""
+    prefixes = {key.split(".", 1)[0] for key in tensors}
+    if len(prefixes) != 1 or not prefixes <= set(DENOISERS):
+        shown, expected = ", ".join(sorted(prefixes)[:4]), ", ".join(DENOISERS)
+        raise ValueError(f"its keys begin with {shown}, not with one of {expected}")
+    return prefixes.pop(), {key.split(".", 1)[1]: value for key, value in tensors.items()}
+
+
+def _checked_config(metadata: Mapping[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
+    """An `AdapterFile.config`; without metadata alpha is the rank, as diffusers has it."""
     for name in CHANGES_MATHS:
-        if given.get(name):
-            raise ValueError(f"{name} is {given[name]!r}: only plain LoRA is read")
+        if metadata.get(name):
+            raise ValueError(f"{name} is {metadata[name]!r}: only plain LoRA is read")
     ranks = {k.rsplit(".lora_", 1)[0]: v.shape[0] for k, v in state.items() if ".lora_A." in k}
-    unsaid = "r" not in given
-    most = max(ranks.values(), default=1)
-    found = {
-        "r": most if unsaid else given["r"],
-        "lora_alpha": given.get("lora_alpha", most if unsaid else given["r"]),
-        "target_modules": given.get("target_modules") or sorted(ranks),
-        "rank_pattern": ranks if unsaid else given.get("rank_pattern") or {},
-        "alpha_pattern": ranks if unsaid else given.get("alpha_pattern") or {},
+    has_rank = "r" in metadata
+    rank = metadata["r"] if has_rank else max(ranks.values(), default=1)
+    config = {
+        "r": rank,
+        "lora_alpha": metadata.get("lora_alpha", rank),
+        "target_modules": metadata.get("target_modules") or sorted(ranks),
+        "rank_pattern": (metadata.get("rank_pattern") or {}) if has_rank else ranks,
+        "alpha_pattern": (metadata.get("alpha_pattern") or {}) if has_rank else ranks,
     }
     for name in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(found[name], dict):
-            raise ValueError(f"{name} is {found[name]!r:.80}, no mapping")
-        for pattern, value in found[name].items():
+        if not isinstance(config[name], dict):
+            raise ValueError(f"{name} is {config[name]!r:.80}, no mapping")
+        for pattern, value in config[name].items():
             if not PATTERN.fullmatch(pattern) or not _is_positive(value):
                 raise ValueError(f"{name} has {pattern!r:.80}: {value!r:.80}")
     for name in ("r", "lora_alpha"):
-        if not _is_positive(found[name]):
-            raise ValueError(f"{name} is {found[name]!r:.80}")
-    return found
+        if not _is_positive(config[name]):
+            raise ValueError(f"{name} is {config[name]!r:.80}")
+    return config
 
 
 def _is_positive(value: Any) -> bool:
-    """Whether it is a positive number that a float can hold."""
+    """Whether this is a positive number that a float can hold."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and 0 < value < LARGEST
 
 
-def _check(found: AdapterFile) -> None:
-    """Every layer has both halves, of the rank that the metadata says, finite.
-
-    Raises:
-        ValueError: with what is wrong.
-    """
-    if not found.state:
+def _check_weights(adapter_file: AdapterFile) -> None:
+    """Refuse weights unless every layer has both halves, finite, of the rank that config says."""
+    state, config = adapter_file.state, adapter_file.config
+    if not state:
         raise ValueError("it holds no weights")
-    for key, value in found.state.items():
+    for key, value in state.items():
         match = KEY.fullmatch(key)
         if match is None:
             raise ValueError(f"unexpected key {key!r}")
-        other = f"{match['module']}.lora_{'B' if match['half'] == 'A' else 'A'}.weight"
-        if other not in found.state:
-            raise ValueError(f"{key!r} is without {other!r}")
+        other_half = f"{match['layer']}.lora_{'B' if match['half'] == 'A' else 'A'}.weight"
+        if other_half not in state:
+            raise ValueError(f"{key!r} is without {other_half!r}")
         if not value.is_floating_point() or value.ndim < 2 or 0 in value.shape:
             raise ValueError(f"{key!r} is {value.dtype} of shape {tuple(value.shape)}")
         if not bool(torch.isfinite(value.float()).all()):
             raise ValueError(f"{key!r} has values that are not finite")
-    for module, (down, up) in found.modules.items():
-        rank = by_pattern(found.config["rank_pattern"], module, found.config["r"])
+    for name, (down, up, _) in adapter_file.layers.items():
+        rank = by_pattern(config["rank_pattern"], name, config["r"])
         fits = down.shape[0] == up.shape[1] == rank and down.ndim == up.ndim
         if not fits or any(side != 1 for side in up.shape[2:]):
             raise ValueError(
-                f"{module!r} is {tuple(down.shape)} and {tuple(up.shape)}, not of rank {rank}"
+                f"{name!r} is {tuple(down.shape)} and {tuple(up.shape)}, not of rank {rank}"
             )

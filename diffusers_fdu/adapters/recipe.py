@@ -1,6 +1,4 @@
-"""What trained an adapter, as JSON, and the folder that holds both."""
-
-from __future__ import annotations
+"""What trained an adapter, as JSON that lies beside it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -15,19 +13,17 @@ from ..utils.io import as_json, write_json
 from ..utils.version import VERSION
 
 RECIPE_NAME = "recipe.json"
+EMBEDDED = "diffusers_fdu/emoji"
+"""What recipes call the embedded model; it is not on the Hub."""
 
 
-def describe(
+def make_recipe(
     pipe: Any, settings: tuple[Any, ...], pipeline_kwargs: dict[str, Any], **facts: Any
 ) -> dict[str, Any]:
     """Everything needed to train an adapter again, as JSON types.
 
-    Args:
-        pipe: what it was trained on.
-        settings: dataclasses of options; their fields come under "config", those of
-            `PerformanceConfig` under "performance".
-        pipeline_kwargs: of the recorded runs.
-        **facts: what else is known of the training.
+    The fields of the settings' dataclasses come under "config", those of the last one,
+    `PerformanceConfig`, under "performance"; `facts` is what else is known of the training.
     """
     *options, machine = settings
     config = {name: value for part in options for name, value in asdict(part).items()}
@@ -45,7 +41,7 @@ def describe(
 
 
 def versions() -> dict[str, str]:
-    """Of this library and of those that the result depends on most."""
+    """Versions of this library and of those that the result depends on most."""
     return {
         "diffusers_fdu": VERSION,
         "torch": torch.__version__,
@@ -54,24 +50,21 @@ def versions() -> dict[str, str]:
     }
 
 
-def write(recipe: dict[str, Any], folder: Path) -> None:
+def write_recipe(recipe: dict[str, Any], folder: Path) -> None:
     """Write `recipe.json`, whole or not at all."""
     write_json(folder / RECIPE_NAME, recipe)
 
 
-def public(value: Any, name_of: Callable[[Any], Any]) -> Any:
-    """A recipe for others: base models by names, not by where they lay on this machine.
+def rename_base_models(value: Any, name_of: Callable[[Any], Any]) -> Any:
+    """A recipe for others, whose base models have names in place of paths on this machine.
 
-    Args:
-        value: a recipe, or part of one.
-        name_of: the name of a base model, of what the recipe has; those of the recipes in it,
-            of what was merged or trained on, are replaced, too.
+    The base models of the recipes within it, of what was merged or trained on, are renamed, too.
     """
     if isinstance(value, list):
-        return [public(item, name_of) for item in value]
+        return [rename_base_models(item, name_of) for item in value]
     if not isinstance(value, Mapping):
         return value
     return {
-        key: name_of(item) if key == "base_model" else public(item, name_of)
+        key: name_of(item) if key == "base_model" else rename_base_models(item, name_of)
         for key, item in value.items()
     }

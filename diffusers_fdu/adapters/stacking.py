@@ -1,18 +1,33 @@
 """Several adapters on one pipe: load them, set their strengths, take them off."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..pipelines.denoiser import denoiser_names
 from . import lora as adapters
+from .download import Source
 from .loading import load_adapter
 
-Source = str | Path
+
+def _denoisers(pipe: Any) -> list[nn.Module]:
+    return [getattr(pipe, name) for name in denoiser_names(pipe)]
+
+
+def _names_on(model: nn.Module) -> list[str]:
+    """Names of the adapters on a denoiser."""
+    return list(getattr(model, "peft_config", {}))
+
+
+def _check_names(pipe: Any, names: Iterable[str]) -> None:
+    on_pipe = list(dict.fromkeys(name for model in _denoisers(pipe) for name in _names_on(model)))
+    for name in names:
+        if name not in on_pipe:
+            raise ValueError(f"no adapter {name!r} on the pipe: there are {', '.join(on_pipe)}")
 
 
 def stack(
@@ -20,118 +35,121 @@ def stack(
 ) -> dict[str, float]:
     """Load adapters and make all of them active, beside those that were.
 
-        stack(pipe, ["runs/no-snoopy", "runs/no-van-gogh"], [1.0, 0.8])
-
     Args:
-        pipe: a pipeline like the one they were trained on.
-        sources: see `load_unlearned`.
-        weights: strength of each; None: 1.
+        pipe: a pipeline like the one that they were trained on.
+        sources: folders of adapters, or their names on the Hub, `user/name`.
+        weights: one strength for each adapter; by default 1.
 
     Returns:
         The strength of each, by the name that it has on the pipe; adapters of two denoisers may
         share one.
 
     Raises:
-        ValueError: if there is not one finite weight for each, and see `load_unlearned`. None of
-            them is on the pipe then.
+        TypeError: if the sources are no list.
+        ValueError: if there is not one finite weight for each, or `load_unlearned` refuses one of
+            them. None is on the pipe then.
+
+    Example:
+        >>> stack(pipe, ["forget-dog", "forget-pizza"], [1.0, 0.8])
+        {'forget-dog': 1.0, 'forget-pizza': 0.8}
     """
     if isinstance(sources, str | Path):
         raise TypeError("pass a list of sources")
     values = adapters.checked_strengths(weights, len(sources))
-    before = {name: adapters.snapshot(getattr(pipe, name)) for name in denoiser_names(pipe)}
+    states_before = {name: adapters.snapshot(getattr(pipe, name)) for name in denoiser_names(pipe)}
     loaded: list[tuple[str, str]] = []
     try:
         for source, value in zip(sources, values, strict=True):
-            component, name = load_adapter(pipe, source, None, None)
+            component, name = load_adapter(pipe, source)
             loaded.append((component, name))
             adapters.set_strength(getattr(pipe, component), name, value)
     except BaseException:
         for component, name in loaded:
-            adapters.remove(getattr(pipe, component), name, before[component])
+            adapters.remove(getattr(pipe, component), name, states_before[component])
         raise
     return {name: value for (_, name), value in zip(loaded, values, strict=True)}
 
 
 def strengths(pipe: Any, values: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Strength of each adapter on a pipe; 0 for those that are not active.
+    """Strength of each adapter on a pipe, once some of them are set; 0 if it is not active.
 
     Args:
-        pipe: the pipeline.
-        values: strengths to set; an adapter with one becomes active, the others stay as they are.
+        pipe: a pipeline with adapters.
+        values: strengths to set, by adapter name. An adapter that is named becomes active, the
+            others stay as they are.
 
     Raises:
         ValueError: for a name that is not on the pipe, or if its adapters are fused or off.
+
+    Example:
+        >>> pipe = load_unlearned(pipe, "forget-dog")
+        >>> strengths(pipe, {"forget-dog": 0.5})
+        {'forget-dog': 0.5}
     """
-    models = [getattr(pipe, name) for name in denoiser_names(pipe)]
+    values = values or {}
+    models = _denoisers(pipe)
     for model in models if values else ():
         adapters.check_layers(model)
-    known = list(dict.fromkeys(n for m in models for n in getattr(m, "peft_config", {})))
-    for name in values or {}:
-        if name not in known:
-            raise ValueError(f"no adapter {name!r} on the pipe: there are {', '.join(known)}")
-    found: dict[str, float] = {}
+    _check_names(pipe, values)
+    result: dict[str, float] = {}
     for model in models:
-        active = list(adapters.snapshot(model).active)
-        own = getattr(model, "peft_config", {})
-        wanted = {name: value for name, value in (values or {}).items() if name in own}
-        if wanted:
-            active += [name for name in wanted if name not in active]
+        names, active = _names_on(model), list(adapters.snapshot(model).active)
+        changed = [name for name in values if name in names]
+        if changed:
+            active += [name for name in changed if name not in active]
             adapters.activate(model, active)
-            for name, value in wanted.items():
-                adapters.set_strength(model, name, value)
-        shown = adapters.strengths(model, list(own))
-        found |= {name: shown[name] if name in active else 0.0 for name in own}
-    return found
+            for name in changed:
+                adapters.set_strength(model, name, values[name])
+        weights = adapters.strengths(model, names)
+        result |= {name: weights[name] if name in active else 0.0 for name in names}
+    return result
 
 
 @contextmanager
 def at_strengths(pipe: Any, values: Mapping[str, float]) -> Iterator[None]:
-    """Adapters active at these strengths for a while; then everything is as it was, exactly.
-
-    Args:
-        pipe: the pipeline.
-        values: strengths by name.
-    """
-    models = [getattr(pipe, name) for name in denoiser_names(pipe)]
-    flags = [adapters.snapshot(model) for model in models]
+    """Adapters active at these strengths for a while; then everything is as it was, exactly."""
+    models = _denoisers(pipe)
+    states_before = [adapters.snapshot(model) for model in models]
     # Layer by layer, since adapters may have another strength, or none, on some of them.
     layers: list[Any] = [layer for model in models for layer in adapters.tuner_layers(model)]
-    before = [(list(x.active_adapters), dict(getattr(x, "scaling", {}))) for x in layers]
+    layers_before = [(list(x.active_adapters), dict(getattr(x, "scaling", {}))) for x in layers]
     try:
         strengths(pipe, values)
         for model in models:
             model.eval()
         yield
     finally:
-        for layer, (active, scaling) in zip(layers, before, strict=True):
+        for layer, (active, scaling) in zip(layers, layers_before, strict=True):
             layer.set_adapter(active)
             if scaling:
                 layer.scaling.update(scaling)
-        for model, flag in zip(models, flags, strict=True):
-            adapters.restore_flags(model, flag)
+        for model, state in zip(models, states_before, strict=True):
+            adapters.restore_flags(model, state)
 
 
 def unstack(pipe: Any, names: Sequence[str] | None = None) -> None:
     """Take adapters off a pipe; it is then what it was without them, exactly.
 
     Args:
-        pipe: the pipeline.
-        names: which; None: all.
+        pipe: a pipeline with adapters.
+        names: the adapters to take off; by default all.
 
     Raises:
         ValueError: for a name that is not on the pipe, or if its adapters are fused or off.
+
+    Example:
+        >>> names = stack(pipe, ["forget-dog", "forget-pizza"])
+        >>> unstack(pipe, ["forget-pizza"])
+        >>> strengths(pipe)
+        {'forget-dog': 1.0}
     """
-    for component in denoiser_names(pipe):
-        adapters.check_layers(getattr(pipe, component))
-    known = strengths(pipe)
-    wanted = list(known) if names is None else list(names)
-    for name in wanted:
-        if name not in known:
-            raise ValueError(f"no adapter {name!r} on the pipe: there are {', '.join(known)}")
-    for component in denoiser_names(pipe):
-        model = getattr(pipe, component)
-        for name in wanted:
-            if name in getattr(model, "peft_config", {}):
-                before = adapters.snapshot(model)
-                rest = tuple(other for other in before.active if other != name)
-                adapters.remove(model, name, replace(before, active=rest))
+    models = _denoisers(pipe)
+    for model in models:
+        adapters.check_layers(model)
+    _check_names(pipe, names or ())
+    for model in models:
+        for name in _names_on(model) if names is None else names:
+            if name in _names_on(model):
+                state = adapters.snapshot(model)
+                rest = tuple(other for other in state.active if other != name)
+                adapters.remove(model, name, replace(state, active=rest))

@@ -10,8 +10,6 @@ Three kinds of denoiser cover all families, told apart by their layers' names:
   blocks are adapted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -34,73 +32,56 @@ TEXT_LAYERS: dict[str, tuple[str, ...]] = {
         "layers.*.to_v",
     ),
 }
-"""Of each kind, the names' endings; the first of them tells the kind."""
+"""The endings of the layers' names, by kind; the first ending tells the kind."""
 
 
 def text_attention(model: nn.Module) -> str:
-    """How a denoiser reads the text: a key of `TEXT_LAYERS`.
-
-    Raises:
-        ValueError: if no kind fits.
-    """
-    names = _linear_names(model)
+    """How a denoiser reads the text: a key of `TEXT_LAYERS`."""
     for kind, (first, *_) in TEXT_LAYERS.items():
-        if _matching(names, first):
+        if _linear_layers(model, first):
             return kind
-    raise ValueError(
-        f"cannot tell where {type(model).__name__} reads the text: set target_modules to the "
-        "names of its layers, such as 'attn2.to_k'"
-    )
+    name = type(model).__name__
+    raise ValueError(f"cannot tell where {name} reads the text: set target_modules to its layers")
 
 
 def has_cross_attention(model: nn.Module) -> bool:
     """Whether keys and values of a denoiser are made of the text alone."""
-    return bool(_matching(_linear_names(model), TEXT_LAYERS["cross-attention"][0]))
+    return bool(_linear_layers(model, TEXT_LAYERS["cross-attention"][0]))
 
 
-def target_modules(model: nn.Module, wanted: Sequence[str] | None) -> list[str]:
-    """Names of the layers to adapt, or the default for this denoiser.
+def target_modules(model: nn.Module, endings: Sequence[str] | None) -> list[str]:
+    """The layers to adapt, as endings of their names; an ending with "*" gives the names it fits.
 
-    Args:
-        model: the denoiser.
-        wanted: endings of the names of linear layers, such as "attn2.to_q", where "*" stands
-            for anything; None: see `TEXT_LAYERS`.
-
-    Returns:
-        Endings as they are, and in place of one with "*" the names that it fits.
-
-    Raises:
-        ValueError: if an ending fits no linear layer of the model.
+    Endings are such as "attn2.to_q", where "*" stands for anything; None stands for those of
+    `TEXT_LAYERS` that the denoiser has.
     """
-    names = _linear_names(model)
-    if wanted is None:
-        wanted = [end for end in TEXT_LAYERS[text_attention(model)] if _matching(names, end)]
-    chosen: list[str] = []
-    for end in wanted or [""]:
-        found = _matching(names, end) if end else []
-        if not found:
+    if endings is None:
+        kind = TEXT_LAYERS[text_attention(model)]
+        endings = [ending for ending in kind if _linear_layers(model, ending)]
+    modules: list[str] = []
+    for ending in endings or [""]:
+        names = _linear_layers(model, ending) if ending else []
+        if not names:
             raise ValueError(
-                f"no linear layer of {type(model).__name__} is named {end!r}: "
+                f"no linear layer of {type(model).__name__} is named {ending!r}: "
                 "set target_modules to endings such as 'attn2.to_k'"
             )
-        chosen += found if "*" in end else [end]
-    return chosen
+        modules += names if "*" in ending else [ending]
+    return modules
 
 
-def input_width(model: nn.Module, modules: Sequence[str]) -> int:
+def input_width(model: nn.Module, endings: Sequence[str]) -> int:
     """The most inputs that any linear layer with one of these endings has."""
     return max(
         getattr(module, "in_features", 0)
         for name, module in model.named_modules()
-        if any(name == end or name.endswith(f".{end}") for end in modules)
+        if any(name == ending or name.endswith(f".{ending}") for ending in endings)
     )
 
 
-def _linear_names(model: nn.Module) -> list[str]:
-    return [n for n, m in model.named_modules() if isinstance(m, nn.Linear | BaseTunerLayer)]
-
-
-def _matching(names: Sequence[str], end: str) -> list[str]:
-    if "*" in end:
-        return [n for n in names if fnmatchcase(n, end) or fnmatchcase(n, f"*.{end}")]
-    return [n for n in names if n == end or n.endswith(f".{end}")]
+def _linear_layers(model: nn.Module, ending: str) -> list[str]:
+    """Names of the linear layers, adapted or not, that are the ending or end with it."""
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | BaseTunerLayer)]
+    if "*" in ending:
+        return [n for n in names if fnmatchcase(n, ending) or fnmatchcase(n, f"*.{ending}")]
+    return [n for n in names if n == ending or n.endswith(f".{ending}")]

@@ -1,7 +1,5 @@
 """Adapters written as diffusers and PEFT read them."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from pathlib import Path
@@ -12,54 +10,47 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..utils.io import to_text
-from .adapter_file import PEFT_CONFIG_NAME, PEFT_PREFIX, PEFT_WEIGHTS_NAME, WEIGHTS_NAME, Format
+from .adapter_file import FILE_NAMES, PEFT_CONFIG_NAME, PEFT_PREFIX, Format
 
 
 def write_adapter(
     folder: Path, format: Format, component: str, state: dict[str, Tensor], config: dict[str, Any]
 ) -> None:
-    """Write an adapter; an older one in the folder stays whole if that fails.
+    """Write an adapter to a folder that exists; an older one there stays whole if that fails.
 
-    Args:
-        folder: an existing folder.
-        format: "diffusers": `pytorch_lora_weights.safetensors`, as
-            `pipe.load_lora_weights(folder)` reads it. "peft": `adapter_model.safetensors` and
-            `adapter_config.json`, as `PeftModel.from_pretrained(denoiser, folder)` reads them.
-        component: "unet", "transformer" or "transformer_2".
-        state: see `AdapterFile`.
-        config: see `AdapterFile`.
+    "diffusers" is the format that `pipe.load_lora_weights(folder)` reads, "peft" the one that
+    `PeftModel.from_pretrained(denoiser, folder)` reads. See `AdapterFile` for state and config.
     """
     layers = {name: value.contiguous() for name, value in state.items()}
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+    *_, weights_name = FILE_NAMES[format]
+    with tempfile.TemporaryDirectory(dir=folder) as directory:
+        temporary = Path(directory)
         if format == "peft":
-            name, path = PEFT_WEIGHTS_NAME, Path(temporary) / PEFT_CONFIG_NAME
-            named = {f"{PEFT_PREFIX}{key}": value for key, value in layers.items()}
-            save_file(named, Path(temporary) / name, {"format": "pt"})
-            content = {"peft_type": "LORA", "inference_mode": True, **config}
-            path.write_text(to_text(content))
+            prefixed = {f"{PEFT_PREFIX}{key}": value for key, value in layers.items()}
+            save_file(prefixed, temporary / weights_name, {"format": "pt"})
+            content = to_text({"peft_type": "LORA", "inference_mode": True, **config})
+            (temporary / PEFT_CONFIG_NAME).write_text(content)
         else:
-            name = WEIGHTS_NAME
-            # One of a second denoiser looks like one of the first: it is told when loading.
-            kind = component.removesuffix("_2")
-            loader = StableDiffusionLoraLoaderMixin  # all pipelines' are written alike
+            # A file of a second denoiser looks like one of the first: who loads it says which.
+            prefix = component.removesuffix("_2")
+            loader = StableDiffusionLoraLoaderMixin  # all pipelines' files are written alike
             loader.write_lora_layers(
-                loader.pack_weights(layers, kind),
-                temporary,
+                loader.pack_weights(layers, prefix),
+                directory,
                 is_main_process=True,
-                weight_name=name,
+                weight_name=weights_name,
                 save_function=None,  # type: ignore[arg-type]  # its own
                 safe_serialization=True,
-                lora_adapter_metadata={f"{kind}.{key}": value for key, value in config.items()},
+                lora_adapter_metadata={f"{prefix}.{key}": value for key, value in config.items()},
             )
-        # A new file, since safetensors lets nobody but the owner read its own.
-        path = Path(temporary) / "sorted"
-        path.write_bytes(with_sorted_header((Path(temporary) / name).read_bytes()))
-        path.replace(folder / name)
+        # As a new file, since none but the owner may read what safetensors writes.
+        path = temporary / "sorted"
+        path.write_bytes(with_sorted_header((temporary / weights_name).read_bytes()))
+        path.replace(folder / weights_name)
         if format == "peft":
-            (Path(temporary) / PEFT_CONFIG_NAME).replace(folder / PEFT_CONFIG_NAME)
-    # What the folder held before in the other format is another adapter.
-    others = (WEIGHTS_NAME,) if format == "peft" else (PEFT_WEIGHTS_NAME, PEFT_CONFIG_NAME)
-    for other in others:
+            (temporary / PEFT_CONFIG_NAME).replace(folder / PEFT_CONFIG_NAME)
+    # What the folder holds in the other format is another adapter.
+    for other in FILE_NAMES["diffusers" if format == "peft" else "peft"]:
         (folder / other).unlink(missing_ok=True)
 
 

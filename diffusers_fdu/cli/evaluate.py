@@ -118,7 +118,7 @@ def _model_of(recipe: object, adapter: str) -> str:
     Raises:
         ValueError: if its recipe does not say.
     """
-    from ..adapters.contents import EMBEDDED
+    from ..adapters.recipe import EMBEDDED
     from ..adapters.summary import mapping
 
     base = mapping(recipe).get("base_model")

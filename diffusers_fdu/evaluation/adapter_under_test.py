@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from ..adapters import lora as adapters
-from ..adapters.contents import weights_path
 from ..adapters.download import local_folder
 from ..adapters.evaluation_file import sha256
 from ..adapters.loading import load_adapter
@@ -98,7 +97,7 @@ def adapter_under_test(pipe: Any, source: FDUnlearner | str | Path) -> Iterator[
     before = adapters.snapshot(model)
     _, name = load_adapter(pipe, source, None, found.component)
     try:
-        digest = sha256(weights_path(found))
+        digest = sha256(found.weights_path)
         yield AdapterUnderTest(pipe, found.component, name, found.recipe, digest)
     finally:
         adapters.remove(model, name, before)

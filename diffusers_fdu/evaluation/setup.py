@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..adapters.contents import EMBEDDED
+from ..adapters.recipe import EMBEDDED
 from ..data.concepts import Concept
 from ..emoji.loading import ORACLE, load_emoji_clip, load_emoji_judge, load_emoji_oracle
 from ..emoji.vocabulary import CONCEPTS, STYLES, SYNONYMS

@@ -1,20 +1,18 @@
 """The model card: what the recipe, the weights and the evaluation say, and nothing else."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..adapters.adapter_file import AdapterFile
-from ..adapters.contents import EMBEDDED, PICTURE, SHEET_NAME, check_repo_id, contents, is_repo_id
-from ..adapters.evaluation_file import MetricReport, metric_reports
-from ..adapters.info import AdapterInfo, of_adapter
+from ..adapters.evaluation_file import metric_reports
+from ..adapters.hub_files import PICTURE, SHEET_NAME, check_repo_id, files_to_push, is_repo_id
+from ..adapters.info import AdapterInfo, adapter_info
 from ..adapters.read import read_adapter
-from ..adapters.summary import concept_summary, concepts, mapping, rows, texts
+from ..adapters.recipe import EMBEDDED
+from ..adapters.summary import concept_summary, concepts, mapping, recipe_rows, text_or_empty
 from ..utils.markup import cleaned, render, slug
 from .preview import prompt_of
 
@@ -36,64 +34,53 @@ def render_card(
     """The model card of an adapter, as `push` writes it to README.md.
 
     Args:
-        directory: what the adapter was saved to.
-        repo_id: `user/name`, as the card's lines load it.
-        base_model: see `push`.
-        license: see `push`.
+        directory: the folder that the adapter was saved to.
+        repo_id: the repository, `user/name`, that the card's lines load it from.
+        base_model: the base model's name on the Hub, `org/name`, or "" if it is not there; by
+            default the one that the recipe names.
+        license: the base model's license, as the Hub names it, such as "apache-2.0"; by default
+            the card states none.
 
     Raises:
         ValueError: if the folder holds no adapter to be trusted, its evaluation is damaged, or
             its base model is not known.
+
+    Example:
+        >>> "# Forgets “dog”" in render_card("forget-dog", "user/no-dog")
+        True
     """
     check_repo_id(repo_id)
-    found = read_adapter(directory)
-    return card(found, repo_id, base_name(found, base_model), license)
+    adapter_file = read_adapter(directory)
+    return card_text(adapter_file, repo_id, base_model_id(adapter_file, base_model), license)
 
 
-def base_name(found: AdapterFile, given: str | None) -> str | None:
-    """The base model's name on the Hub; None if it is not there.
-
-    Args:
-        found: the adapter.
-        given: `org/name`; "": it is not on the Hub; None: the recipe's.
-
-    Raises:
-        ValueError: if it is no such name, or the recipe has none.
-    """
-    if given:
-        if not is_repo_id(given) or Path(given).is_dir():
-            raise ValueError(f"base_model {given!r} is no name on the Hub: write org/name")
-        return given
-    own = found.recipe.get("base_model")
-    if given == "" or own == EMBEDDED:
+def base_model_id(adapter_file: AdapterFile, base_model: str | None) -> str | None:
+    """The base model's name on the Hub; None if it is not there. See `render_card`."""
+    if base_model:
+        if not is_repo_id(base_model) or Path(base_model).is_dir():
+            raise ValueError(f"base_model {base_model!r} is no name on the Hub: write org/name")
+        return base_model
+    name = adapter_file.recipe.get("base_model")
+    if base_model == "" or name == EMBEDDED:
         return None
-    if isinstance(own, str) and is_repo_id(own) and not Path(own).is_dir():
-        return own
-    known = f"its recipe says {own!r}, which is no name there" if own else "its recipe says none"
+    if isinstance(name, str) and is_repo_id(name) and not Path(name).is_dir():
+        return name
     raise ValueError(
-        f"which model on the Hub is this adapter for? {known}: pass base_model='org/name', or '' "
-        "if it is not on the Hub"
+        f"the recipe's base_model is {name!r}, no name on the Hub: pass base_model='org/name', or "
+        "'' if it is not there"
     )
 
 
-def card(found: AdapterFile, repo_id: str, base: str | None, license: str | None = None) -> str:
-    """The same of an adapter that was read.
-
-    Args:
-        found: the adapter.
-        repo_id: `user/name`.
-        base: name of the base model on the Hub; None: it is not there.
-        license: of the base model, as the Hub names licenses; None: none is stated.
-
-    Raises:
-        ValueError: if a file beside it is damaged, or about other weights.
-    """
-    names = contents(found)
-    info, recipe = of_adapter(found), found.recipe
+def card_text(
+    adapter_file: AdapterFile, repo_id: str, base: str | None, license: str | None
+) -> str:
+    """The card of an adapter that was read; without `base` its base model is not on the Hub."""
+    names = files_to_push(adapter_file)
+    info, recipe = adapter_info(adapter_file), adapter_file.recipe
     if info.unmeasured:
         raise ValueError(info.unmeasured)
-    own = recipe.get("adapter_name")
-    is_plain = isinstance(own, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,60}", own)
+    adapter_name = recipe.get("adapter_name") or ""
+    is_plain = re.fullmatch(r"[A-Za-z0-9_-]{1,60}", adapter_name)
     pictures = [name for name in names if PICTURE.fullmatch(name)]
     text = render(
         "hub/card.md",
@@ -102,41 +89,49 @@ def card(found: AdapterFile, repo_id: str, base: str | None, license: str | None
         repo_id=repo_id,
         base=base,
         is_embedded=recipe.get("base_model") == EMBEDDED,
-        pipeline="".join(texts([recipe.get("pipeline")])) or "model",
-        adapter_name=own if is_plain else "forget",
+        pipeline=text_or_empty(recipe.get("pipeline")) or "model",
+        adapter_name=adapter_name if is_plain else "forget",
         has_gallery=bool(pictures),
         sheet=SHEET_NAME if SHEET_NAME in names else None,
         concepts=[concept_summary(concept) for concept in concepts(recipe)],
         needs=list(mapping(recipe.get("active_adapters"))),
-        figures=metric_reports(info.evaluation),
-        seeds=spread(info.evaluation.get("seeds", [])),
-        recipe=[row for row in rows(recipe) if row[0] not in ELSEWHERE],
+        metrics=metric_reports(info.evaluation),
+        seeds=seeds_text(info.evaluation.get("seeds", [])),
+        recipe=[row for row in recipe_rows(recipe) if row[0] not in ELSEWHERE],
     )
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
-def spread(numbers: Sequence[int]) -> str:
-    """Whole numbers in words."""
-    every = sorted(set(numbers))
-    if len(every) > 2 and every[-1] - every[0] + 1 == len(every):
-        return f"{every[0]} to {every[-1]}"
-    return ", ".join(map(str, every[:20])) + (", …" if every[20:] else "")
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Seeds in words: "1 to 3" for consecutive ones, or the first twenty of a list."""
+    numbers = sorted(set(seeds))
+    if len(numbers) > 2 and numbers[-1] - numbers[0] + 1 == len(numbers):
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers[:20])) + (", …" if numbers[20:] else "")
 
 
 def _metadata(
     info: AdapterInfo, pictures: Sequence[str], repo_id: str, base: str | None, license: str | None
 ) -> ModelCardData:
-    """The card's front matter."""
+    """The card's front matter; its figures are for the Hub's own tables."""
+    evaluation = info.evaluation
     is_video = str(info.recipe.get("pipeline")).startswith(VIDEO)
     task = "text-to-video" if is_video else "text-to-image"
-    targets = [concept["target"] for concept in concepts(info.recipe)]
-    tags = [*TAGS, task, *(TARGET_TAG + slug(target) for target in targets)]
-    shown = [
+    targets = [TARGET_TAG + slug(concept["target"]) for concept in concepts(info.recipe)]
+    widget = [
         {"text": cleaned(prompt_of(info.path / name), 300) or "-", "output": {"url": name}}
         for name in pictures
     ]
     results = [
-        _result(figure, task, info.evaluation) for figure in metric_reports(info.evaluation)
+        EvalResult(
+            task_type=task,
+            dataset_type="prompts",
+            dataset_name=cleaned(f"{evaluation['images']} pictures, by {evaluation['judge']}"),
+            metric_type=report.name,
+            metric_name=report.meaning.title,
+            metric_value=report.metric.value,
+        )
+        for report in metric_reports(evaluation)
     ]
     return ModelCardData(
         base_model=base,
@@ -144,20 +139,8 @@ def _metadata(
         library_name="diffusers",
         license=cleaned(license) if license else None,
         pipeline_tag=task,
-        tags=list(dict.fromkeys(tags))[:MAX_TAGS],
-        widget=shown or None,
+        tags=list(dict.fromkeys([*TAGS, task, *targets]))[:MAX_TAGS],
+        widget=widget or None,
         model_name=repo_id.split("/")[1] if results else None,
         eval_results=results or None,
-    )
-
-
-def _result(figure: MetricReport, task: str, evaluation: Mapping[str, Any]) -> EvalResult:
-    """A number for the Hub's own tables."""
-    return EvalResult(
-        task_type=task,
-        dataset_type="prompts",
-        dataset_name=cleaned(f"{evaluation['images']} pictures, by {evaluation['judge']}"),
-        metric_type=figure.name,
-        metric_name=figure.meaning.title,
-        metric_value=figure.metric.value,
     )

@@ -1,22 +1,19 @@
 """To the Hub: an adapter, its recipe, its card and its pictures, in one commit."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from ..adapters.adapter_file import AdapterFile
-from ..adapters.contents import CARD_NAME, EMBEDDED, check_repo_id, contents, is_ours
 from ..adapters.download import LIBRARY
+from ..adapters.hub_files import CARD_NAME, check_repo_id, files_to_push, is_pushed
 from ..adapters.read import read_adapter
-from ..adapters.recipe import RECIPE_NAME, public
+from ..adapters.recipe import EMBEDDED, RECIPE_NAME, rename_base_models
 from ..utils.hub_errors import explained
 from ..utils.io import to_text
 from ..utils.markup import cleaned
-from .card import base_name, card
+from .card import base_model_id, card_text
 
 
 def push(
@@ -30,69 +27,61 @@ def push(
     license: str | None = None,
     draw: Callable[[Path], Any] | None = None,
 ) -> str:
-    """Put an adapter on the Hub, from where plain diffusers loads it.
+    """Put an adapter on the Hub, from where plain diffusers loads it, and return its address.
 
-        push("runs/snoopy", "me/no-snoopy")
-
-    The weights, `recipe.json`, `evaluation.json`, `before_after.png` and `images/*.png` go, and a
-    model card; nothing else in the folder does, and the folder stays as it is. What an earlier
-    push left there and is not in the folder any more is taken away. If the base model was loaded
-    from a path, the pushed recipe does not say which.
+    The weights, `recipe.json`, `evaluation.json`, `before_after.png`, `images/*.png` and a model
+    card are pushed; nothing else in the folder is, and what an earlier push left there and the
+    folder no longer has is taken away. A path that the base model was loaded from is not pushed.
 
     Args:
-        folder: what the adapter was saved to.
-        repo_id: `user/name`; made if missing.
-        private: whether it is; None: as it is, or as the Hub makes new ones.
-        token: of a user who may write there; None: of whoever is logged in.
-        commit_message: None: one that names the adapter.
-        base_model: the base model's name on the Hub, `org/name`; "": it is not there; None: the
-            recipe's.
-        license: of the base model, as the Hub names licenses, such as "apache-2.0"; None: the
-            card states none.
-        draw: called with the folder once all is checked, to put pictures there.
-
-    Returns:
-        The repository's address.
+        folder: the folder that the adapter was saved to; it stays as it is.
+        repo_id: the repository, `user/name`; it is made if it is missing.
+        private: whether the repository is private; by default it stays as it is.
+        token: the token of a user who may write there; by default that of whoever is logged in.
+        commit_message: the message of the commit; by default one that names the adapter.
+        base_model: the base model's name on the Hub, `org/name`, or "" if it is not there; by
+            default the one that the recipe names.
+        license: the base model's license, as the Hub names it, such as "apache-2.0"; by default
+            the card states none.
+        draw: a function that puts pictures into the folder, called once all is checked.
 
     Raises:
-        ValueError: before anything is sent: if the folder holds no adapter to be trusted, for a
-            bad name, or if the base model is not known; and if `private` is not how an existing
-            repository is.
+        ValueError: if the folder holds no adapter to be trusted, a name is bad, or the base model
+            is not known, before anything is sent; if an existing repository is not as `private`
+            says.
         HubError: with the fix, if the Hub or the network fails; pushing again goes on.
+
+    Example:
+        >>> push("forget-dog", "me/no-dog")  # doctest: +SKIP
+        'https://huggingface.co/me/no-dog'
     """
     check_repo_id(repo_id)
-    found = read_adapter(folder)
-    base = base_name(found, base_model)
+    adapter_file = read_adapter(folder)
+    base = base_model_id(adapter_file, base_model)
     if draw is not None:
         draw(Path(folder))
-    files = contents(found)
-    text = card(found, repo_id, base, license)
-    additions = [CommitOperationAdd(CARD_NAME, text.encode())]
-    for name, path in files.items():
-        content = _public_recipe(found, base) if name == RECIPE_NAME else None
-        additions.append(CommitOperationAdd(name, str(path) if content is None else content))
-    message = (
-        commit_message or f"Push {cleaned(found.recipe.get('adapter_name') or 'adapter', 60)}"
+    contents: dict[str, str | bytes] = {
+        name: str(path) for name, path in files_to_push(adapter_file).items()
+    }
+    contents[CARD_NAME] = card_text(adapter_file, repo_id, base, license).encode()
+    # The base model's name in place of the paths that it was loaded from.
+    recipe = rename_base_models(
+        adapter_file.recipe, lambda name: base if base or name != EMBEDDED else name
     )
+    if recipe != adapter_file.recipe:
+        contents[RECIPE_NAME] = to_text(recipe).encode()
+    name = cleaned(adapter_file.recipe.get("adapter_name") or "adapter", 60)
     api = HfApi(token=token, library_name=LIBRARY)
     with explained(repo_id, "push"):
         url = api.create_repo(repo_id, private=private, exist_ok=True)
-        there = api.model_info(repo_id)
-        if private is not None and there.private is not None and there.private != private:
-            raise ValueError(
-                f"{repo_id!r} is there already and {'private' if there.private else 'public'}: "
-                "change that in its settings, or leave `private` out"
-            )
-        sent = {operation.path_in_repo for operation in additions}
-        stale = [file.rfilename for file in there.siblings or [] if is_ours(file.rfilename)]
-        deletions = [CommitOperationDelete(name) for name in stale if name not in sent]
-        api.create_commit(repo_id, [*additions, *deletions], commit_message=message)
+        info = api.model_info(repo_id)
+        if private is not None and info.private is not None and info.private != private:
+            state = "private" if info.private else "public"
+            raise ValueError(f"{repo_id!r} is {state} already: change that in its settings")
+        pushed_before = {file.rfilename for file in info.siblings or []}
+        stale = sorted(name for name in pushed_before - contents.keys() if is_pushed(name))
+        operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
+        deletions = [CommitOperationDelete(name) for name in stale]
+        message = commit_message or f"Push {name}"
+        api.create_commit(repo_id, [*operations, *deletions], commit_message=message)
     return str(url)
-
-
-def _public_recipe(found: AdapterFile, base: str | None) -> bytes | None:
-    """The recipe with the base model's name for paths that it was loaded from; None: as it is."""
-    recipe = public(found.recipe, lambda own: base if base or own != EMBEDDED else own)
-    if recipe == found.recipe:
-        return None
-    return to_text(recipe).encode()

@@ -1,15 +1,13 @@
 """Adapters on the Hub, by what they are for and what they forget."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from huggingface_hub import HfApi
 
-from ..adapters.contents import check_repo_id
 from ..adapters.download import LIBRARY
+from ..adapters.hub_files import check_repo_id
 from ..utils.hub_errors import explained
 from ..utils.markup import slug
 from .card import OWN_TAG, TARGET_TAG
@@ -19,16 +17,20 @@ BASE_TAG = "base_model:"
 
 @dataclass(frozen=True)
 class FoundAdapter:
-    """An adapter on the Hub.
+    """An adapter on the Hub, as `find_adapters` finds it.
 
     Args:
-        repo_id: its name there; `load_unlearned(pipe, repo_id)` loads it.
-        base_model: what it is for; None: that is not on the Hub.
-        targets: what it forgets, as in its tags: "mickey-mouse".
-        downloads: in the last 30 days.
-        likes: of users.
-        last_modified: when it was pushed last.
-        private: whether others see it.
+        repo_id: its name there, which `load_unlearned` takes.
+        base_model: the base model that it is for; None if that is not on the Hub.
+        targets: what it forgets, as in its tags, such as "mickey-mouse".
+        downloads: number of downloads in the last 30 days.
+        likes: number of users who like it.
+        last_modified: time of the last push.
+        private: whether only its owner sees it.
+
+    Example:
+        >>> found = find_adapters(target="dog")[0]  # doctest: +SKIP
+        >>> pipe = load_unlearned(pipe, found.repo_id)  # doctest: +SKIP
     """
 
     repo_id: str
@@ -47,18 +49,22 @@ def find_adapters(
     token: str | None = None,
     limit: int | None = None,
 ) -> list[FoundAdapter]:
-    """Adapters that were pushed to the Hub, by their tags; most downloaded first.
+    """Find adapters that were pushed to the Hub, by their tags; most downloaded first.
 
     Args:
-        base_model: `org/name`; None: any.
-        target: what is forgotten, as the adapter's recipe names it, in upper or lower case;
-            None: anything.
-        token: to find private ones, too; None: of whoever is logged in.
-        limit: how many; None: all.
+        base_model: the base model that they are for, `org/name`; by default any.
+        target: what they forget, as the recipe names it, in upper or lower case; by default
+            anything.
+        token: a token, to find private ones, too; by default that of whoever is logged in.
+        limit: the most adapters to find; by default all.
 
     Raises:
         ValueError: for a bad name or limit.
         HubError: with the fix, if the Hub or the network fails.
+
+    Example:
+        >>> [found.repo_id for found in find_adapters(target="dog")]  # doctest: +SKIP
+        ['me/no-dog']
     """
     tags = [OWN_TAG]
     if base_model is not None:
@@ -70,22 +76,22 @@ def find_adapters(
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
     api = HfApi(token=token, library_name=LIBRARY)
-    wanted: Any = ["tags", "downloads", "likes", "lastModified", "private"]
+    fields: Any = ["tags", "downloads", "likes", "lastModified", "private"]
     with explained(" ".join(tags), "list"):
-        found = api.list_models(filter=tags, sort="downloads", limit=limit, expand=wanted)
-        return [_found(info) for info in found]
+        models = api.list_models(filter=tags, sort="downloads", limit=limit, expand=fields)
+        return [_found_adapter(model) for model in models]
 
 
-def _found(info: Any) -> FoundAdapter:
-    tags = [tag for tag in info.tags or [] if isinstance(tag, str)]
+def _found_adapter(model: Any) -> FoundAdapter:
+    tags = [tag for tag in model.tags or [] if isinstance(tag, str)]
     # Beside the name itself the Hub adds tags such as "base_model:adapter:org/name".
     bases = [tag.removeprefix(BASE_TAG) for tag in tags if tag.startswith(BASE_TAG)]
     return FoundAdapter(
-        repo_id=info.id,
+        repo_id=model.id,
         base_model=next((name for name in bases if ":" not in name), None),
         targets=tuple(t.removeprefix(TARGET_TAG) for t in tags if t.startswith(TARGET_TAG)),
-        downloads=info.downloads or 0,
-        likes=info.likes or 0,
-        last_modified=info.last_modified,
-        private=bool(info.private),
+        downloads=model.downloads or 0,
+        likes=model.likes or 0,
+        last_modified=model.last_modified,
+        private=bool(model.private),
     )

@@ -9,7 +9,7 @@ import torch
 from local_hub import FIXTURES, content, refused
 from safetensors.torch import load_file, save_file
 
-from diffusers_fdu.adapters.contents import PNG, chosen, contents, is_repo_id
+from diffusers_fdu.adapters.hub_files import PNG, files_to_pull, files_to_push, is_repo_id
 from diffusers_fdu.adapters.read import read_adapter
 
 _hub, local_hub, hub_client, trained, folder = FIXTURES
@@ -67,10 +67,10 @@ def test_pictures_alone_count_as_pictures(folder) -> None:
     (folder / "images").mkdir()
     for i in range(64):
         (folder / "images" / f"{i}.png").write_bytes(PNG)
-    assert len(contents(read_adapter(folder))) == 66  # weights and recipe
+    assert len(files_to_push(read_adapter(folder))) == 66  # weights and recipe
     (folder / "images" / "64.png").write_bytes(PNG)
     with pytest.raises(ValueError, match="more than 64 pictures"):
-        contents(read_adapter(folder))
+        files_to_push(read_adapter(folder))
 
 
 def malicious(kind: str, folder: Path) -> dict[str, bytes]:
@@ -133,11 +133,11 @@ def test_large_files_are_not_even_fetched(local_hub, hub_client, folder, tmp_pat
     found = refused(hub_client, code)
     assert "pass max_bytes" in found.message and not local_hub.asked(".*/resolve/")
     with pytest.raises(ValueError, match="recipe.json has"):
-        chosen({WEIGHTS: 10, "recipe.json": 2**40}, 100)
+        files_to_pull({WEIGHTS: 10, "recipe.json": 2**40}, 100)
     with pytest.raises(ValueError, match="unknown number"):
-        chosen({WEIGHTS: None}, 100)
+        files_to_pull({WEIGHTS: None}, 100)
     with pytest.raises(ValueError, match="pictures"):
-        chosen({WEIGHTS: 1, **{f"images/{i}.png": 1 for i in range(65)}}, 100)
+        files_to_pull({WEIGHTS: 1, **{f"images/{i}.png": 1 for i in range(65)}}, 100)
 
 
 def test_without_a_hub_what_was_pulled_is_used(local_hub, hub_client, folder, tmp_path) -> None:

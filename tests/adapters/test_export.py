@@ -11,8 +11,7 @@ from diffusers.utils import convert_state_dict_to_kohya
 from exporting import EVERYTHING, build, error, expected, latents, updates, write_random
 from safetensors.torch import load_file, save_file
 
-from diffusers_fdu.adapters.export.export import export
-from diffusers_fdu.adapters.export.exported import read_exported
+from diffusers_fdu.adapters.export.export import export, read_exported
 from diffusers_fdu.adapters.read import read_adapter
 from diffusers_fdu.adapters.write import write_adapter
 from diffusers_fdu.emoji.loading import load_emoji_pipeline
@@ -143,8 +142,8 @@ def test_diffusers_cuts_updates_of_sd3_into_the_adapters_own(tmp_path) -> None:
         checkpoint[f"joint_blocks.{number}.context_block.attn.qkv.weight"] = update
     found = convert_sd3_transformer_checkpoint_to_diffusers(checkpoint)
     own = read_adapter(folder)
-    assert len(own.modules) == 4
-    for module, (down, up) in own.modules.items():
+    assert len(own.layers) == 4
+    for module, (down, up, _) in own.layers.items():
         torch.testing.assert_close(found[f"{module}.weight"], 1.5 * up @ down)
     for number in "01":
         assert not found[f"transformer_blocks.{number}.attn.add_q_proj.weight"].any()

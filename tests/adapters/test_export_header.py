@@ -10,8 +10,7 @@ import torch
 from exporting import PIPELINES, build, write_random
 from safetensors.torch import save_file
 
-from diffusers_fdu.adapters.export.export import export
-from diffusers_fdu.adapters.export.exported import read_exported
+from diffusers_fdu.adapters.export.export import export, read_exported
 from diffusers_fdu.adapters.read import read_adapter
 from diffusers_fdu.adapters.write import write_adapter
 
@@ -43,7 +42,7 @@ def test_the_header_says_what_it_is(tmp_path) -> None:
     known = {**RECIPE, "base_model": "stable-diffusion-v1-5"}
     assert json.loads(header.pop("diffusers_fdu.recipe")) == known
     told = header.pop("modelspec.description")
-    assert "'dog'" in told and "'cat'" in told and "trigger" in told
+    assert "'dog'" in told and "cat" in told and "trigger" in told
     assert header == {
         "format": "pt",
         "ss_network_module": "networks.lora",

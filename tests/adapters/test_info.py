@@ -119,7 +119,7 @@ SEARCH = "every 5, steps 20, batch 16, tokens 1, prompts 8, pictures 32"
     ],
 )
 def test_options_that_are_objects_are_told_by_their_fields(name, given, expected) -> None:
-    told = dict(summary.rows({"config": {name: given}}))
+    told = dict(summary.recipe_rows({"config": {name: given}}))
     assert told.get(name) == expected
 
 

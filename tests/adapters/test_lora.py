@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusers_fdu.adapters.loading import lora_metadata
-from diffusers_fdu.adapters.lora import attach, default_adapter_name, finish, lora_config, snapshot
+from diffusers_fdu.adapters.lora import attach, finish, free_name, lora_config, name_for, snapshot
 
 
 @pytest.mark.parametrize(("alpha", "scaling"), [(None, 1.0), (6, 2.0), (1.5, 0.5)])
@@ -58,7 +58,7 @@ def test_metadata_has_what_older_loaders_read(pipe) -> None:
 
 
 def test_default_names_are_free_and_plain(pipe) -> None:
-    assert default_adapter_name(["Van Gogh, 1889"], pipe.unet) == "forget-van-gogh-1889"
-    assert default_adapter_name(["\u72ac"], pipe.unet) == "forget-concept"
+    assert name_for(["Van Gogh, 1889"]) == "forget-van-gogh-1889"
+    assert name_for(["\u72ac"]) == "forget-concept"
     attach(pipe.unet, "forget-dog", lora_config(pipe.unet, 2, None, None), seed=0)
-    assert default_adapter_name(["dog"], pipe.unet) == "forget-dog-2"
+    assert free_name(name_for(["dog"]), pipe.unet) == "forget-dog-2"

@@ -34,7 +34,7 @@ def test_what_is_written_is_read(tmp_path, format) -> None:
     found = read_adapter(tmp_path)
     assert found.format == format and found.config == CONFIG and found.recipe == {}
     assert found.state.keys() == state().keys()
-    assert found.rank(MODULE) == 2 and found.alpha(MODULE) == 6.0
+    assert found.layers[MODULE].rank == 2 and found.layers[MODULE].alpha == 6.0
     assert format == "peft" or found.component == "unet"
 
 
@@ -42,14 +42,14 @@ def test_patterns_are_looked_up_as_peft_does(tmp_path) -> None:
     config = {**CONFIG, "rank_pattern": {"attn2.to_k": 3}, "alpha_pattern": {f"^{MODULE}$": 1.5}}
     write_adapter(tmp_path, "diffusers", "unet", state(3), config)
     found = read_adapter(tmp_path)
-    assert found.rank(MODULE) == 3 and found.alpha(MODULE) == 1.5
+    assert found.layers[MODULE].rank == 3 and found.layers[MODULE].alpha == 1.5
 
 
 def test_without_metadata_alpha_is_the_rank(tmp_path) -> None:
     """As diffusers reads such a file."""
     save_file({f"unet.{k}": v for k, v in state().items()}, tmp_path / NAME)
     found = read_adapter(tmp_path)
-    assert found.rank(MODULE) == 2 and found.alpha(MODULE) == 2.0
+    assert found.layers[MODULE].rank == 2 and found.layers[MODULE].alpha == 2.0
 
 
 def test_a_recipe_names_the_second_denoiser(tmp_path) -> None:
@@ -189,7 +189,7 @@ def test_links_may_not_leave_the_folder(tmp_path) -> None:
     blobs.mkdir()
     (outside / NAME).rename(blobs / "abc")
     (snapshot / NAME).symlink_to(blobs / "abc")  # as the Hub's cache has them
-    assert read_adapter(snapshot).rank(MODULE) == 2
+    assert read_adapter(snapshot).layers[MODULE].rank == 2
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{'a': 1}", "\x00"])

@@ -11,7 +11,7 @@ from hostile import HOSTILE as NAMES
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from diffusers_fdu.adapters.evaluation_file import MetricReport, check_evaluation
+from diffusers_fdu.adapters.evaluation_file import check_evaluation, metric_report
 from diffusers_fdu.evaluation.images import ImageSet
 from diffusers_fdu.evaluation.report.files import from_json, to_json, write_report
 from diffusers_fdu.evaluation.report.pages import to_html, to_markdown
@@ -191,7 +191,7 @@ def test_the_markdown_has_the_same_figures() -> None:
 
 def test_bars_and_whiskers_stand_where_the_figures_are() -> None:
     root = ElementTree.fromstring(
-        CHARTS.bars([MetricReport(*item) for item in EVALUATION.metrics.items()])
+        CHARTS.bars([metric_report(*item) for item in EVALUATION.metrics.items()])
     )
     group = next(g for g in root.iter("g") if g.get("data-metric") == "ua")
     bar = group.find("rect")

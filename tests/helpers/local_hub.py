@@ -180,7 +180,6 @@ os.dup2(2, 1)  # whatever is printed goes elsewhere
 wait = time.sleep
 time.sleep = lambda seconds: wait(min(seconds, 0.01))  # between two tries
 from diffusers_fdu import *
-from diffusers_fdu.hub import *
 
 for line in sys.stdin:
     asked = json.loads(line)

@@ -41,8 +41,7 @@ def both(folder: Path) -> list[Path]:
 
 def update(folder: Path, weight: float = 1.0) -> dict[str, torch.Tensor]:
     """What an adapter adds to each layer's weight, by the definition of LoRA."""
-    found = read_adapter(folder)
     return {
-        name: weight * found.alpha(name) / found.rank(name) * (up.double() @ down.double())
-        for name, (down, up) in found.modules.items()
+        name: weight * layer.alpha / layer.rank * (layer.up.double() @ layer.down.double())
+        for name, layer in read_adapter(folder).layers.items()
     }

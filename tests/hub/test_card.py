@@ -22,8 +22,8 @@ from diffusers_fdu import Concept, FDUnlearner, NegativeGuidance, render_card
 from diffusers_fdu.adapters.evaluation_file import read_evaluation, write_evaluation
 from diffusers_fdu.evaluation.demo import evaluation
 from diffusers_fdu.evaluation.emoji import Scores
-from diffusers_fdu.hub.card import spread
-from diffusers_fdu.hub.preview import draw_pictures, prompt_of, prompts
+from diffusers_fdu.hub.card import seeds_text
+from diffusers_fdu.hub.preview import card_prompts, draw_pictures, prompt_of
 from diffusers_fdu.utils.markup import cleaned, escaped, slug
 from diffusers_fdu.utils.statistics import wilson
 
@@ -253,17 +253,17 @@ def test_numbers_that_cannot_be_are_refused(folder, change, message) -> None:
 
 
 def test_seeds_are_in_words_however_far_apart() -> None:
-    assert spread([3, 1, 2, 2]) == "1 to 3" and spread([1, 2]) == "1, 2"
-    assert spread([1, 2, 4]) == "1, 2, 4"
+    assert seeds_text([3, 1, 2, 2]) == "1 to 3" and seeds_text([1, 2]) == "1, 2"
+    assert seeds_text([1, 2, 4]) == "1, 2, 4"
     # A list of all whole numbers between them would not fit in any memory.
-    assert spread([0, 1, 2**63]) == f"0, 1, {2**63}"
+    assert seeds_text([0, 1, 2**63]) == f"0, 1, {2**63}"
 
 
 def test_an_evaluation_belongs_to_its_weights(folder) -> None:
     weights = folder / "pytorch_lora_weights.safetensors"
-    assert read_evaluation(folder, weights) is None
+    assert read_evaluation(weights) is None
     write_evaluation(EVALUATION, folder)
-    assert read_evaluation(folder, weights) == EVALUATION
+    assert read_evaluation(weights) == EVALUATION
 
 
 def test_slugs_are_short_and_differ() -> None:
@@ -350,12 +350,12 @@ def test_own_prompts_and_retained_ones_are_shown(pipe, tmp_path) -> None:
 @pytest.mark.parametrize("target", ["house", "tree"])
 def test_without_a_vocabulary_there_are_others_to_draw(target) -> None:
     recipe = {"concepts": [{"target": target, "anchor": None}]}
-    found = prompts(SimpleNamespace(), recipe)
+    found = card_prompts(SimpleNamespace(), recipe)
     assert len(found) == 4 and len(set(found[2:])) == 2
     assert [target in prompt.split() for prompt in found] == [True, True, False, False]
     words = "tree house bicycle mountain cup bridge".split()
     recipe["concepts"][0]["aliases"] = words
-    assert len(prompts(SimpleNamespace(), recipe)) == 2
+    assert len(card_prompts(SimpleNamespace(), recipe)) == 2
 
 
 def test_videos_are_not_drawn(tmp_path) -> None:

@@ -183,7 +183,7 @@ def test_who_may_not_is_told_so(local_hub, hub_client, folder) -> None:
     hub_client.run(PUSH, folder=str(folder), repo="me/open")
     code = "push(folder, 'me/open', base_model='org/base', private=True)"
     found = refused(hub_client, code, folder=str(folder))
-    assert "there already and public" in found.message
+    assert "is public already" in found.message
     assert len(local_hub.repos["me/open"].commits) == 2
     for repo in ("dog", "me/dog/x", "../dog", "me/", "me/a..b", "me/dog.git"):
         found = refused(hub_client, PUSH, folder=str(folder), repo=repo)

@@ -1,29 +1,30 @@
-"""An adapter as one file that other programs read."""
-
-from __future__ import annotations
+"""An adapter as one file that other programs read, and such a file read back."""
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import save
 
-from ...utils.io import replacing, writable_folder
-from ..download import local_folder
-from ..read import read_adapter
+from ...utils.io import json_object, replacing, writable_folder
+from ..adapter_file import Layer
+from ..download import Source, local_folder
+from ..read import read_adapter, read_safetensors
 from ..write import with_sorted_header
 from .families import family_of
-from .header import header
-from .layers import Layer, named_layers
+from .header import RECIPE_KEY, header
+from .layers import named_layers
 
 ExportFormat = Literal["kohya"]
 PREFIX = "lora_unet_"  # of every denoiser's layers, transformers' too
+DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 SUFFIX = ".safetensors"
 
 
 def export(
-    folder: str | Path,
+    folder: Source,
     output: str | Path,
     format: str = "kohya",
     *,
@@ -32,39 +33,31 @@ def export(
 ) -> Path:
     """Write an adapter as one file for ComfyUI, A1111, Forge and kohya's sd-scripts.
 
-        export("runs/snoopy", "loras/forget-snoopy.safetensors")
-
     A layer is `lora_unet_<name>.lora_down.weight` (rank, in), `.lora_up.weight` (out, rank) and
-    `.alpha`; it adds alpha / rank up @ down to a weight. The names are those of the code that
-    each model was published with, as far as kohya's trainer uses them:
+    `.alpha`; it adds alpha / rank up @ down to a weight. Names are those of the models' own code:
 
     - SD 1.x and 2.x: diffusers' own, with "_" for ".", which all programs translate.
-    - SDXL: `input_blocks_4_1_…`, the model's own. kohya's scripts know no others, A1111 looks
-      them up as they are, ComfyUI reads both, and diffusers' loader maps them to its own. They
-      count two layers a block, as SDXL has.
+    - SDXL: `input_blocks_4_1_…`; kohya's scripts know no others, and all programs read these.
     - FLUX.1 and SD3: `double_blocks_…`, `single_blocks_…`, `joint_blocks_…`, with queries, keys
-      and values in one layer. It has the sum of its parts' ranks, is exact, and takes more room
-      than the adapter, since zeros are written, too. diffusers' loader reads FLUX.1's, and splits
-      them again. It has no reader for SD3's and loads nothing from them, without an error: there,
-      load the folder.
+      and values in one layer, whose rank is the sum of its parts'. That is exact, and takes more
+      room than the adapter. diffusers' loader reads FLUX.1's; it has no reader for SD3's and
+      loads nothing from them, without an error: there, load the folder.
 
     What was checked: diffusers' loader reads files of SD, SDXL and FLUX.1 and draws the same; of
     SD3, its reader of whole checkpoints cuts the updates into the adapter's own. The other
     programs were read, not run.
 
-    alpha is the adapter's, where diffusers' own converter, `convert_state_dict_to_kohya`, writes
-    the rank. Where a UNet's layers differ in alpha, all get the most frequent one and what differs
-    goes into the weights, since diffusers reads one alpha for all (see `layers.alike`); so do
-    parts of one matrix that are scaled differently.
+    alpha is the adapter's, where diffusers' own `convert_state_dict_to_kohya` writes the rank.
+    Where a UNet's layers, or the parts of one matrix, differ in alpha, the difference goes into
+    the weights, since diffusers reads one alpha for all.
 
     Args:
-        folder: of an adapter, see `read_adapter`, or its name on the Hub, `user/name`.
+        folder: an adapter's folder, or its name on the Hub, `user/name`.
         output: the file, which ends in .safetensors; an older one is replaced, whole or not at
             all.
         format: "kohya".
-        title: shown by other programs; None: the adapter's name.
-        family: "sd", "sdxl", "flux" or "sd3", for an adapter without a recipe; None: by the
-            recipe, or by the layers' sizes.
+        title: the title that other programs show; by default the adapter's name.
+        family: "sd", "sdxl", "flux" or "sd3", for an adapter whose recipe does not tell.
 
     Returns:
         The file.
@@ -72,7 +65,11 @@ def export(
     Raises:
         ValueError: if the adapter is not to be trusted or for another model, a layer has no name
             in other programs, or the file cannot be written.
-        HubError: see `hub.pull`.
+        HubError: with the fix, if the Hub or the network fails.
+
+    Example:
+        >>> export("forget-dog", "loras/forget-dog.safetensors").name
+        'forget-dog.safetensors'
     """
     if format not in get_args(ExportFormat):
         raise ValueError(f"unknown format {format!r}: choose {', '.join(get_args(ExportFormat))}")
@@ -81,28 +78,50 @@ def export(
         raise ValueError(f"output {str(path)!r} must end in {SUFFIX}")
     if path.exists() and not path.is_file():
         raise ValueError(f"{str(path)!r} is there and is no file")
-    found = read_adapter(local_folder(folder))
-    known = family_of(found, family)
-    layers = named_layers(found, known)
-    tensors = tensors_of(layers)
-    digest = hashlib.sha256(_data(save(tensors))).hexdigest()
-    content = save(tensors, header(found, known, layers, path.stem, digest, title))
+    adapter_file = read_adapter(local_folder(folder))
+    model_family = family_of(adapter_file, family)
+    layers = named_layers(adapter_file, model_family)
+    tensors = {}
+    for name, (down, up, alpha) in layers.items():
+        tensors[f"{PREFIX}{name}{DOWN}"] = down.contiguous()
+        tensors[f"{PREFIX}{name}{UP}"] = up.contiguous()
+        tensors[f"{PREFIX}{name}{ALPHA}"] = torch.tensor(alpha, dtype=torch.float32)
+    plain = save(tensors)
+    # The tensors follow 8 bytes of length and the header; that length depends on no metadata.
+    digest = hashlib.sha256(plain[8 + int.from_bytes(plain[:8], "little") :]).hexdigest()
+    metadata = header(adapter_file, model_family, layers, path.stem, digest, title)
     writable_folder(path.parent)
     with replacing(path) as file:
-        file.write(with_sorted_header(content))
+        file.write(with_sorted_header(save(tensors, metadata)))
     return path
 
 
-def tensors_of(layers: dict[str, Layer]) -> dict[str, torch.Tensor]:
-    """What is written of each layer."""
-    tensors = {}
-    for name, (down, up, alpha) in layers.items():
-        tensors[f"{PREFIX}{name}.lora_down.weight"] = down.contiguous()
-        tensors[f"{PREFIX}{name}.lora_up.weight"] = up.contiguous()
-        tensors[f"{PREFIX}{name}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
-    return tensors
+@dataclass(frozen=True)
+class Exported:
+    """What a file in kohya's layout holds; its recipe is empty if that is not known."""
+
+    path: Path
+    layers: dict[str, Layer]
+    header: dict[str, str]
+    recipe: dict[str, Any]
 
 
-def _data(content: bytes) -> bytes:
-    """The tensors of a safetensors file: what follows 8 bytes of length and the header."""
-    return content[8 + int.from_bytes(content[:8], "little") :]
+def read_exported(path: str | Path) -> Exported:
+    """Read a LoRA in kohya's layout; nothing in it is executed."""
+    path = Path(path)
+    tensors, metadata = read_safetensors(path)
+    layers = {}
+    for name in [key.removesuffix(DOWN) for key in tensors if key.endswith(DOWN)]:
+        down, up = tensors.pop(f"{name}{DOWN}"), tensors.pop(f"{name}{UP}", None)
+        alpha = tensors.pop(f"{name}{ALPHA}", torch.tensor(float(down.shape[0])))
+        if up is None or down.ndim < 2 or up.ndim < 2 or up.shape[1] != down.shape[0]:
+            raise ValueError(f"{str(path)!r} is no LoRA: the halves of {name!r} do not fit")
+        layers[name] = Layer(down, up, float(alpha))
+    if tensors or not layers:
+        other = min(tensors, default="nothing")
+        raise ValueError(f"{str(path)!r} is no LoRA in kohya's layout: it holds {other!r}")
+    try:
+        recipe = json_object(metadata.get(RECIPE_KEY) or "{}", "the recipe")
+    except ValueError:
+        recipe = {}
+    return Exported(path, layers, metadata, recipe)

@@ -1,23 +1,37 @@
 """What a file says of itself to other programs: kohya's `ss_…` and Stability's `modelspec.…`."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..adapter_file import AdapterFile
-from ..recipe import public
-from .families import NETWORKS, Family, base_name, versions
-from .layers import Layer
+from ..adapter_file import AdapterFile, Layer
+from ..recipe import rename_base_models
+from ..summary import concept_summary, concepts, mapping
+from .families import Family, text_width
 
 RECIPE_KEY = "diffusers_fdu.recipe"
 SPEC = "1.0.1"  # of https://github.com/Stability-AI/ModelSpec
 MIXED = "Dynamic"  # as kohya's tools say that layers differ
 
+IMPLEMENTATIONS = {
+    "sdxl": "https://github.com/Stability-AI/generative-models",
+    "flux": "https://github.com/black-forest-labs/flux",
+}
+"""Where the layers' names are from; others are diffusers' own."""
+VARIANTS = {
+    "flux": (("schnell", "flux-1-schnell"), ("dev", "flux-1-dev"), ("", "flux-1")),
+    "sd3": (
+        ("3.5-large", "stable-diffusion-3-5-large"),
+        ("3.5-medium", "stable-diffusion-3-5-medium"),
+        ("3-medium", "stable-diffusion-3-medium"),
+        ("", "stable-diffusion-3"),
+    ),
+}
+"""Parts of the base model's name, and the architecture that they tell."""
+
 
 def header(
-    found: AdapterFile,
+    adapter_file: AdapterFile,
     family: Family,
     layers: Mapping[str, Layer],
     output_name: str,
@@ -27,30 +41,23 @@ def header(
     """The metadata: text alone, and the same for the same adapter.
 
     There is no date, which a recipe does not have, and no resolution unless the recipe has one.
-    Of a base model that was loaded from a path, there is the last part of it alone.
-
-    Args:
-        found: the adapter.
-        family: what it is for.
-        layers: as they are written.
-        output_name: of the file.
-        digest: SHA-256 of all tensors as they lie in the file.
-        title: None: the adapter's name.
+    `layers` are those that are written, and `digest` is the SHA-256 of their tensors as they lie
+    in the file.
     """
-    recipe = public(found.recipe, base_name)
-    name = recipe.get("adapter_name") or output_name
+    recipe = rename_base_models(adapter_file.recipe, base_model_name)
+    width = text_width(adapter_file)
     values = {
         "format": "pt",
-        "ss_network_module": NETWORKS[family],
-        "ss_network_dim": _one(layer.rank for layer in layers.values()),
-        "ss_network_alpha": _one(layer.alpha for layer in layers.values()),
+        "ss_network_module": "networks.lora" + (f"_{family}" if family in VARIANTS else ""),
+        "ss_network_dim": _common(layer.rank for layer in layers.values()),
+        "ss_network_alpha": _common(layer.alpha for layer in layers.values()),
         "ss_output_name": output_name,
         "ss_sd_model_name": recipe.get("base_model") or "",
         "sshs_model_hash": digest,
-        **versions(family, found),
+        **_versions(family, (recipe.get("base_model") or "").lower(), width),
         "modelspec.sai_model_spec": SPEC,
-        "modelspec.title": title or str(name),
-        "modelspec.description": description(recipe),
+        "modelspec.title": title or str(recipe.get("adapter_name") or output_name),
+        "modelspec.description": _description(recipe),
         "modelspec.hash_sha256": f"0x{digest}",
         "modelspec.resolution": _resolution(recipe),
         "modelspec.tags": "concept unlearning",
@@ -60,34 +67,60 @@ def header(
     return {key: value.encode(errors="replace").decode() for key, value in values.items() if value}
 
 
-def _one(values: Any) -> str:
-    """What all have; a whole number without a fraction."""
-    found = {f"{value:g}" for value in values}
-    return found.pop() if len(found) == 1 else MIXED
+def base_model_name(name: Any) -> str | None:
+    """Name of a model that an adapter was trained on, without the folders that it lay in."""
+    if not isinstance(name, str):
+        return None
+    name = name.replace("\\", "/").rstrip("/")
+    is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or ":" in name
+    return name.rsplit("/", 1)[-1] if is_path else name
+
+
+def _versions(family: Family, base_model: str, width: int | None) -> dict[str, str]:
+    """The base model, as `ss_…` and `modelspec.…` have it."""
+    is_v2 = family == "sd" and width == 1024
+    if is_v2:
+        # 2.0 and 2.1 without "base" predict v, and draw 768 pixels.
+        is_v = "stable-diffusion-2" in base_model and "base" not in base_model
+        version = "sd_v2_v" if is_v else "sd_v2"
+        architecture = "stable-diffusion-v2-768-v" if is_v else "stable-diffusion-v2-512"
+    elif family == "sd":
+        version, architecture = "sd_v1", "stable-diffusion-v1"
+    elif family == "sdxl":
+        version, architecture = "sdxl_base_v1-0", "stable-diffusion-xl-v1-base"
+    else:
+        version = "flux1" if family == "flux" else "sd3"
+        architecture = next(a for part, a in VARIANTS[family] if part in base_model)
+    return {
+        "ss_base_model_version": version,
+        "ss_v2": str(is_v2),
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": IMPLEMENTATIONS.get(family, "diffusers"),
+    }
+
+
+def _common(values: Iterable[float]) -> str:
+    """The value that all have; a whole number without a fraction."""
+    texts = {f"{value:g}" for value in values}
+    return texts.pop() if len(texts) == 1 else MIXED
 
 
 def _resolution(recipe: Mapping[str, Any]) -> str:
-    kwargs = recipe.get("pipeline_kwargs")
-    sizes = [kwargs.get(side) for side in ("width", "height")] if isinstance(kwargs, dict) else []
-    return "x".join(map(str, sizes)) if sizes and all(isinstance(s, int) for s in sizes) else ""
+    kwargs = mapping(recipe.get("pipeline_kwargs"))
+    sizes = [kwargs.get(side) for side in ("width", "height")]
+    return "x".join(map(str, sizes)) if all(isinstance(size, int) for size in sizes) else ""
 
 
-def description(recipe: Mapping[str, Any]) -> str:
+def _description(recipe: Mapping[str, Any]) -> str:
     """What an adapter unlearns, in words."""
-    told = []
-    concepts = recipe.get("concepts")
-    for concept in concepts if isinstance(concepts, list) else []:
-        if not isinstance(concept, dict):
-            continue
-        anchor = concept.get("anchor")
-        instead = "what the empty prompt gives" if anchor is None else f"{anchor!r}"
-        if isinstance(anchor, dict):
-            instead = "what guidance away from it gives"
-        kind = concept.get("kind") or "concept"
-        told.append(f"the {kind} {concept.get('target')!r} ({instead} in its place)")
-    if not told:
+    summaries = [concept_summary(concept) for concept in concepts(recipe)]
+    if not summaries:
         return "An adapter made by diffusers-fdu; it has no trigger word."
+    unlearned = ", ".join(
+        f"the {concept.kind or 'concept'} {concept.target!r} (in its place: {concept.anchor})"
+        for concept in summaries
+    )
     return (
-        f"Unlearns {', '.join(told)}. It has no trigger word: active at strength 1 the model has "
+        f"Unlearns {unlearned}. It has no trigger word: active at strength 1 the model has "
         "forgotten, at 0 it is as it was."
     )

@@ -9,38 +9,15 @@ too. The update of such a matrix stacks those of its parts. With dW_i = s_i B_i 
 so the ranks add up and nothing is lost; parts that are not adapted get rows of zeros.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..adapter_file import AdapterFile
+from ..adapter_file import AdapterFile, Layer
 from .families import Family
-
-
-class Layer(NamedTuple):
-    """The update alpha / rank up @ down of one layer.
-
-    Args:
-        down: (rank, in, ...).
-        up: (out, rank, ...).
-        alpha: its scale, times the rank.
-    """
-
-    down: Tensor
-    up: Tensor
-    alpha: float
-
-    @property
-    def rank(self) -> int:
-        """Of the update."""
-        return self.down.shape[0]
-
 
 UNET = re.compile(
     r"(?P<side>down_blocks|mid_block|up_blocks)(\.(?P<block>\d+))?\.attentions\.(?P<layer>\d+)\."
@@ -50,80 +27,73 @@ UNET = re.compile(
 SDXL_LAYERS = 2  # a block of SDXL's UNet; with what follows them, 3 make up a block's numbers
 
 BLOCK = re.compile(r"(?P<kind>\w*transformer_blocks)\.(?P<block>\d+)\.(?P<rest>.+)")
-PICTURE, TEXT = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
+QKV, ADDED_QKV = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
 HEIGHTS = {"proj_mlp": 4}  # FLUX.1's MLPs are 4 times as wide as its attention
 
-FLUX: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
-    "transformer_blocks": (
-        "double_blocks",
-        {
-            "img_attn_qkv": tuple(f"attn.{part}" for part in PICTURE),
-            "txt_attn_qkv": tuple(f"attn.{part}" for part in TEXT),
-            "img_attn_proj": ("attn.to_out.0",),
-            "txt_attn_proj": ("attn.to_add_out",),
-            "img_mlp_0": ("ff.net.0.proj",),
-            "img_mlp_2": ("ff.net.2",),
-            "txt_mlp_0": ("ff_context.net.0.proj",),
-            "txt_mlp_2": ("ff_context.net.2",),
-        },
-    ),
+
+def _streams(picture: str, text: str, mlp: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The matrices of a block in which picture and text have their own, and the layers in them."""
+    return {
+        f"{picture}_attn_qkv": tuple(f"attn.{part}" for part in QKV),
+        f"{picture}_attn_proj": ("attn.to_out.0",),
+        f"{picture}_{mlp[0]}": ("ff.net.0.proj",),
+        f"{picture}_{mlp[1]}": ("ff.net.2",),
+        f"{text}_attn_qkv": tuple(f"attn.{part}" for part in ADDED_QKV),
+        f"{text}_attn_proj": ("attn.to_add_out",),
+        f"{text}_{mlp[0]}": ("ff_context.net.0.proj",),
+        f"{text}_{mlp[1]}": ("ff_context.net.2",),
+    }
+
+
+Blocks = dict[str, tuple[str, dict[str, tuple[str, ...]]]]
+FLUX: Blocks = {
+    "transformer_blocks": ("double_blocks", _streams("img", "txt", ("mlp_0", "mlp_2"))),
     "single_transformer_blocks": (
         "single_blocks",
-        {"linear1": (*(f"attn.{part}" for part in PICTURE), "proj_mlp"), "linear2": ("proj_out",)},
+        {"linear1": (*(f"attn.{part}" for part in QKV), "proj_mlp"), "linear2": ("proj_out",)},
     ),
 }
-SD3: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
+SD3: Blocks = {
     "transformer_blocks": (
         "joint_blocks",
         {
-            "x_block_attn_qkv": tuple(f"attn.{part}" for part in PICTURE),
-            "x_block_attn2_qkv": tuple(f"attn2.{part}" for part in PICTURE),
-            "context_block_attn_qkv": tuple(f"attn.{part}" for part in TEXT),
-            "x_block_attn_proj": ("attn.to_out.0",),
+            **_streams("x_block", "context_block", ("mlp_fc1", "mlp_fc2")),
+            "x_block_attn2_qkv": tuple(f"attn2.{part}" for part in QKV),
             "x_block_attn2_proj": ("attn2.to_out.0",),
-            "context_block_attn_proj": ("attn.to_add_out",),
-            "x_block_mlp_fc1": ("ff.net.0.proj",),
-            "x_block_mlp_fc2": ("ff.net.2",),
-            "context_block_mlp_fc1": ("ff_context.net.0.proj",),
-            "context_block_mlp_fc2": ("ff_context.net.2",),
         },
     )
 }
+"""Of each kind of block, the original's name for it, and its matrices with the layers in them."""
 
 
-def named_layers(found: AdapterFile, family: Family) -> dict[str, Layer]:
-    """An adapter's layers by the names that other programs know them by, without "lora_unet_".
-
-    Raises:
-        ValueError: for a layer that has no such name.
-    """
-    own = {name: Layer(down, up, found.alpha(name)) for name, (down, up) in found.modules.items()}
+def named_layers(adapter_file: AdapterFile, family: Family) -> dict[str, Layer]:
+    """An adapter's layers by the names that other programs know them by, without "lora_unet_"."""
+    layers = adapter_file.layers
     if family in ("sd", "sdxl"):
-        return {_unet_name(name, family): layer for name, layer in alike(own).items()}
+        layers = _with_one_alpha(layers)
+        return {_unet_name(name, family): layer for name, layer in layers.items()}
     groups: dict[tuple[str, tuple[str, ...]], dict[str, Layer]] = {}
-    for name, layer in own.items():
-        whole, order, part = _place(name, FLUX if family == "flux" else SD3)
-        groups.setdefault((whole, order), {})[part] = layer
-    return {whole: fused(parts, order) for (whole, order), parts in groups.items()}
+    for name, layer in layers.items():
+        matrix, order, part = _place(name, FLUX if family == "flux" else SD3)
+        groups.setdefault((matrix, order), {})[part] = layer
+    return {matrix: _join(parts, order) for (matrix, order), parts in groups.items()}
 
 
-def alike(layers: Mapping[str, Layer]) -> dict[str, Layer]:
+def _with_one_alpha(layers: Mapping[str, Layer]) -> dict[str, Layer]:
     """The same updates with one alpha, the most frequent; what differs goes into `up`.
 
     diffusers 0.42 reads a UNet's alphas, and then gives that one to all attention layers.
     """
     [(alpha, _)] = Counter(layer.alpha for layer in layers.values()).most_common(1)
     return {
-        name: layer
-        if layer.alpha == alpha
-        else Layer(layer.down, scaled(layer.up, layer.alpha / alpha), alpha)
+        name: layer._replace(up=_scaled(layer.up, layer.alpha / alpha), alpha=alpha)
         for name, layer in layers.items()
     }
 
 
-def scaled(value: Tensor, factor: float) -> Tensor:
-    """In its own dtype."""
-    return (value.float() * factor).to(value.dtype)
+def _scaled(value: Tensor, factor: float) -> Tensor:
+    """Scaled in float32, and rounded once to the tensor's own dtype."""
+    return value if factor == 1 else (value.float() * factor).to(value.dtype)
 
 
 def _unet_name(name: str, family: Family) -> str:
@@ -132,25 +102,25 @@ def _unet_name(name: str, family: Family) -> str:
         raise ValueError(_no_name(name))
     if family == "sd":
         return name.replace(".", "_")
-    block, layer = int(match["block"] or 0), int(match["layer"])
+    # The original counts through all blocks: down from 1, after the first convolution, two layers
+    # and what halves the size a block; up from 0, three layers a block.
+    number = int(match["block"] or 0) * (SDXL_LAYERS + 1) + int(match["layer"])
     start = {
-        "down_blocks": f"input_blocks_{block * (SDXL_LAYERS + 1) + layer + 1}",
+        "down_blocks": f"input_blocks_{number + 1}",
         "mid_block": "middle_block",
-        "up_blocks": f"output_blocks_{block * (SDXL_LAYERS + 1) + layer}",
+        "up_blocks": f"output_blocks_{number}",
     }[match["side"]]
     return f"{start}_1_{match['rest'].replace('.', '_')}"
 
 
-def _place(
-    name: str, layout: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]]
-) -> tuple[str, tuple[str, ...], str]:
-    """The original layer that a part belongs to, that layer's parts, and which of them it is."""
+def _place(name: str, layout: Blocks) -> tuple[str, tuple[str, ...], str]:
+    """The original matrix that a layer is part of, that matrix's parts, and which part it is."""
     match = BLOCK.fullmatch(name)
     if match is not None and match["kind"] in layout:
-        blocks, layers = layout[match["kind"]]
-        for whole, order in layers.items():
+        blocks, matrices = layout[match["kind"]]
+        for matrix, order in matrices.items():
             if match["rest"] in order:
-                return f"{blocks}_{match['block']}_{whole}", order, match["rest"]
+                return f"{blocks}_{match['block']}_{matrix}", order, match["rest"]
     raise ValueError(_no_name(name))
 
 
@@ -161,31 +131,30 @@ def _no_name(name: str) -> str:
     )
 
 
-def fused(parts: Mapping[str, Layer], order: Sequence[str]) -> Layer:
-    """One layer that does what several parts of it do.
+def _join(parts: Mapping[str, Layer], order: Sequence[str]) -> Layer:
+    """One layer that does what the adapted parts of its matrix do.
 
-    Args:
-        parts: the adapted ones by name, of shapes (rank, in) and (out, rank).
-        order: names of all parts, as their rows lie in the whole.
+    The parts are of shapes (rank, in) and (out, rank); `order` names all parts of the matrix, as
+    their rows lie in it.
     """
     if len(order) == 1:
         return parts[order[0]]
     name, first = next(iter(parts.items()))
-    height = first.up.shape[0] // HEIGHTS.get(name, 1)
+    # Rows of a part of height 1; the parts that are not adapted have rows, too.
+    unit = first.up.shape[0] // HEIGHTS.get(name, 1)
     scales = {layer.alpha / layer.rank for layer in parts.values()}
-    total = sum(layer.rank for layer in parts.values())
-    up = first.up.new_zeros(height * sum(HEIGHTS.get(n, 1) for n in order), total)
+    rank = sum(layer.rank for layer in parts.values())
+    up = first.up.new_zeros(unit * sum(HEIGHTS.get(n, 1) for n in order), rank)
     row, column, downs = 0, 0, []
     for name in order:
-        rows = height * HEIGHTS.get(name, 1)
+        rows = unit * HEIGHTS.get(name, 1)
         if name in parts:
-            down, own, alpha = parts[name]
-            rank = parts[name].rank
+            part = parts[name]
             # Where scales differ there is no one alpha: they go into the weights.
-            own = own if len(scales) == 1 else scaled(own, alpha / rank)
-            up[row : row + rows, column : column + rank] = own
-            downs.append(down)
-            column += rank
+            block = part.up if len(scales) == 1 else _scaled(part.up, part.alpha / part.rank)
+            up[row : row + rows, column : column + part.rank] = block
+            downs.append(part.down)
+            column += part.rank
         row += rows
-    alpha = sum(layer.alpha for layer in parts.values()) if len(scales) == 1 else float(total)
+    alpha = sum(layer.alpha for layer in parts.values()) if len(scales) == 1 else float(rank)
     return Layer(torch.cat(downs), up, alpha)

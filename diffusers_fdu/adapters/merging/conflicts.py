@@ -1,14 +1,14 @@
 """Where adapters get in each other's way, as far as their weights tell."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from statistics import fmean
 
 import torch
 
-from .parts import Part, Source, Update, compact, inner, read_parts
+from ..download import Source
+from .parts import Update, compact, inner, read_parts
 
 
 @dataclass(frozen=True)
@@ -16,12 +16,16 @@ class Conflicts:
     """What pairs of adapters share, as matrices (N, N) in the order of the names.
 
     Args:
-        names: of the adapters.
+        names: names of the adapters.
         inputs: share of what adapter i reads that adapter j reads, too: |Q_i Q_j^T|_F^2 weighted
             by how much adapter i's update makes of each direction; 0 to 1, mean over the layers
             that both have, 0 if there are none. Not symmetric.
-        alignment: cosine of the two updates over all layers, -1 to 1: beyond 0 they push the
+        alignment: cosine of the two updates over all layers, -1 to 1: above 0 they push the
             shared inputs the same way, below 0 against each other.
+
+    Example:
+        >>> conflicts(["forget-dog", "forget-pizza"]).inputs[0][0]
+        1.0
     """
 
     names: list[str]
@@ -30,13 +34,9 @@ class Conflicts:
 
     def worst(self) -> tuple[str, str, float]:
         """The pair that shares most: whose inputs, with whom, and how much of them."""
-        pairs = [
-            (self.names[i], self.names[j], value)
-            for i, row in enumerate(self.inputs)
-            for j, value in enumerate(row)
-            if i != j
-        ]
-        return max(pairs, key=lambda pair: pair[2])
+        pairs = permutations(range(len(self.names)), 2)
+        i, j = max(pairs, key=lambda pair: self.inputs[pair[0]][pair[1]])
+        return self.names[i], self.names[j], self.inputs[i][j]
 
     def table(self) -> str:
         """The shared inputs as Markdown: whose in rows, with whom in columns."""
@@ -52,40 +52,40 @@ def conflicts(sources: Sequence[Source]) -> Conflicts:
     """Compare what adapters read and write; no base model is needed.
 
     Args:
-        sources: folders of two adapters or more, or names on the Hub.
+        sources: folders of two adapters or more, or their names on the Hub, `user/name`.
 
     Raises:
-        ValueError: for fewer than two, and see `merge`.
+        TypeError: if the sources are no list.
+        ValueError: for fewer than two, or adapters that `merge` refuses.
+        HubError: with the fix, if the Hub or the network fails.
+
+    Example:
+        >>> print(conflicts(["forget-dog", "forget-pizza"]).table())
+        | inputs of | forget-dog | forget-pizza |
+        |---|---|---|
+        | forget-dog |  | ...% |
+        | forget-pizza | ...% |  |
     """
     parts = read_parts(sources)
     if len(parts) < 2:
         raise ValueError("one adapter has nothing to be in conflict with: pass two or more")
-    return between(parts)
-
-
-def between(parts: Sequence[Part]) -> Conflicts:
-    """See `conflicts`."""
     all_updates = [{n: compact(u) for n, u in part.updates().items()} for part in parts]
     norms = [sum(inner(u, u) for u in updates.values()) ** 0.5 for updates in all_updates]
     inputs, alignment = [], []
     for i, a in enumerate(all_updates):
         inputs.append([1.0 if i == j else _shared(a, b) for j, b in enumerate(all_updates)])
         products = [sum(inner(a[n], b[n]) for n in a if n in b) for b in all_updates]
-        alignment.append(
-            [
-                value / (norms[i] * norm) if norms[i] * norm else 0.0
-                for value, norm in zip(products, norms, strict=True)
-            ]
-        )
+        scales = [norms[i] * norm for norm in norms]
+        alignment.append([p / s if s else 0.0 for p, s in zip(products, scales, strict=True)])
     return Conflicts([part.name for part in parts], inputs, alignment)
 
 
 def _shared(a: dict[str, Update], b: dict[str, Update]) -> float:
     """Share of a's update, by squared size, on inputs that b reads: |a P_b|^2 / |a|^2."""
     shares = []
-    for name in (n for n in a if n in b and len(a[n].down) and len(b[n].down)):
+    for name in (n for n in a if n in b and a[n].rank and b[n].rank):
         basis = torch.linalg.qr(b[name].down.double().T)[0].T
-        whole = inner(a[name], a[name])
+        square = inner(a[name], a[name])
         within = Update((a[name].down.double() @ basis.T) @ basis, a[name].up)
-        shares.append(inner(within, within) / whole if whole else 0.0)
+        shares.append(inner(within, within) / square if square else 0.0)
     return fmean(shares) if shares else 0.0

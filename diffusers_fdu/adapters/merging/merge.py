@@ -1,21 +1,75 @@
 """Several adapters as one standard LoRA."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ...utils.io import as_json
+from ...utils.io import as_json, writable_folder
 from ...utils.version import VERSION
 from .. import lora as adapters
-from .merged import Merged
-from .parts import Part, Source, Update, by_layer, inner, read_parts, total, truncated
+from ..adapter_file import Format
+from ..download import Source
+from ..recipe import write_recipe
+from ..write import write_adapter
+from .parts import Part, Update, inner, read_parts, total, truncated
 
 Method = Literal["concat", "svd"]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """One adapter that stands for several, as `merge` makes it.
+
+    Args:
+        state: its weights, by PEFT's names in the denoiser: "….lora_A.weight" (rank, in, ...) and
+            "….lora_B.weight" (out, rank, ...).
+        config: PEFT's r, lora_alpha, target_modules, rank_pattern and alpha_pattern.
+        component: the denoiser that it is for.
+        format: format of the files that it came from, and is saved in.
+        recipe: the recipes of the parts, and how they were merged.
+        errors: |merged - sum|_F / |sum|_F of every layer, where the sum is that of the adapters at
+            their weights, before any refinement.
+
+    Example:
+        >>> merged = merge(["forget-dog", "forget-pizza"])
+        >>> merged.rank, merged.error < 1e-4
+        (8, True)
+        >>> merged.save("forget-both").name
+        'forget-both'
+    """
+
+    state: dict[str, Tensor]
+    config: dict[str, Any]
+    component: str
+    format: Format
+    recipe: dict[str, Any]
+    errors: dict[str, float]
+
+    @property
+    def error(self) -> float:
+        """|merged - sum|_F / |sum|_F over all layers."""
+        return self.recipe["error"]
+
+    @property
+    def rank(self) -> int:
+        """The largest of the layers' ranks."""
+        return self.config["r"]
+
+    def save(self, directory: str | Path) -> Path:
+        """Write it as `FDUnlearner.save` writes an adapter, and return the folder.
+
+        Raises:
+            ValueError: if the directory cannot be written.
+        """
+        folder = writable_folder(directory)
+        write_adapter(folder, self.format, self.component, self.state, self.config)
+        write_recipe(self.recipe, folder)
+        return folder
 
 
 def merge(
@@ -27,46 +81,23 @@ def merge(
 ) -> Merged:
     """Make one standard LoRA of several, so that they cost one at inference.
 
-        merge(["runs/no-dog", "runs/no-blob"], method="svd", rank=8).save("runs/neither")
-
     Args:
-        sources: folders of adapters of one model, or names on the Hub; ranks and layers may
-            differ.
-        weights: strength of each; None: 1.
-        method: "concat": their sum, as exactly as the files' dtype holds it; the ranks add up.
-            "svd": the matrix of `rank` that is nearest to the sum (Eckart and Young).
-        rank: of the result, at most the sum of the ranks; None: that sum. Not of "concat".
+        sources: folders of adapters of one model, or their names on the Hub, `user/name`; ranks
+            and layers may differ.
+        weights: one strength for each adapter; by default 1.
+        method: "concat" gives their sum, as exactly as the files' dtype holds it; the ranks add
+            up. "svd" gives the matrix of `rank` that is nearest to the sum (Eckart and Young).
+        rank: rank of the result with "svd"; by default the sum of the ranks.
 
     Raises:
         TypeError: if the sources are no list.
         ValueError: for adapters that are not to be trusted or for different models, or a bad
             argument.
-    """
-    _check(method, rank)
-    parts = read_parts(sources, weights)
-    if len({part.file.format for part in parts}) > 1:
-        raise ValueError("adapters of diffusers' and of PEFT's format: save them in one of them")
-    sums = {name: total(updates) for name, updates in by_layer(parts).items()}
-    found = sums
-    if method == "svd":
-        most = rank or max(len(update.down) for update in sums.values())
-        found = {n: truncated(update, min(most, len(update.down))) for n, update in sums.items()}
-    dtype = _dtype(parts)
-    found = {name: Update(*(half.to(dtype) for half in update)) for name, update in found.items()}
-    squares = {name: _squares(found[name], whole) for name, whole in sums.items()}
-    error = _error(*(sum(values) for values in zip(*squares.values(), strict=True)))
-    errors = {name: _error(*values) for name, values in squares.items()}
-    config, first = _config(found), parts[0].file
-    state = _state(parts, found)
-    about = _about(parts, rank=config["r"], method=method, error=error)
-    return Merged(state, config, first.component, first.format, about, errors)
+        HubError: with the fix, if the Hub or the network fails.
 
-
-def _check(method: str, rank: int | None) -> None:
-    """Refuse what no adapter could be merged with.
-
-    Raises:
-        ValueError: with what would work.
+    Example:
+        >>> merge(["forget-dog", "forget-pizza"], [1.0, 0.5], method="svd", rank=6).rank
+        6
     """
     if method not in get_args(Method):
         raise ValueError(f"unknown method {method!r}: choose {', '.join(get_args(Method))}")
@@ -74,68 +105,93 @@ def _check(method: str, rank: int | None) -> None:
         raise ValueError(f"rank must be an integer of at least 1, got {rank!r}")
     if method == "concat" and rank is not None:
         raise ValueError("with concat the ranks add up: pass a rank with method='svd' alone")
+    parts = read_parts(sources, weights)
+    if len({part.file.format for part in parts}) > 1:
+        raise ValueError("adapters of diffusers' and of PEFT's format: save them in one of them")
+    sums = _sums(parts)
+    merged = sums
+    if method == "svd":
+        most = rank or max(update.rank for update in sums.values())
+        merged = {name: truncated(update, min(most, update.rank)) for name, update in sums.items()}
+    # The dtype that holds all of the parts'.
+    dtypes = {value.dtype for part in parts for value in part.file.state.values()}
+    dtype = reduce(torch.promote_types, dtypes)
+    merged = {name: Update(*(half.to(dtype) for half in merged[name])) for name in merged}
+    squares = {name: _squares(merged[name], exact) for name, exact in sums.items()}
+    error = _relative(*(sum(values) for values in zip(*squares.values(), strict=True)))
+    config = _config(merged)
+    return Merged(
+        state=_state(parts, merged),
+        config=config,
+        component=parts[0].file.component,
+        format=parts[0].file.format,
+        recipe=_recipe(parts, rank=config["r"], method=method, error=error),
+        errors={name: _relative(*values) for name, values in squares.items()},
+    )
 
 
-def _squares(one: Update, whole: Update) -> tuple[float, float]:
-    """|one - whole|^2 and |whole|^2, without a matrix of the layer's size."""
-    difference = total([one, whole._replace(up=-whole.up)])
-    return max(0.0, inner(difference, difference)), inner(whole, whole)
+def _sums(parts: Sequence[Part]) -> dict[str, Update]:
+    """The sum of the updates of every layer that any of the adapters has."""
+    by_layer: dict[str, list[Update]] = {}
+    for part in parts:
+        for name, update in part.updates().items():
+            by_layer.setdefault(name, []).append(update)
+    return {name: total(updates) for name, updates in by_layer.items()}
 
 
-def _error(off: float, whole: float) -> float:
-    return (off / whole) ** 0.5 if whole else 0.0
+def _squares(update: Update, exact: Update) -> tuple[float, float]:
+    """|update - exact|^2 and |exact|^2, without a matrix of the layer's size."""
+    difference = total([update, exact._replace(up=-exact.up)])
+    return max(0.0, inner(difference, difference)), inner(exact, exact)
 
 
-def _config(found: dict[str, Update]) -> dict[str, Any]:
-    """Alpha is the rank of every layer."""
-    ranks = {name: len(update.down) for name, update in found.items()}
-    most = max(ranks.values())
-    others = {f"^{name}$": rank for name, rank in ranks.items() if rank != most}
+def _relative(square: float, exact: float) -> float:
+    return (square / exact) ** 0.5 if exact else 0.0
+
+
+def _config(updates: dict[str, Update]) -> dict[str, Any]:
+    """PEFT's configuration, with alpha the rank of every layer."""
+    most = max(update.rank for update in updates.values())
+    others = {f"^{name}$": u.rank for name, u in updates.items() if u.rank != most}
     return {
         "r": most,
         "lora_alpha": most,
-        "target_modules": sorted(found),
+        "target_modules": sorted(updates),
         "rank_pattern": others,
         "alpha_pattern": others,
     }
 
 
-def _state(parts: Sequence[Part], found: dict[str, Update]) -> dict[str, Tensor]:
-    """The factors in the shapes of the adapters'."""
+def _state(parts: Sequence[Part], updates: dict[str, Update]) -> dict[str, Tensor]:
+    """The weights, in the shapes of the adapters' own: a convolution's have more dimensions."""
+    originals = {n: layer for part in reversed(parts) for n, layer in part.file.layers.items()}
     state = {}
-    for name, update in found.items():
-        down, up = next(p.file.modules[name] for p in parts if name in p.file.modules)
-        rank = len(update.down)
-        halves = (
-            update.down.reshape(rank, *down.shape[1:]),
-            update.up.reshape(-1, rank, *up.shape[2:]),
-        )
-        for half, value in zip("AB", halves, strict=True):
-            state[f"{name}.lora_{half}.weight"] = value
+    for name, update in updates.items():
+        down, up, _ = originals[name]
+        state[f"{name}.lora_A.weight"] = update.down.reshape(update.rank, *down.shape[1:])
+        state[f"{name}.lora_B.weight"] = update.up.reshape(-1, update.rank, *up.shape[2:])
     return state
 
 
-def _dtype(parts: Sequence[Part]) -> torch.dtype:
-    """Of the result: the one that holds all of the parts'."""
-    dtypes = {value.dtype for part in parts for value in part.file.state.values()}
-    return reduce(torch.promote_types, dtypes)
-
-
-def _about(parts: Sequence[Part], **facts: Any) -> dict[str, Any]:
-    """The recipe: those of the parts, and what they share."""
-    known = [part.recipe for part in parts]
-    shared = {key: known[0].get(key) for key in ("base_model", "pipeline")}
-    shared = {k: v for k, v in shared.items() if all(other.get(k) == v for other in known)}
-    concepts = [concept for other in known for concept in other.get("concepts", [])]
-    names = [c["target"] for c in concepts] or [part.name for part in parts]
-    about = {
-        **shared,
-        "adapter_name": adapters.name_for(names),
-        "component": parts[0].file.component,
-        "concepts": concepts,
-        **facts,
-        "weights": [part.strength for part in parts],
-        "merged": known,
-        "versions": {"diffusers_fdu": VERSION},
+def _recipe(parts: Sequence[Part], **facts: Any) -> dict[str, Any]:
+    """The recipes of the parts, and what they share."""
+    recipes = [part.file.recipe or {"adapter_name": part.name} for part in parts]
+    shared = {
+        key: recipes[0].get(key)
+        for key in ("base_model", "pipeline")
+        if all(recipe.get(key) == recipes[0].get(key) for recipe in recipes)
     }
-    return as_json(about)
+    concepts = [concept for recipe in recipes for concept in recipe.get("concepts", [])]
+    names = [concept["target"] for concept in concepts] or [part.name for part in parts]
+    return as_json(
+        {
+            **shared,
+            "adapter_name": adapters.name_for(names),
+            "component": parts[0].file.component,
+            "concepts": concepts,
+            **facts,
+            "weights": [part.strength for part in parts],
+            "merged": recipes,
+            "versions": {"diffusers_fdu": VERSION},
+        }
+    )

@@ -1,7 +1,5 @@
 """Adapters to be combined: what they have in common, and their updates layer by layer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,119 +10,90 @@ from torch import Tensor
 
 from .. import lora as adapters
 from ..adapter_file import AdapterFile
-from ..download import local_folder
+from ..download import Source, local_folder
 from ..read import read_adapter
-
-Source = str | Path
 
 NOTHING = 1e-4
 """Of the first singular value's root; float16 holds no smaller share."""
 
 
 class Update(NamedTuple):
-    """What one adapter adds to one layer's weight: up @ down.
+    """What adapters add to a layer's weight, up @ down: down is (rank, in), up is (out, rank).
 
-    Args:
-        down: (rank, in), float32.
-        up: (out, rank), float32, with alpha / rank and the adapter's strength.
+    The scale alpha / rank and the adapter's strength are in `up`.
     """
 
     down: Tensor
     up: Tensor
 
+    @property
+    def rank(self) -> int:
+        """Rank of the update."""
+        return len(self.down)
+
 
 @dataclass(frozen=True)
 class Part:
-    """One of the adapters.
+    """An adapter that is to be combined with others, by its name, and its strength."""
 
-    Args:
-        file: what was read.
-        strength: its weight in the whole.
-    """
-
+    name: str
     file: AdapterFile
-    strength: float = 1.0
-
-    @property
-    def name(self) -> str:
-        """As the recipe has it, else the folder's."""
-        return self.file.recipe.get("adapter_name") or self.file.folder.resolve().name
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """What trained it, or its name alone."""
-        return self.file.recipe or {"adapter_name": self.name}
+    strength: float
 
     def updates(self) -> dict[str, Update]:
-        """By layer; a convolution's kernel counts as inputs."""
-        found = {}
-        for module, (down, up) in self.file.modules.items():
-            scale = self.strength * self.file.alpha(module) / self.file.rank(module)
-            found[module] = Update(down.float().flatten(1), scale * up.float().flatten(1))
-        return found
+        """The updates by layer, in float32; a convolution's kernel counts as inputs."""
+        updates = {}
+        for name, layer in self.file.layers.items():
+            scale = self.strength * layer.alpha / layer.rank
+            down, up = (half.float().flatten(1) for half in layer[:2])
+            updates[name] = Update(down, scale * up)
+        return updates
 
 
 def read_parts(sources: Sequence[Source], weights: Sequence[float] | None = None) -> list[Part]:
-    """Read adapters that are to be combined.
-
-    Args:
-        sources: folders, or names on the Hub.
-        weights: strength of each; None: 1.
-
-    Raises:
-        TypeError: if the sources are no list.
-        ValueError: see `read_adapter`; if there is not one finite weight for each; if they are
-            for different denoisers, or disagree on a layer's size.
-    """
+    """Read adapters that are to be combined, at these strengths or at 1."""
     if isinstance(sources, str | Path):
         raise TypeError("pass a list of adapters")
     if not sources:
         raise ValueError("there is no adapter to combine")
-    values = adapters.checked_strengths(weights, len(sources))
-    files = [read_adapter(local_folder(source)) for source in sources]
-    parts = [Part(file, value) for file, value in zip(files, values, strict=True)]
+    strengths = adapters.checked_strengths(weights, len(sources))
+    parts = []
+    for source, strength in zip(sources, strengths, strict=True):
+        file = read_adapter(local_folder(source))
+        name = file.recipe.get("adapter_name") or file.folder.resolve().name
+        parts.append(Part(name, file, strength))
     _check_alike(parts)
     return parts
 
 
 def _check_alike(parts: Sequence[Part]) -> None:
-    first = parts[0]
-    sizes: dict[str, tuple[Any, Part]] = {}
+    """Refuse parts of different denoisers or pipelines, or with layers of different sizes."""
+    models: dict[str, tuple[Any, str]] = {}
     for part in parts:
-        own, other = part.file.component, first.file.component
-        if own != other:
-            raise ValueError(f"{first.name!r} is for the {other}, {part.name!r} for the {own}")
-        pipelines = [p.file.recipe.get("pipeline") for p in (first, part)]
-        if all(pipelines) and pipelines[0] != pipelines[1]:
-            raise ValueError(
-                f"{first.name!r} is for {pipelines[0]!r}, {part.name!r} for {pipelines[1]!r}"
-            )
-        for module, (down, up) in part.file.modules.items():
-            size = (tuple(down.shape[1:]), up.shape[0])
-            known, whose = sizes.setdefault(module, (size, part))
-            if known != size:
+        facts: dict[str, Any] = {
+            name: (tuple(down.shape[1:]), up.shape[0])
+            for name, (down, up, _) in part.file.layers.items()
+        }
+        facts["the denoiser"] = part.file.component
+        if pipeline := part.file.recipe.get("pipeline"):
+            facts["the pipeline"] = pipeline
+        for what, value in facts.items():
+            other_value, other_name = models.setdefault(what, (value, part.name))
+            if value != other_value:
                 raise ValueError(
-                    f"{whose.name!r} and {part.name!r} are for different models: {module} takes "
-                    f"and gives {known} in one and {size} in the other"
+                    f"{other_name!r} and {part.name!r} are for different models: {what} is "
+                    f"{other_value!r} of one and {value!r} of the other"
                 )
 
 
-def by_layer(parts: Sequence[Part]) -> dict[str, list[Update]]:
-    """The updates of every layer that any of the adapters has."""
-    found: dict[str, list[Update]] = {}
-    for part in parts:
-        for name, update in part.updates().items():
-            found.setdefault(name, []).append(update)
-    return found
-
-
 def total(updates: Sequence[Update]) -> Update:
-    """Their sum, whose rank is the sum of theirs."""
+    """The sum of updates, whose rank is the sum of theirs."""
     return Update(torch.cat([u.down for u in updates]), torch.cat([u.up for u in updates], 1))
 
 
 def truncated(update: Update, rank: int) -> Update:
     """The update of this rank that is nearest (Eckart and Young), its factors of equal size."""
+    # up down = Q_u (R_u R_d^T) Q_d^T, so that the decomposition is of a matrix (rank, rank).
     q_up, r_up = torch.linalg.qr(update.up.double())
     q_down, r_down = torch.linalg.qr(update.down.double().T)
     u, s, v = torch.linalg.svd(r_up @ r_down.T)
@@ -135,10 +104,10 @@ def truncated(update: Update, rank: int) -> Update:
 
 def compact(update: Update) -> Update:
     """The same update without the directions that it reads to no effect."""
-    core = truncated(update, len(update.down))
+    core = truncated(update, update.rank)
     sizes = core.up.norm(dim=0)
-    kept = sizes > NOTHING * sizes.max().clamp(min=1e-30)
-    return Update(core.down[kept], core.up[:, kept])
+    used = sizes > NOTHING * sizes.max().clamp(min=1e-30)
+    return Update(core.down[used], core.up[:, used])
 
 
 def inner(a: Update, b: Update) -> float:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from PIL.Image import Image, Resampling
 
-from ...adapters.evaluation_file import Metric, MetricReport, interval
-from ...adapters.summary import rows
+from ...adapters.evaluation_file import Metric, interval, metric_report
+from ...adapters.summary import recipe_rows
 from ...utils.markup import cleaned, render
 from ..result import Evaluation
 
@@ -59,10 +59,10 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "title": ", ".join(map(cleaned, evaluation.targets)),
         "headline": headline(evaluation),
-        "figures": [MetricReport(*item) for item in evaluation.metrics.items()],
+        "figures": [metric_report(*item) for item in evaluation.metrics.items()],
         "attacks": evaluation.attacks,
         "about": about(evaluation),
-        "recipe": rows(evaluation.recipe),
+        "recipe": recipe_rows(evaluation.recipe),
         "interval": interval,
         "percent": "{:.0%}".format,
     }
