@@ -3,13 +3,12 @@
 `diffusers_fdu.evaluate` puts them together.
 """
 
-from .images import ImageSet, draw, load_image_set
-from .judges import ClassifierJudge, ClipJudge, NamedJudge, NudeNetJudge
+from .images import ImageSet, Request, draw, load_image_set
+from .judges import ClassifierJudge, ClipJudge, Judge, NamedJudge, NudeNetJudge
 from .metrics.clip import ClipScorer
 from .prompt_grid import CIFAR10, UNLEARNCANVAS, PromptGrid
-from .protocols import PROTOCOLS, Protocol, protocol
+from .protocols import PROTOCOLS, Protocol, resolve_protocol
 from .report.files import from_json, to_json, write_report
-from .request import Judge, Request
 from .result import AttackResult, Evaluation, Metric
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "PROTOCOLS",
     "UNLEARNCANVAS",
     "AttackResult",
-    "PromptGrid",
     "ClassifierJudge",
     "ClipJudge",
     "ClipScorer",
@@ -27,12 +25,13 @@ __all__ = [
     "Metric",
     "NamedJudge",
     "NudeNetJudge",
+    "PromptGrid",
     "Protocol",
     "Request",
     "draw",
     "from_json",
     "load_image_set",
-    "protocol",
+    "resolve_protocol",
     "to_json",
     "write_report",
 ]

@@ -1,4 +1,4 @@
-"""What an evaluation found."""
+"""What an evaluation measured."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ class AttackResult:
     """How often an attack brought the concept back.
 
     Args:
-        name: such as "concept inversion".
-        success: share of the attack's pictures that show the target again, over all seeds.
-        seeds: of the attack.
-        by_seed: success of each seed.
-        unattacked: share for the plain prompt on the same model.
-        original: share for the plain prompt on the original model.
-        floor: success of the same attack on a model that never saw the concept; None: not
-            measured.
-        budget: what the attack may spend: "steps", "denoiser_rows", "seconds", ...
+        name: the attack's name, such as "concept inversion".
+        success: the share of the attack's pictures, over all seeds, that show the target again.
+        seeds: the seeds of the attack.
+        by_seed: the success of each seed.
+        unattacked: the share for the plain prompt on the same model.
+        original: the share for the plain prompt on the original model.
+        floor: the success of the same attack on a model that never saw the concept, if measured.
+        budget: what a run may spend: "steps", "denoiser_rows", "seconds", ...
         curve: (what was spent, success) along the attack, for attacks that have one.
-        found: what the attack found, such as an adversarial prompt for each seed.
+        found: what each seed found, such as an adversarial prompt.
     """
 
     name: str
@@ -45,22 +44,22 @@ class Evaluation:
     """What was measured of an adapter.
 
     Args:
-        protocol: name of the protocol.
-        about: the protocol in words: what was drawn, how often, and its source.
-        targets: what was to be forgotten.
-        judge: who said what a picture shows.
-        images: number of pictures judged with the adapter.
-        seeds: of the pictures.
-        settings: of the pipeline's runs, such as num_inference_steps.
-        metrics: by name: "ua", "ira", "cra", "harmonic_mean", "clip_score", "fid", ...
-        attacks: see `AttackResult`.
-        recipe: what trained the adapter.
-        versions: of the libraries.
-        seconds: by stage.
-        weights_sha256: of the adapter's file; None: it was on the pipe, in no file.
+        protocol: the protocol's name.
+        about: the protocol in words.
+        targets: the concepts that were to be forgotten.
+        judge: the name of the judge.
+        images: the number of pictures judged with the adapter.
+        seeds: the seeds of the pictures.
+        settings: arguments of the pipeline's runs, such as num_inference_steps.
+        metrics: metrics by name: "ua", "ira", "cra", "harmonic_mean", "clip_score", "fid", ...
+        attacks: one result for each attack.
+        recipe: the adapter's recipe.
+        versions: versions of the libraries.
+        seconds: seconds by stage.
+        weights_sha256: digest of the adapter's file; None if the adapter was in no file.
         left_out: what the protocol has and was not measured, with the reason.
-        before: the pictures without the adapter; None: not kept.
-        after: the pictures with it.
+        before: the pictures without the adapter, if kept.
+        after: the pictures with the adapter, if kept.
     """
 
     protocol: str

@@ -10,52 +10,45 @@ from typing import Any
 from torch import Tensor
 
 from ...utils.nested import chunks
-from .attack import AttackOutcome, AttackTarget
+from .attack import AttackOutcome, AttackTarget, share
 
 
 @dataclass(frozen=True)
 class NoiseProbing:
-    """The plain prompt from initial noise that is larger than usual.
+    """The plain prompt from initial noise that is larger than usual, by several scales.
 
-    Of the scales the one that brings back most counts; the curve has all of them. After the
-    noise-based probing of Lu et al., "When Are Concepts Erased From Diffusion Models?" (arXiv
-    2505.17013), which varies the noise along the way.
-
-    Args:
-        scales: of the initial noise.
+    The scale that brings back most counts; the curve has all of them. After the noise-based
+    probing of Lu et al., "When Are Concepts Erased From Diffusion Models?" (arXiv 2505.17013),
+    which varies the noise along the way.
     """
 
     scales: Sequence[float] = (1.1, 1.25, 1.5)
     name: str = "noise probing"
 
-    @property
-    def budget(self) -> Mapping[str, float]:
-        """Scales tried."""
-        return {"scales": len(self.scales)}
-
-    def __call__(self, attack_target: AttackTarget, seed: int) -> AttackOutcome:
+    def __call__(self, victim: AttackTarget, seed: int) -> AttackOutcome:
         """See `Attack`."""
-        asked, found = attack_target.asked(attack_target.target), []
+        hits_by_scale = {}
         for scale in self.scales:
-            with scaled_noise(attack_target.pipe, scale):
-                found.append(attack_target.hits(asked, seed))
-        curve = tuple((s, sum(h) / len(h)) for s, h in zip(self.scales, found, strict=True))
-        best = max(found, key=sum)
-        return AttackOutcome(best, curve, f"scale {self.scales[found.index(best)]:g}")
+            with scaled_noise(victim.pipe, scale):
+                hits_by_scale[scale] = victim.hits(victim.prompts, seed)
+        best = max(hits_by_scale, key=lambda scale: sum(hits_by_scale[scale]))
+        curve = tuple((scale, share(hits)) for scale, hits in hits_by_scale.items())
+        budget = {"scales": len(self.scales)}
+        return AttackOutcome(hits_by_scale[best], curve, f"scale {best:g}", budget)
 
 
 @contextmanager
 def scaled_noise(pipe: Any, scale: float) -> Iterator[None]:
-    """A pipe whose runs begin with noise that is larger by a factor."""
-    own = pipe.prepare_latents
+    """Let the pipe's runs begin with noise that is larger by a factor."""
+    prepare_latents = pipe.prepare_latents
 
-    def prepare(*args: Any, **kwargs: Any) -> Any:
-        made = own(*args, **kwargs)
-        if isinstance(made, tuple):  # beside the places of the latents, which are no noise
-            return (made[0] * scale, *made[1:])
-        return made * scale
+    def prepare_larger(*args: Any, **kwargs: Any) -> Any:
+        latents = prepare_latents(*args, **kwargs)
+        if isinstance(latents, tuple):  # some pipelines add the latents' positions
+            return (latents[0] * scale, *latents[1:])
+        return latents * scale
 
-    pipe.prepare_latents = prepare
+    pipe.prepare_latents = prepare_larger
     try:
         yield
     finally:
@@ -66,56 +59,49 @@ def scaled_noise(pipe: Any, scale: float) -> Iterator[None]:
 class Completion:
     """A picture that the original model begins, and the unlearned one completes.
 
-    The latents after so many steps of the original are handed over: "in-progress" completion. The
-    original alone decides much of a picture in its first steps, so that success means little
-    without its floor.
-
-    Args:
-        steps: of the original model, at most; the curve has all numbers of steps up to it.
-        every: between two points of the curve.
+    The latents after up to `steps` steps of the original are handed over ("in-progress"
+    completion); the curve has a point for every so many. The original alone decides much of a
+    picture in its first steps, so that success means little without its floor.
     """
 
     steps: int = 5
     every: int = 2
     name: str = "completion"
 
-    @property
-    def budget(self) -> Mapping[str, float]:
-        """Steps of the original model."""
-        return {"original_steps": self.steps}
-
-    def __call__(self, attack_target: AttackTarget, seed: int) -> AttackOutcome:
+    def __call__(self, victim: AttackTarget, seed: int) -> AttackOutcome:
         """See `Attack`."""
-        taken = sorted({*range(1, self.steps, self.every), self.steps})
-        prompts, seeds = attack_target.plan(attack_target.asked(attack_target.target), seed)
-        found: dict[int, list[bool]] = {steps: [] for steps in taken}
-        for part in chunks(list(zip(prompts, seeds, strict=True)), attack_target.batch):
-            asked, noise = [prompt for prompt, _ in part], [one for _, one in part]
-            begun: dict[int, Tensor] = {}
-            with attack_target.original() as pipe:
-                attack_target.draw(asked, noise, pipe, callback_on_step_end=_kept(begun, taken))
-            for steps in taken:
-                images = attack_target.draw(asked, noise, callback_on_step_end=_put(begun, steps))
-                found[steps] += list(attack_target.is_target(images))
-        curve = tuple((float(steps), sum(hits) / len(hits)) for steps, hits in found.items())
-        return AttackOutcome(found[self.steps], curve)
+        handovers = sorted({*range(1, self.steps, self.every), self.steps})
+        pictures = list(zip(*victim.judged_rows(victim.prompts, seed), strict=True))
+        hits: dict[int, list[bool]] = {steps: [] for steps in handovers}
+        for batch in chunks(pictures, victim.batch):
+            prompts, seeds = zip(*batch, strict=True)
+            latents: dict[int, Tensor] = {}
+            with victim.original() as pipe:
+                keep = _keep_latents(latents, handovers)
+                victim.draw(prompts, seeds, pipe, callback_on_step_end=keep)
+            for steps in handovers:
+                put = _put_latents(latents, steps)
+                images = victim.draw(prompts, seeds, callback_on_step_end=put)
+                hits[steps] += victim.is_target(images)
+        curve = tuple((float(steps), share(hits[steps])) for steps in handovers)
+        return AttackOutcome(hits[self.steps], curve, budget={"original_steps": self.steps})
 
 
-def _kept(begun: dict[int, Tensor], taken: Sequence[int]) -> Any:
-    """Keeps the latents after so many steps."""
+def _keep_latents(latents: dict[int, Tensor], steps: Sequence[int]) -> Any:
+    """A callback that keeps the latents after these numbers of steps."""
 
     def on_step(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        if step + 1 in taken:
-            begun[step + 1] = values["latents"].clone()
+        if step + 1 in steps:
+            latents[step + 1] = values["latents"].clone()
         return {}
 
     return on_step
 
 
-def _put(begun: Mapping[int, Tensor], steps: int) -> Any:
-    """Puts these latents in the place of the run's own after as many steps."""
+def _put_latents(latents: Mapping[int, Tensor], steps: int) -> Any:
+    """A callback that replaces the run's latents after this number of steps."""
 
     def on_step(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        return {"latents": begun[steps]} if step + 1 == steps else {}
+        return {"latents": latents[steps]} if step + 1 == steps else {}
 
     return on_step

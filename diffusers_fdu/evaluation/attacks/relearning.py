@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,23 +11,15 @@ from torch import nn
 
 from ...adapters import lora as adapters
 from ...pipelines.recorder import preserve_pipeline_state
-from .attack import AttackOutcome, AttackTarget
-
-NAME = "relearn"
+from .attack import AttackOutcome, AttackTarget, share
 
 
 @dataclass(frozen=True)
 class Relearning:
     """A new LoRA on the unlearned model, trained on the original model's pictures of the target.
 
-    Success is that of the last of `steps`; the curve says how soon it comes.
-
-    Args:
-        steps: after how many steps pictures are judged.
-        batch: rows in a step.
-        learning_rate: of AdamW.
-        rank: of the LoRA.
-        pictures: of the target.
+    Pictures are judged after each number of `steps`: success is that of the last, and the curve
+    says how soon it comes. `batch` rows are drawn in a step, from so many `pictures`.
     """
 
     steps: Sequence[int] = (5, 10, 20, 40)
@@ -37,45 +29,41 @@ class Relearning:
     pictures: int = 16
     name: str = "re-learning"
 
-    @property
-    def budget(self) -> Mapping[str, float]:
-        """Training steps, and rows that the denoiser is asked in them."""
-        rows = self.steps[-1] * self.batch
-        return {"steps": self.steps[-1], "denoiser_rows": rows, "pictures": self.pictures}
-
-    def __call__(self, attack_target: AttackTarget, seed: int) -> AttackOutcome:
+    def __call__(self, victim: AttackTarget, seed: int) -> AttackOutcome:
         """See `Attack`."""
-        asked, curve, hits = attack_target.asked(attack_target.target), [], [False]
-        goal = attack_target.goal([""] * len(asked), seed, self.pictures)
-        with preserve_pipeline_state(attack_target.pipe):
-            inputs = attack_target.recorder().first_call(asked).inputs
+        goal = victim.goal([""] * len(victim.prompts), seed, self.pictures)
+        with preserve_pipeline_state(victim.pipe):
+            inputs = victim.recorder().first_call(victim.prompts).inputs
         texts = {name: inputs.get(name) for name in goal.names}
         generator = torch.Generator().manual_seed(seed)
-        with attached(attack_target.model, self.rank, seed) as parameters:
+        curve, hits = [], [False]
+        with _new_lora(victim.model, self.rank, seed) as parameters:
             optimizer = torch.optim.AdamW(parameters, self.learning_rate, weight_decay=0.0)
             for step in range(1, self.steps[-1] + 1):
                 entries = goal.drawn(self.batch, generator)
                 with torch.enable_grad():
-                    loss = goal.loss(attack_target.model, entries, texts).mean()
+                    loss = goal.loss(victim.model, entries, texts).mean()
                     optimizer.zero_grad()
                     loss.backward()
                 optimizer.step()
                 if step in self.steps:
-                    hits = attack_target.hits(asked, seed)
-                    curve.append((float(step), sum(hits) / len(hits)))
-        return AttackOutcome(hits, tuple(curve))
+                    hits = victim.hits(victim.prompts, seed)
+                    curve.append((float(step), share(hits)))
+        rows = self.steps[-1] * self.batch
+        budget = {"steps": self.steps[-1], "denoiser_rows": rows, "pictures": self.pictures}
+        return AttackOutcome(hits, tuple(curve), budget=budget)
 
 
 @contextmanager
-def attached(model: nn.Module, rank: int, seed: int) -> Iterator[list[nn.Parameter]]:
-    """A new LoRA, trainable, on a denoiser, which is as it was afterwards."""
-    before = adapters.snapshot(model)
-    name = adapters.free_name(NAME, model)
+def _new_lora(model: nn.Module, rank: int, seed: int) -> Iterator[list[nn.Parameter]]:
+    """The trainable weights of a new LoRA, which is taken off again at the end."""
+    state_before = adapters.snapshot(model)
+    name = adapters.free_name("relearn", model)
     config = adapters.lora_config(model, rank, None, None)
     try:
         yield adapters.attach(model, name, config, seed)
     finally:
-        adapters.remove(model, name, before)
+        adapters.remove(model, name, state_before)
 
 
 @dataclass(frozen=True)
@@ -84,14 +72,7 @@ class Removal:
 
     name: str = "adapter removal"
 
-    @property
-    def budget(self) -> Mapping[str, float]:
-        """Nothing."""
-        return {}
-
-    def __call__(self, attack_target: AttackTarget, seed: int) -> AttackOutcome:
+    def __call__(self, victim: AttackTarget, seed: int) -> AttackOutcome:
         """See `Attack`."""
-        with attack_target.original() as pipe:
-            return AttackOutcome(
-                attack_target.hits(attack_target.asked(attack_target.target), seed, pipe)
-            )
+        with victim.original() as pipe:
+            return AttackOutcome(victim.hits(victim.prompts, seed, pipe))

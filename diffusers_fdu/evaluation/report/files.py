@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,36 +13,34 @@ from ...utils.io import as_json, read_json, writable_folder, write_text
 from ..result import AttackResult, Evaluation
 from .pages import to_html, to_markdown
 
-PICTURES = ("before", "after")
-
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
-    """As JSON types, in the format of `measured` and with more: the pictures stay out.
+    """The evaluation as JSON types, in the format of `evaluation_file` and with more: no pictures.
 
     Raises:
-        ValueError: if a figure is not finite.
+        ValueError: if a number is not finite.
     """
-    values = asdict(replace(evaluation, before=None, after=None))
-    for name in ("before", "after"):
-        del values[name]
-    for owner, metric in _metrics(evaluation):
+    metrics = list(evaluation.metrics.items())
+    for attack in evaluation.attacks:
+        metrics += [(attack.name, m) for m in (attack.success, attack.floor) if m is not None]
+    for name, metric in metrics:
         for key, value in vars(metric).items():
             if value is not None and not math.isfinite(value):
-                raise ValueError(f"{key} of {owner} is {value}")
-    return as_json(values)
+                raise ValueError(f"{key} of {name} is {value}")
+    values = asdict(replace(evaluation, before=None, after=None))
+    return as_json({k: v for k, v in values.items() if k not in ("before", "after")})
 
 
 def from_json(source: str | Path | Mapping[str, Any]) -> Evaluation:
-    """What `to_json` made, from its file or as it is.
+    """The evaluation that `to_json` wrote, from its file or its content.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if there is none.
     """
     try:
-        content = source if isinstance(source, Mapping) else read_json(Path(source))
-        values = dict(content)
+        values = dict(source if isinstance(source, Mapping) else read_json(Path(source)))
         values["metrics"] = {name: Metric(**m) for name, m in values["metrics"].items()}
-        values["attacks"] = tuple(_read(one) for one in values.get("attacks", ()))
+        values["attacks"] = tuple(map(_attack_result, values.get("attacks", ())))
         for name in ("targets", "seeds", "left_out"):
             values[name] = tuple(values.get(name, ()))
         return Evaluation(**values)
@@ -50,30 +48,7 @@ def from_json(source: str | Path | Mapping[str, Any]) -> Evaluation:
         raise ValueError(f"no evaluation: {error}") from error
 
 
-def write_report(evaluation: Evaluation, directory: str | Path) -> Path:
-    """Write `evaluation.json`, `report.md` and `report.html`; returns the folder.
-
-    Raises:
-        ValueError: if the folder cannot be written, or a figure is not finite.
-    """
-    folder = writable_folder(directory)
-    write_evaluation(to_json(evaluation), folder)
-    for name, text in (
-        ("report.md", to_markdown(evaluation)),
-        ("report.html", to_html(evaluation)),
-    ):
-        write_text(folder / name, text)
-    return folder
-
-
-def _metrics(evaluation: Evaluation) -> Iterator[tuple[str, Metric]]:
-    """Everything that was measured, by name."""
-    yield from evaluation.metrics.items()
-    for one in evaluation.attacks:
-        yield from ((one.name, metric) for metric in (one.success, one.floor) if metric)
-
-
-def _read(content: Mapping[str, Any]) -> AttackResult:
+def _attack_result(content: Mapping[str, Any]) -> AttackResult:
     values = dict(content)
     values["success"] = Metric(**values["success"])
     values["floor"] = None if values["floor"] is None else Metric(**values["floor"])
@@ -81,3 +56,16 @@ def _read(content: Mapping[str, Any]) -> AttackResult:
         values[name] = tuple(values[name])
     values["curve"] = tuple((float(x), float(y)) for x, y in values["curve"])
     return AttackResult(**values)
+
+
+def write_report(evaluation: Evaluation, directory: str | Path) -> Path:
+    """Write `evaluation.json`, `report.md` and `report.html`; returns the folder.
+
+    Raises:
+        ValueError: if the folder cannot be written, or a number is not finite.
+    """
+    folder = writable_folder(directory)
+    write_evaluation(to_json(evaluation), folder)
+    write_text(folder / "report.md", to_markdown(evaluation))
+    write_text(folder / "report.html", to_html(evaluation))
+    return folder

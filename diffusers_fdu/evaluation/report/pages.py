@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from PIL.Image import Image, Resampling
@@ -15,9 +14,9 @@ from ...utils.markup import cleaned, render
 from ..result import Evaluation
 
 SIDE = 192
-"""Pixels of a shown picture at most."""
+"""The largest side of a shown picture, in pixels."""
 SHOWN = 12
-"""Pairs of each part."""
+"""The largest number of pairs shown of a part."""
 PARTS = {
     "target": "What is forgotten",
     "synonyms": "Other words for it",
@@ -28,7 +27,7 @@ PARTS = {
 
 
 class Pair(NamedTuple):
-    """A picture without the adapter and with it, as addresses that hold them."""
+    """A picture without the adapter and with it, as data URLs."""
 
     prompt: str
     seed: int
@@ -46,7 +45,7 @@ class Part(NamedTuple):
 
 def to_html(evaluation: Evaluation) -> str:
     """The page, with pictures if the evaluation has them."""
-    parts = list(_parts(evaluation))
+    parts = _parts(evaluation)
     return render("evaluation/report/page.html", **_content(evaluation), parts=parts)
 
 
@@ -58,30 +57,30 @@ def to_markdown(evaluation: Evaluation) -> str:
 def _content(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "title": ", ".join(map(cleaned, evaluation.targets)),
-        "headline": headline(evaluation),
+        "headline": _headline(evaluation),
         "figures": [MetricReport(*item) for item in evaluation.metrics.items()],
         "attacks": evaluation.attacks,
-        "about": about(evaluation),
+        "about": _about(evaluation),
         "recipe": rows(evaluation.recipe),
         "interval": interval,
         "percent": "{:.0%}".format,
     }
 
 
-def headline(evaluation: Evaluation) -> str:
-    """What was found, in a sentence of measured numbers."""
+def _headline(evaluation: Evaluation) -> str:
+    """What was measured, in a sentence."""
     targets = " and ".join(f'"{cleaned(target)}"' for target in evaluation.targets)
-    metrics, parts = evaluation.metrics, []
+    metrics, clauses = evaluation.metrics, []
     if (ua := metrics.get("ua")) is not None:
         verb, whose = ("is", "its") if len(evaluation.targets) == 1 else ("are", "their")
-        parts.append(f"{targets} {verb} gone from {_bounded(ua)} of {whose} pictures")
+        clauses.append(f"{targets} {verb} gone from {_with_bounds(ua)} of {whose} pictures")
     if (ira := metrics.get("ira")) is not None:
-        parts.append(f"{_bounded(ira)} of the others are still right")
-    return "; ".join(parts) + "." if parts else f"{targets}: nothing was judged."
+        clauses.append(f"{_with_bounds(ira)} of the others are still right")
+    return "; ".join(clauses) + "." if clauses else f"{targets}: nothing was judged."
 
 
-def about(evaluation: Evaluation) -> list[str]:
-    """How it was measured."""
+def _about(evaluation: Evaluation) -> list[str]:
+    """How it was measured, in lines."""
     settings = ", ".join(f"{key} {cleaned(value)}" for key, value in evaluation.settings.items())
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in evaluation.seconds.items())
     versions = ", ".join(f"{name} {cleaned(v)}" for name, v in evaluation.versions.items())
@@ -99,29 +98,34 @@ def about(evaluation: Evaluation) -> list[str]:
     return [line for line in lines if line]
 
 
-def _bounded(metric: Metric) -> str:
+def _with_bounds(metric: Metric) -> str:
     bounds = interval(metric, ".0%")
     return f"{metric.value:.0%}" + (f" ({bounds})" if bounds else "")
 
 
-def _parts(evaluation: Evaluation) -> Iterator[Part]:
+def _parts(evaluation: Evaluation) -> list[Part]:
+    """The protocol's parts, those that `PARTS` does not know last."""
     if evaluation.before is None or evaluation.after is None:
-        return
-    known = dict.fromkeys(request.part for request in evaluation.after.requests)
-    for name in sorted(known, key=lambda name: list(PARTS).index(name) if name in PARTS else 99):
+        return []
+    parts = []
+    drawn = dict.fromkeys(request.part for request in evaluation.after.requests)
+    for name in [
+        *(part for part in PARTS if part in drawn),
+        *(p for p in drawn if p not in PARTS),
+    ]:
         before, after = evaluation.before.of(name), evaluation.after.of(name)
         total = len(after.images)
-        # Spread over the part, which is ordered by name.
-        places = [i * total // min(SHOWN, total) for i in range(min(SHOWN, total))]
-        pairs = [
-            Pair(request.prompt, request.seed, _data(before.images[i]), _data(after.images[i]))
-            for i in places
-            for request in (after.requests[i],)
-        ]
-        yield Part(PARTS.get(name, name), total, pairs)
+        pairs = []
+        for shown in range(min(SHOWN, total)):
+            i = shown * total // min(SHOWN, total)  # spread over the part, ordered by name
+            request = after.requests[i]
+            urls = _data_url(before.images[i]), _data_url(after.images[i])
+            pairs.append(Pair(request.prompt, request.seed, *urls))
+        parts.append(Part(PARTS.get(name, name), total, pairs))
+    return parts
 
 
-def _data(image: Image) -> str:
+def _data_url(image: Image) -> str:
     small = image.convert("RGB")
     if max(small.size) > SIDE:
         small.thumbnail((SIDE, SIDE), Resampling.LANCZOS)
