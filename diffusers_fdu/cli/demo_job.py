@@ -34,10 +34,6 @@ def run_demo(
 
     Returns:
         The content of `summary.json`.
-
-    Raises:
-        ValueError: if the embedded model does not know the target or the anchor, or the folder
-            cannot be written.
     """
     names = CONCEPTS if target in CONCEPTS else STYLES
     for name in (target, anchor):

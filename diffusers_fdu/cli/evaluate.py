@@ -80,8 +80,8 @@ def evaluate(given: EvaluateOptions) -> None:
     from ..evaluation.evaluate import EvaluationConfig
     from ..evaluation.evaluate import evaluate as run
     from ..evaluation.protocols import resolve_protocol
-    from ..evaluation.report.files import to_json, write_report
-    from ..evaluation.report.pages import to_markdown
+    from ..evaluation.report.pages import to_markdown, write_report
+    from ..evaluation.result import to_json
     from ..utils.distributed import Processes
     from ..utils.io import writable_folder
 

@@ -8,8 +8,8 @@ from .judges import ClassifierJudge, ClipJudge, Judge, NamedJudge, NudeNetJudge
 from .metrics.clip import ClipScorer
 from .prompt_grid import CIFAR10, UNLEARNCANVAS, PromptGrid
 from .protocols import PROTOCOLS, Protocol, resolve_protocol
-from .report.files import from_json, to_json, write_report
-from .result import AttackResult, Evaluation, Metric
+from .report.pages import write_report
+from .result import AttackResult, Evaluation, Metric, from_json, to_json
 
 __all__ = [
     "CIFAR10",

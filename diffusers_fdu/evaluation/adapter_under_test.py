@@ -41,11 +41,7 @@ class AdapterUnderTest:
 
 
 def concepts_of(recipe: Mapping[str, Any], targets: Sequence[str] = ()) -> list[Concept]:
-    """The concepts that an adapter unlearned, by its recipe, or those of them in `targets`.
-
-    Raises:
-        ValueError: if the recipe names none, or a target is not among them.
-    """
+    """What an adapter unlearned by its recipe, or only these targets; ValueError if it did not."""
     recipes = [recipe, *recipe.get("merged", ())]  # a merged adapter unlearned what its parts did
     concepts = [from_json(fields) for part in recipes for fields in part.get("concepts", ())]
     if not concepts:

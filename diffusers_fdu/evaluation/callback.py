@@ -88,26 +88,18 @@ class EvaluationCallback:
         if steps_done % self.every:
             return False
         check_on_one_device(self.pipe)
-        metrics = self.measure()
+        images = draw(self.pipe, self.requests, self.settings).images
+        answers = judge_images(self.setup.judge, images)
+        metrics = accuracies(Judged(self.requests, answers, self.setup.task.domain))
         self.history.append(EvaluationRecord(steps_done, metrics))
         if self.on_result is not None:
             self.on_result(self.history[-1])
         reached = (n in metrics and metrics[n].value >= least for n, least in self.until.items())
         return bool(self.until) and all(reached)
 
-    def measure(self) -> dict[str, Metric]:
-        """The metrics of the pipe as it is now."""
-        images = draw(self.pipe, self.requests, self.settings).images
-        answers = judge_images(self.setup.judge, images)
-        return accuracies(Judged(self.requests, answers, self.setup.task.domain))
-
 
 def check_on_one_device(pipe: Any) -> None:
-    """Refuse a pipe whose parts are on several devices.
-
-    Raises:
-        ValueError: if text encoders or autoencoder were set aside for the training.
-    """
+    """Refuse a pipe whose parts are on several devices."""
     parts = [p for p in getattr(pipe, "components", {}).values() if isinstance(p, nn.Module)]
     # Accelerate's hooks bring a part to the accelerator when it is called.
     unhooked = [p for p in parts if not any(hasattr(m, "_hf_hook") for m in p.modules())]

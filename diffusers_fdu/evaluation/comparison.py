@@ -16,16 +16,10 @@ ENOUGH = 0.9
 
 @dataclass(frozen=True)
 class Point:
-    """One trained adapter at one strength.
+    """One trained adapter at one strength, its weight on the pipe.
 
-    Args:
-        f: the name of the divergence.
-        seed: the seed of the training.
-        strength: the weight of the adapter on the pipe.
-        erased: how far the target is gone, 0 to 1.
-        kept: how far the rest is still there, 0 to 1.
-        steps: the steps of the training.
-        seconds: the duration of the training, without recording.
+    `erased` and `kept`, 0 to 1, say how far the target is gone and the rest still there. Seconds
+    are those of the training, without recording.
     """
 
     f: str

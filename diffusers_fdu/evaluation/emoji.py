@@ -68,11 +68,7 @@ def accuracy(verdicts: Sequence[Verdict]) -> tuple[float, float]:
 
 
 def scores(verdicts: Sequence[Verdict], target: str) -> Scores:
-    """UA, IRA and CRA for an unlearned concept or style, of cells with and without it.
-
-    Raises:
-        ValueError: if the embedded model does not know the target.
-    """
+    """UA, IRA and CRA for an unlearned concept or style, of cells with and without it."""
     requests, answers = [], []
     for asked, seen in verdicts:
         part = "target" if target in asked else "retain"
@@ -103,19 +99,10 @@ def measure(
     progress: str = "",
     **options: Any,
 ) -> Scores:
-    """Draw and judge all cells: UA, IRA and CRA of the embedded model.
+    """Draw and judge all cells, with the options of `draw`: UA, IRA and CRA of a target.
 
-    Args:
-        pipe: the embedded pipeline.
-        target: a concept or style.
-        own_seeds: the number of pictures of each of the target's cells; by default 8 of a
-            concept's four cells, or 2 of a style's 32.
-        other_seeds: the number of pictures of each other cell.
-        progress: the occasion, for the titles of progress bars; by default there are no bars.
-        **options: options of `draw`.
-
-    Raises:
-        ValueError: if the embedded model does not know the target.
+    Each of the target's cells is drawn with so many seeds, by default 8 for a concept's four cells
+    or 2 for a style's 32. `progress` is the occasion, for titles of progress bars; "" shows none.
     """
     own_seeds = own_seeds or {"object": 8, "style": 2}[domain_of(target)]
     judge, own_cells = load_emoji_judge(), cells(target)
@@ -133,11 +120,7 @@ def measure(
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """A measure of a pipe for `compare`: UA, and the mean of IRA and CRA, see `measure`.
-
-    Raises:
-        ValueError: if the embedded model does not know the target.
-    """
+    """A measure of a pipe for `compare`: UA, and the mean of IRA and CRA, see `measure`."""
 
     target: str
     own_seeds: int | None = None

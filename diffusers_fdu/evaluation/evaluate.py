@@ -15,7 +15,7 @@ from ..unlearner import FDUnlearner
 from ..utils.distributed import Processes
 from .adapter_under_test import AdapterUnderTest, adapter_under_test, concepts_of
 from .attacks.attack import Attack, AttackTarget
-from .attacks.relearning import Removal
+from .attacks.plain_prompt import Removal
 from .attacks.run import ATTACKS, attack
 from .images import BATCH, ImageSet, Request, accepted_settings, draw
 from .judges import Judge, judge_images, judge_name
@@ -162,11 +162,7 @@ class _Clock:
 
 
 def _run_settings(pipe: Any, protocol: Protocol, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the runs; the pipeline must take all of the user's, not all of the protocol's.
-
-    Raises:
-        ValueError: for an argument of the user's that the pipeline does not take.
-    """
+    """The arguments of the runs: those of the protocol that the pipeline takes, and the user's."""
     for name in extra:
         if not accepted_settings(pipe, {name: True}):
             raise ValueError(f"pipeline_kwargs: {type(pipe).__name__} takes no {name!r}")

@@ -30,13 +30,10 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Request:
-    """A picture to be drawn.
+    """A picture to be drawn from the noise of a seed.
 
-    Args:
-        prompt: the prompt of the pipeline.
-        seed: the seed of the initial noise.
-        part: the part of the protocol that it belongs to: "target", "synonyms", "retain", ...
-        expected: the right answer by domain, such as {"object": "dog", "style": "noto"}.
+    It belongs to a part of the protocol: "target", "synonyms", "retain", ... The judge is expected
+    to answer such as {"object": "dog", "style": "noto"}.
     """
 
     prompt: str
@@ -47,17 +44,16 @@ class Request:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Requests, the picture drawn for each, and the folder that keeps them, if any."""
+    """Requests, and the picture drawn for each."""
 
     requests: Sequence[Request]
     images: Sequence[Image.Image]
-    folder: Path | None = None
 
     def of(self, part: str) -> ImageSet:
         """The pictures of one part of the protocol."""
         pairs = zip(self.requests, self.images, strict=True)
         selected = [(request, image) for request, image in pairs if request.part == part]
-        return ImageSet([r for r, _ in selected], [i for _, i in selected], self.folder)
+        return ImageSet([r for r, _ in selected], [i for _, i in selected])
 
 
 def draw(
@@ -71,16 +67,10 @@ def draw(
 ) -> ImageSet:
     """Draw the requested pictures with the pipe as it is.
 
-    Args:
-        pipe: a diffusers pipeline that gives pictures.
-        requests: one request for each picture.
-        settings: arguments of the runs, such as num_inference_steps; the pipeline is spared those
-            that it does not take.
-        folder: a folder to keep the pictures in, so that an interrupted run goes on.
-        batch: the number of pictures drawn at once. Those of one batch differ by rounding from
-            those of another.
-        processes: processes that share the work; each gets all pictures in the end.
-        progress: the title of a progress bar; by default there is no bar.
+    The pipeline is spared those of the settings that it does not take. With a folder, pictures are
+    kept there, so that an interrupted run goes on, and several processes share the work; each gets
+    all pictures in the end. Batches of other sizes give pictures that differ by rounding. The bar
+    of the progress has this title, and is not there without.
 
     Raises:
         ValueError: if the pipeline gives no pictures, the folder holds those of another model or
@@ -118,15 +108,11 @@ def draw(
     if processes.is_main:
         store.write_manifest(len(requests))
     processes.wait()
-    return ImageSet(requests, [store.image(i) for i in range(len(requests))], store.folder)
+    return ImageSet(requests, [store.image(i) for i in range(len(requests))])
 
 
 def load_image_set(folder: str | Path) -> ImageSet:
-    """The pictures that `draw` kept.
-
-    Raises:
-        ValueError: if they are not all there, or one was changed.
-    """
+    """The pictures that `draw` kept; ValueError if one is missing or was changed."""
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         raise ValueError(
@@ -138,7 +124,7 @@ def load_image_set(folder: str | Path) -> ImageSet:
         requests.append(Request(row["prompt"], row["seed"], row["part"], row["expected"]))
         if not store.has(index, requests[-1]):
             raise ValueError(f"{str(folder / row['file'])!r} is missing, or was changed")
-    return ImageSet(requests, [store.image(index) for index in sorted(store.rows)], folder)
+    return ImageSet(requests, [store.image(index) for index in sorted(store.rows)])
 
 
 def adapter_digest(pipe: Any) -> str:

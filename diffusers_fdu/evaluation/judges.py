@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,22 +35,13 @@ class Judge(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class NamedJudge:
-    """A judge that answers with tuples, such as that of the embedded model.
+    """A judge that answers with tuples, one name for each domain; `name` is for reports."""
 
-    Args:
-        judge: a callable that gives a tuple for each picture.
-        domains: the domain of each place of a tuple.
-        name: the judge's name in reports.
-    """
-
-    def __init__(
-        self,
-        judge: Callable[[Sequence[Image]], Sequence[Sequence[str]]],
-        domains: Sequence[str],
-        name: str,
-    ) -> None:
-        self.judge, self.domains, self.name = judge, tuple(domains), name
+    judge: Callable[[Sequence[Image]], Sequence[Sequence[str]]]
+    domains: Sequence[str]
+    name: str
 
     def __call__(self, images: Sequence[Image]) -> Answers:
         """See `Judge`."""
@@ -57,12 +49,9 @@ class NamedJudge:
 
 
 class ClipJudge:
-    """Zero-shot: the name of each domain whose words fit the picture best.
+    """Zero-shot: of the names of each domain, the one whose words fit the picture best.
 
-    Args:
-        scorer: the CLIP that compares.
-        domains: the names to choose among, by domain.
-        templates: words by domain, with `{}` for the name; "a photo of a {}" where there are none.
+    The words are the domain's template, by default "a photo of a {}", with the name in it.
     """
 
     def __init__(
@@ -90,10 +79,7 @@ class ClipJudge:
 class ClassifierJudge:
     """The likeliest label of an image-classification pipeline of transformers.
 
-    Args:
-        pipeline: the pipeline, which gives labels with scores for each picture.
-        domain: the domain of its labels.
-        names: names of the prompt grid by label; other labels stay as they are.
+    `names` maps its labels to the prompt grid's names; other labels stay as they are.
     """
 
     def __init__(
@@ -111,15 +97,9 @@ class ClassifierJudge:
 
 
 class NudeNetJudge:
-    """Whether NudeNet finds nudity: {"content": "nudity"} or {"content": "none"}.
+    """Whether NudeNet detects nudity: {"content": "nudity"} or {"content": "none"}.
 
-    Args:
-        detector: a NudeNet detector; by default NudeNet's own.
-        threshold: the least score of a detection that counts.
-        classes: the classes of detections that count.
-
-    Raises:
-        ImportError: if NudeNet is not installed.
+    Detections of these classes count whose score is at least the threshold.
     """
 
     def __init__(
@@ -148,11 +128,7 @@ class NudeNetJudge:
 
 @torch.no_grad()
 def judge_images(judge: Judge, images: Sequence[Image]) -> Answers:
-    """A judge's answers.
-
-    Raises:
-        ValueError: if they are not one mapping for each picture.
-    """
+    """A judge's answers; ValueError if they are not one mapping for each picture."""
     answers = list(judge(images))
     if len(answers) != len(images):
         raise ValueError(f"the judge gave {len(answers)} answers to {len(images)} pictures")

@@ -34,9 +34,6 @@ def plot_profiles(path: str | Path, fs: Sequence[str] = PROFILES) -> None:
 
     phi' is drawn relative to its value at s = 1, where training puts every f on one scale: above
     1 a sample is pulled harder than under kl, below 1 less.
-
-    Raises:
-        ImportError: without matplotlib.
     """
     figure = _figure(figsize=(10, 4))
     left, right = figure.subplots(1, 2)
@@ -60,9 +57,6 @@ def plot_tradeoff(comparison: Comparison, path: str | Path) -> None:
 
     Each f has a curve over strength, with 95 % confidence intervals over seeds; a dotted line is
     the Pareto front.
-
-    Raises:
-        ImportError: without matplotlib.
     """
     figure = _figure(figsize=(6.5, 5))
     axes = figure.subplots()

@@ -18,14 +18,10 @@ QUICK_TARGET, QUICK_OTHERS, QUICK_SYNONYMS = 32, 62, 8
 
 @dataclass(frozen=True)
 class UnlearningTask:
-    """What is to be forgotten, on a prompt grid.
+    """What is to be forgotten, on a prompt grid: targets of one domain.
 
-    Args:
-        prompt_grid: the names and prompts that there are besides.
-        targets: the concepts' names, all of one domain.
-        domain: the domain of the targets.
-        anchors: the words that take the targets' place; "" where there are none.
-        neighbours: names that are close to a target; by default some of the grid's.
+    Anchors are the words that take the targets' place, "" where there are none. Neighbours are
+    names that are close to a target, by default some of the grid's.
     """
 
     prompt_grid: PromptGrid
@@ -59,9 +55,9 @@ class Protocol:
     name: str
     source: str
     plan: Callable[[Protocol, UnlearningTask], list[Request]]
-    seeds: Sequence[int]
-    num_inference_steps: int
-    guidance_scale: float | None
+    seeds: Sequence[int] = tuple(range(FIRST_SEED, FIRST_SEED + 200))
+    num_inference_steps: int = 50
+    guidance_scale: float | None = 7.5
     extra: Mapping[str, Any] = field(default_factory=dict)
     metrics: Sequence[str] = ("accuracy",)
     changed: Sequence[str] = ()
@@ -180,33 +176,34 @@ def _quick(protocol: Protocol, task: UnlearningTask) -> list[Request]:
     return requests
 
 
-_SEEDS_200 = tuple(range(FIRST_SEED, FIRST_SEED + 200))
 _PROTOCOLS = (
     Protocol(
         "unlearncanvas",
         "UnlearnCanvas (arXiv 2402.11846)",
         _every_cell,
-        (188, 288, 588, 688, 888),
-        100,
-        9.0,
-        {"eta": 0.0},
-        ("accuracy", "fid"),
+        seeds=(188, 288, 588, 688, 888),
+        num_inference_steps=100,
+        guidance_scale=9.0,
+        extra={"eta": 0.0},
+        metrics=("accuracy", "fid"),
     ),
     Protocol(
         "concept-ablation",
         "concept ablation (arXiv 2303.13516)",
         _neighbourhood,
-        _SEEDS_200,
-        50,
-        6.0,
-        {"eta": 1.0},
-        ("accuracy", "clip", "kid"),
+        guidance_scale=6.0,
+        extra={"eta": 1.0},
+        metrics=("accuracy", "clip", "kid"),
     ),
+    Protocol("mace", "MACE (arXiv 2403.06135)", _by_name, metrics=("accuracy", "clip")),
     Protocol(
-        "mace", "MACE (arXiv 2403.06135)", _by_name, _SEEDS_200, 50, 7.5, {}, ("accuracy", "clip")
-    ),
-    Protocol(
-        "quick", "", _quick, (FIRST_SEED,), 15, None, {}, ("accuracy", "clip", "kid", "drift")
+        "quick",
+        "",
+        _quick,
+        seeds=(FIRST_SEED,),
+        num_inference_steps=15,
+        guidance_scale=None,
+        metrics=("accuracy", "clip", "kid", "drift"),
     ),
 )
 PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in _PROTOCOLS}

@@ -7,8 +7,13 @@ from conftest import build_tiny_pipe, latents
 from diffusers_fdu.adapters import lora as adapters
 from diffusers_fdu.data.teacher import ask
 from diffusers_fdu.evaluation.attacks.attack import AttackOutcome, AttackTarget
-from diffusers_fdu.evaluation.attacks.probing import Completion, NoiseProbing, scaled_noise
-from diffusers_fdu.evaluation.attacks.relearning import Relearning, Removal
+from diffusers_fdu.evaluation.attacks.plain_prompt import (
+    Completion,
+    NoiseProbing,
+    Relearning,
+    Removal,
+    scaled_noise,
+)
 from diffusers_fdu.evaluation.attacks.run import ATTACKS, attack, check_names
 from diffusers_fdu.evaluation.attacks.search import (
     ConceptInversion,

@@ -13,15 +13,14 @@ from diffusers_fdu import Concept, EvaluationCallback, EvaluationConfig, FDUnlea
 from diffusers_fdu.emoji.loading import load_emoji_clip, load_emoji_judge, load_emoji_pipeline
 from diffusers_fdu.emoji.vocabulary import CONCEPTS, STYLES
 from diffusers_fdu.evaluation.adapter_under_test import concepts_of
-from diffusers_fdu.evaluation.attacks.probing import NoiseProbing
-from diffusers_fdu.evaluation.attacks.relearning import Removal
+from diffusers_fdu.evaluation.attacks.plain_prompt import NoiseProbing, Removal
 from diffusers_fdu.evaluation.callback import check_on_one_device
 from diffusers_fdu.evaluation.emoji import draw as draw_emoji
 from diffusers_fdu.evaluation.judges import ClipJudge
 from diffusers_fdu.evaluation.metrics.clip import ClipScorer
 from diffusers_fdu.evaluation.prompt_grid import PromptGrid
 from diffusers_fdu.evaluation.protocols import resolve_protocol
-from diffusers_fdu.evaluation.report.files import from_json
+from diffusers_fdu.evaluation.result import from_json
 
 GRID = PromptGrid(
     {"object": ("dog", "cat", "tree", "apple"), "style": ("blue", "red")},

@@ -31,22 +31,12 @@ FIRST_SEED = 50_000
 
 @dataclass(frozen=True)
 class AttackTarget:
-    """A model under attack.
+    """A model under attack, and the target that it is said to have forgotten.
 
-    Args:
-        pipe: the pipeline, with the adapter active, or with weights that were changed for good.
-        target: the concept that it is said to have forgotten.
-        is_target: a function that says of each picture whether it shows the target.
-        templates: prompts with `{}` where the target goes.
-        component: the denoiser; by default the pipe's first.
-        adapter_name: the adapter to take off for the original model.
-        reference: the pipe of the original model, if that is another.
-        settings: arguments of the runs, such as num_inference_steps and guidance_scale.
-        pictures: the number of pictures judged for each seed of an attack.
-        batch: the number of pictures drawn at once.
-
-    Raises:
-        ValueError: if there is no original model, or a template has no place for the target.
+    The original model is the pipe without the adapter, or `reference`, another pipe: the pipe under
+    attack has the adapter active, or weights that were changed for good. `is_target` says of each
+    picture whether it shows the target, and `templates` have `{}` where the target goes. For each
+    seed of an attack so many `pictures` are drawn with these settings, and judged.
     """
 
     pipe: Any
@@ -139,13 +129,10 @@ class AttackTarget:
 
 @dataclass(frozen=True)
 class AttackOutcome:
-    """One run of an attack, with one seed.
+    """One run of an attack, with one seed: whether each picture shows the target again.
 
-    Args:
-        hits: whether each picture shows the target again.
-        curve: (what was spent, share of hits) along the way.
-        found: what was found in words, such as an adversarial prompt.
-        budget: what a run may spend, such as "steps".
+    The curve has pairs of what was spent and the share of hits by then; `found` is what was found
+    in words, such as an adversarial prompt, and the budget is what a run may spend.
     """
 
     hits: list[bool]

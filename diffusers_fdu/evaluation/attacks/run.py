@@ -11,8 +11,7 @@ from ...training.gradients import without_cudnn_attention
 from ...utils.statistics import bootstrap
 from ..result import AttackResult, Metric
 from .attack import Attack, AttackTarget, share
-from .probing import Completion, NoiseProbing
-from .relearning import Relearning, Removal
+from .plain_prompt import Completion, NoiseProbing, Relearning, Removal
 from .search import ConceptInversion, GreedySearch, PromptSearch
 
 ATTACKS: Mapping[str, Callable[[], Attack]] = {
@@ -34,11 +33,7 @@ def attack(
     seeds: Sequence[int] = (0, 1, 2),
     progress: bool = True,
 ) -> tuple[AttackResult, ...]:
-    """Attack a model that is said to have forgotten, with each attack and each seed.
-
-    Raises:
-        ValueError: for an unknown name of an attack, or no seeds.
-    """
+    """Attack a model that is said to have forgotten, with each attack and each seed."""
     check_names([name for name in attacks if isinstance(name, str)])
     if not seeds:
         raise ValueError("attacks need at least one seed")
@@ -75,11 +70,7 @@ def attack(
 
 
 def check_names(names: Sequence[str]) -> list[str]:
-    """Names of `ATTACKS`, where "all" stands for every one.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
+    """Names of `ATTACKS`, where "all" stands for every one; ValueError for an unknown one."""
     for name in names:
         if name not in ATTACKS and name != "all":
             raise ValueError(f"unknown attack {name!r}: choose {', '.join(ATTACKS)}, or all")

@@ -34,9 +34,6 @@ class Prefix:
         words: the vocabulary: every whole word that is one token.
         tables: their embeddings, (len(words), width) for each text encoder, float32.
         marked: the target's prompts with the slots' marker before them.
-
-    Raises:
-        ValueError: if there is no vocabulary to search.
     """
 
     def __init__(self, victim: AttackTarget, count: int, seed: int, pictures: int) -> None:

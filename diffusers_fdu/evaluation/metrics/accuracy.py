@@ -25,28 +25,14 @@ from ...utils.statistics import bootstrap, bootstrap_of, means
 from ..images import Request
 from ..result import Metric
 
-ORDER = (
-    "ua",
-    "ira",
-    "cra",
-    "harmonic_mean",
-    "efficacy",
-    "specificity",
-    "generality",
-    "mace",
-    "paraphrases",
-)
+ORDER = "ua ira cra harmonic_mean efficacy specificity generality mace paraphrases".split()
 Shares = Mapping[str, Sequence[float]]
 """Values of single pictures, 0 or 1, by the name of the metric that is their mean."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Requests, the judge's answer to each picture, and the domain of the targets.
-
-    Raises:
-        ValueError: if the numbers differ, or no picture is of the target.
-    """
+    """Requests, the judge's answer to each, and the targets' domain; ValueError without targets."""
 
     requests: Sequence[Request]
     answers: Sequence[Mapping[str, str]]
@@ -88,11 +74,8 @@ def accuracies(after: Judged, before: Judged | None = None) -> dict[str, Metric]
     """UA, IRA, CRA, MACE's metrics and the harmonic means, each with its interval.
 
     Metrics of parts that were not drawn are left out: "mace" is the harmonic mean of efficacy,
-    specificity and generality, or of the first two where there are no synonyms.
-
-    Args:
-        after: the pictures with the adapter.
-        before: those of the same requests without it.
+    specificity and generality, or of the first two where there are no synonyms. `before` holds
+    the same requests without the adapter.
     """
     shares = after.shares()
     shares_before = before.shares() if before is not None else {}

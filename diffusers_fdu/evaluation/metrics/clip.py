@@ -32,11 +32,7 @@ class ClipScorer:
 
     @classmethod
     def from_pretrained(cls, source: str | Path, device: str = "cpu") -> ClipScorer:
-        """Load a CLIP from a folder or by its name on the Hub.
-
-        Raises:
-            OSError: if it is not there.
-        """
+        """Load a CLIP from a folder or by its name on the Hub."""
         from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
         model: Any = CLIPModel.from_pretrained(source)
@@ -64,11 +60,7 @@ class ClipScorer:
         return _unit_vectors(self.model.get_text_features(input_ids=ids, attention_mask=mask))
 
     def scores(self, images: Sequence[Image], texts: Sequence[str]) -> Tensor:
-        """CLIP score of each picture and its own text, (N,).
-
-        Raises:
-            ValueError: if their numbers differ.
-        """
+        """CLIP score of each picture and its own text, (N,); ValueError if the numbers differ."""
         if len(images) != len(texts):
             raise ValueError(f"{len(images)} pictures and {len(texts)} texts: pass one for each")
         unique = list(dict.fromkeys(texts))

@@ -60,12 +60,7 @@ def inception(features: int = 2048) -> Extractor:
 
 
 def fid(a: Tensor, b: Tensor) -> float:
-    """FID between two sets of features, (N, D) and (M, D).
-
-    Raises:
-        ValueError: if a set has fewer than two pictures, or their widths differ.
-        ImportError: if torchmetrics is not installed.
-    """
+    """FID between two sets of features, (N, D) and (M, D); ValueError for less than two rows."""
     _check(a, b)
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
@@ -76,12 +71,7 @@ def fid(a: Tensor, b: Tensor) -> float:
 
 
 def kid(a: Tensor, b: Tensor) -> float:
-    """KID between two sets of features, (N, D) and (M, D), of all pictures at once.
-
-    Raises:
-        ValueError: see `fid`.
-        ImportError: if torchmetrics is not installed.
-    """
+    """KID between two sets of features, (N, D) and (M, D), of all rows at once; see `fid`."""
     _check(a, b)
     try:
         from torchmetrics.image.kid import KernelInceptionDistance
@@ -144,11 +134,7 @@ def _check(a: Tensor, b: Tensor) -> None:
 
 
 def pixel_drift(before: Sequence[Image], after: Sequence[Image]) -> Tensor:
-    """Root mean squared difference of the pixels of each pair, from 0 to 1, (N,).
-
-    Raises:
-        ValueError: if there are no pictures, or the numbers differ.
-    """
+    """Root mean squared difference of the pixels of each pair, from 0 to 1, (N,)."""
     if not before or len(before) != len(after):
         raise ValueError(f"{len(before)} pictures before and {len(after)} after")
     pairs = zip(before, after, strict=True)

@@ -23,14 +23,8 @@ def measure_metrics(
 ) -> tuple[dict[str, Metric], tuple[str, ...]]:
     """The protocol's metrics by name, and what had to be left out, with the reason.
 
-    Args:
-        before: the pictures without the adapter.
-        after: those of the same requests with it.
-        setup: the protocol, the task, the judge and the CLIP.
-        extractor: features for distances; by default the CLIP's.
-
-    Raises:
-        ImportError: if torchmetrics is needed and not installed.
+    Before and after are pictures of the same requests without the adapter and with it. Distances
+    are of the extractor's features, by default the CLIP's.
     """
     names, clip, task = setup.protocol.metrics, setup.clip, setup.task
     metrics: dict[str, Metric] = {}

@@ -1,17 +1,19 @@
-"""An evaluation as a page: in Markdown, and as HTML without scripts or anything to load."""
+"""An evaluation as pages: in Markdown, and as HTML without scripts or anything to load."""
 
 from __future__ import annotations
 
 import base64
 import io
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 from PIL.Image import Image, Resampling
 
-from ...adapters.evaluation_file import Metric, MetricReport, interval
+from ...adapters.evaluation_file import Metric, MetricReport, interval, write_evaluation
 from ...adapters.summary import rows
+from ...utils.io import writable_folder, write_text
 from ...utils.markup import cleaned, render
-from ..result import Evaluation
+from ..result import Evaluation, to_json
 
 SIDE = 192
 """The largest side of a shown picture, in pixels."""
@@ -26,27 +28,19 @@ PARTS = {
 }
 
 
-class Pair(NamedTuple):
-    """A picture without the adapter and with it, as data URLs."""
-
-    prompt: str
-    seed: int
-    before: str
-    after: str
-
-
-class Part(NamedTuple):
-    """Some pairs of a part of the protocol, and of how many pictures they are."""
-
-    title: str
-    total: int
-    pairs: list[Pair]
+def write_report(evaluation: Evaluation, directory: str | Path) -> Path:
+    """Write `evaluation.json`, `report.md` and `report.html`; returns the folder."""
+    folder = writable_folder(directory)
+    write_evaluation(to_json(evaluation), folder)
+    write_text(folder / "report.md", to_markdown(evaluation))
+    write_text(folder / "report.html", to_html(evaluation))
+    return folder
 
 
 def to_html(evaluation: Evaluation) -> str:
     """The page, with pictures if the evaluation has them."""
-    parts = _parts(evaluation)
-    return render("evaluation/report/page.html", **_content(evaluation), parts=parts)
+    content = {**_content(evaluation), "parts": _parts(evaluation)}
+    return render("evaluation/report/page.html", **content)
 
 
 def to_markdown(evaluation: Evaluation) -> str:
@@ -103,25 +97,21 @@ def _with_bounds(metric: Metric) -> str:
     return f"{metric.value:.0%}" + (f" ({bounds})" if bounds else "")
 
 
-def _parts(evaluation: Evaluation) -> list[Part]:
-    """The protocol's parts, those that `PARTS` does not know last."""
+def _parts(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Some pairs of each part of the protocol; parts that `PARTS` does not know come last."""
     if evaluation.before is None or evaluation.after is None:
         return []
+    drawn = list(dict.fromkeys(request.part for request in evaluation.after.requests))
     parts = []
-    drawn = dict.fromkeys(request.part for request in evaluation.after.requests)
-    for name in [
-        *(part for part in PARTS if part in drawn),
-        *(p for p in drawn if p not in PARTS),
-    ]:
+    for name in sorted(drawn, key=[*PARTS, *drawn].index):
         before, after = evaluation.before.of(name), evaluation.after.of(name)
         total = len(after.images)
         pairs = []
-        for shown in range(min(SHOWN, total)):
-            i = shown * total // min(SHOWN, total)  # spread over the part, ordered by name
-            request = after.requests[i]
-            urls = _data_url(before.images[i]), _data_url(after.images[i])
-            pairs.append(Pair(request.prompt, request.seed, *urls))
-        parts.append(Part(PARTS.get(name, name), total, pairs))
+        for k in range(min(SHOWN, total)):
+            i = k * total // min(SHOWN, total)  # spread over the part, which is ordered by name
+            urls = {"before": _data_url(before.images[i]), "after": _data_url(after.images[i])}
+            pairs.append({**vars(after.requests[i]), **urls})
+        parts.append({"title": PARTS.get(name, name), "total": total, "pairs": pairs})
     return parts
 
 
