@@ -15,14 +15,15 @@ from ..adapters.evaluation_file import sha256, write_evaluation
 from ..data.concepts import Concept, Kind
 from ..divergences.profiles import divergence
 from ..emoji.vocabulary import CONCEPTS, STYLES, caption
-from ..evaluation.emoji import FIRST_SEED, Scores, cells, draw, measure
+from ..evaluation.emoji import FIRST_SEED, Scores, cells, domain_of, draw, measure
 from ..settings import settings
 from ..unlearner import FDUnlearner
 from ..utils.io import writable_folder, write_json
 from ..utils.statistics import wilson
 
 GUIDANCE = 4.0
-OTHER_SEEDS = 2  # pictures of each cell that is not the target's
+OWN_SEEDS = {"object": 10, "style": 2}  # pictures of each of the target's cells: 40 or 64 in all
+OTHER_SEEDS = 2  # pictures of each other cell
 
 
 def run_demo(
@@ -30,10 +31,7 @@ def run_demo(
 ) -> dict[str, Any]:
     """Unlearn a concept or style of the embedded model; write the sheet, adapter and numbers.
 
-    The pipe is loaded by `load` once the rest is checked; `config` is that of `FDUnlearner`.
-
-    Returns:
-        The content of `summary.json`.
+    The pipe is loaded by `load` once the rest is checked. Returns the content of `summary.json`.
     """
     names = CONCEPTS if target in CONCEPTS else STYLES
     for name in (target, anchor):
@@ -43,7 +41,7 @@ def run_demo(
     concept, f_divergence = Concept(target, anchor, kind=kind), divergence(f)
     settings(config)
     folder = writable_folder(output_dir)
-    pipe, prompts, own_seeds = load(), _sheet_prompts(target), own_seed_count(target)
+    pipe, prompts, own_seeds = load(), _sheet_prompts(target), OWN_SEEDS[domain_of(target)]
     images_before = draw(pipe, prompts, range(len(prompts)), progress="draw before")
     before = measure(pipe, target, own_seeds, OTHER_SEEDS, "before")
     unlearner = FDUnlearner(pipe, {"guidance_scale": GUIDANCE}, **config)
@@ -72,7 +70,7 @@ def run_demo(
 
 def demo_evaluation(target: str, before: Scores, after: Scores) -> dict[str, Any]:
     """The scores of a target in the format of `evaluation_file`."""
-    own_seeds = own_seed_count(target)
+    own_seeds = OWN_SEEDS[domain_of(target)]
     images, own_images = after.images, len(cells(target)) * own_seeds
     metrics = {}
     for name in ("ua", "ira", "cra"):
@@ -98,11 +96,6 @@ def demo_evaluation(target: str, before: Scores, after: Scores) -> dict[str, Any
         "judge": "the embedded judge, a classifier of concepts and styles",
         "metrics": metrics,
     }
-
-
-def own_seed_count(target: str) -> int:
-    """The pictures of each of the target's cells: 40 in all of a concept, 64 of a style."""
-    return 10 if target in CONCEPTS else OTHER_SEEDS
 
 
 def _sheet_prompts(target: str) -> list[str]:

@@ -57,10 +57,7 @@ def concepts_of(recipe: Mapping[str, Any], targets: Sequence[str] = ()) -> list[
 def adapter_under_test(pipe: Any, source: FDUnlearner | str | Path) -> Iterator[AdapterUnderTest]:
     """The adapter on the pipe; one from a folder or the Hub is taken off again at the end.
 
-    Raises:
-        ValueError: if the unlearner has trained nothing, or on another pipe, or the adapter
-            cannot be loaded.
-        HubError: if the Hub does not give it.
+    ValueError if the unlearner has trained nothing, or on another pipe; see also `load_adapter`.
     """
     if isinstance(source, FDUnlearner):
         name = source.adapter_name

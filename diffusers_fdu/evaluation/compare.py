@@ -23,7 +23,6 @@ from ..data.replay_buffer import ReplayBuffer
 from ..data.teacher import ask
 from ..divergences.conjugates import conjugate
 from ..divergences.profiles import divergence
-from ..settings import settings
 from ..training.identity import function_name, pipe_facts
 from ..unlearner import FDUnlearner
 from ..utils.io import as_json, read_json, writable_folder, write_json
@@ -32,9 +31,6 @@ from .comparison import Comparison, Point
 FS = ("kl", "hellinger", "chi2", "js", "tv")
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 HELD_OUT = 100_003  # added to the seed: noise and fillers that no training saw
-
-NOT_SETTINGS = ("pipeline_kwargs", "progress", "component")
-"""Options of an unlearner that are no fields of its configuration."""
 
 Measure = Callable[[Any], tuple[float, float]]
 """From a pipe to (erased, kept), both 0 to 1: how far the target is gone, the rest still there."""
@@ -85,15 +81,14 @@ def compare(
         raise ValueError("nothing to compare: fs, seeds and strengths need one entry each")
     if "seed" in options:
         raise ValueError("pass seeds, not seed")
-    config = {name: value for name, value in options.items() if name not in NOT_SETTINGS}
-    names = _checked_fs(fs, settings(config).train)
+    workers = [FDUnlearner(pipe, seed=seed, **options) for seed in seed_list]
+    names = _checked_fs(fs, workers[0].config)
     results = _ResultCache(cache)
     points: list[Point] = []
     before: tuple[float, float] | None = None
-    total, quiet = len(names) * len(seed_list), not options.get("progress", True)
+    total, quiet = len(names) * len(workers), not options.get("progress", True)
     with tqdm(total=total, desc="compare", disable=quiet, unit="run") as bar:
-        for seed in seed_list:
-            worker = FDUnlearner(pipe, seed=seed, **options)
+        for worker in workers:
             if cache is not None:
                 results.key = _cache_key(worker, concept_list, strengths, measure)
             before = before or results.get(None)
@@ -174,7 +169,6 @@ def prediction_measure(worker: FDUnlearner, concept_list: Sequence[Concept]) -> 
 
 
 def _checked_fs(fs: Sequence[str], config: TrainConfig) -> list[str]:
-    """Each name once, if the estimator knows it."""
     for f in fs:
         if not isinstance(f, str):
             raise TypeError(f"fs must be names of divergences, got {type(f).__name__}")
@@ -191,7 +185,7 @@ def _cache_key(
     measure: Measure | None,
 ) -> dict[str, Any]:
     """Everything that the results of a seed depend on, but for f."""
-    parts = {
+    key = {
         "concepts": [vars(concept) for concept in concept_list],
         "options": [vars(worker.config), vars(worker.data), vars(worker.performance)],
         "pipeline_kwargs": worker.pipeline_kwargs,
@@ -199,7 +193,7 @@ def _cache_key(
         "strengths": list(strengths),
         "measure": "predictions" if measure is None else function_name(measure),
     }
-    return as_json(parts)
+    return as_json(key)
 
 
 class _ResultCache:

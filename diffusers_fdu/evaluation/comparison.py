@@ -10,8 +10,7 @@ from ..divergences.choice import AutoDivergence, Preference
 from ..utils.io import as_json, read_json, writable_folder, write_json, write_text
 from ..utils.statistics import Estimate, estimate
 
-ENOUGH = 0.9
-"""The share of the largest erasure that `prefer="preserve"` asks for."""
+ENOUGH = 0.9  # the share of the largest erasure that "preserve" asks for
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,9 @@ from ..pipelines.generate import generate
 from .images import Request
 from .metrics.accuracy import Judged
 
-Cell = tuple[str, str]
-"""A concept and a style."""
+Cell = tuple[str, str]  # a concept and a style
 DOMAINS = ("object", "style")
 DRAWING: dict[str, Any] = {"batch": 32, "num_inference_steps": 25, "guidance_scale": 4.0}
-"""How pictures of the embedded model are drawn by default."""
 FIRST_SEED = 100
 
 
@@ -80,11 +78,7 @@ def scores(verdicts: Sequence[Verdict], target: str) -> Scores:
 
 
 def domain_of(target: str) -> str:
-    """The domain of a target, "object" or "style".
-
-    Raises:
-        ValueError: if the embedded model does not know the target.
-    """
+    """A target's domain, "object" or "style"; ValueError if the embedded model knows neither."""
     for domain, names in zip(DOMAINS, (CONCEPTS, STYLES), strict=True):
         if target in names:
             return domain
@@ -108,10 +102,8 @@ def measure(
     judge, own_cells = load_emoji_judge(), cells(target)
     other_cells = [cell for cell in cells() if cell not in own_cells]
     verdicts = []
-    for name, asked, count in (
-        ("target", own_cells, own_seeds),
-        ("others", other_cells, other_seeds),
-    ):
+    parts = ("target", own_cells, own_seeds), ("others", other_cells, other_seeds)
+    for name, asked, count in parts:
         title = f"judge {name} {progress}" if progress else None
         seeds = range(FIRST_SEED, FIRST_SEED + count)
         verdicts += judge_cells(pipe, judge, asked, seeds, progress=title, **options)

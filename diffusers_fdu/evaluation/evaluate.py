@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from ..adapters import lora as adapters
 from ..adapters.recipe import versions
 from ..data.concepts import Concept
+from ..pipelines.call_signature import check_arguments
 from ..unlearner import FDUnlearner
 from ..utils.distributed import Processes
 from .adapter_under_test import AdapterUnderTest, adapter_under_test, concepts_of
@@ -26,8 +28,7 @@ from .protocols import Protocol, resolve_protocol
 from .result import AttackResult, Evaluation
 from .setup import EvaluationSetup, evaluation_setup
 
-MAX_TEMPLATES = 4
-"""The number of prompts, at most, in which attacks try to bring a concept back."""
+MAX_TEMPLATES = 4  # prompts in which attacks try to bring a concept back
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def evaluate(
         >>> sorted(evaluation.metrics)[:3]
         ['clip_accuracy', 'clip_score', 'clip_score_others']
     """
-    config, clock = config or EvaluationConfig(), _Clock()
+    config, times = config or EvaluationConfig(), [time.monotonic()]
     options = {n: getattr(config, n) for n in ("seeds", "num_inference_steps", "guidance_scale")}
     protocol = resolve_protocol(protocol, **options)
     with adapter_under_test(pipe, unlearner) as adapter:
@@ -122,13 +123,16 @@ def evaluate(
         attacks = list(ATTACKS) if attacks is True else list(attacks or ())
         if attacks and len(task.targets) != 1:
             raise ValueError("attacks need one target: pass concepts=[...] with one of them")
-        settings = _run_settings(pipe, protocol, config.pipeline_kwargs or {})
+        kwargs = dict(config.pipeline_kwargs or {})
+        check_arguments(pipe, kwargs)
+        settings = accepted_settings(pipe, protocol.settings | kwargs)
         before, after = _draw_both(adapter, protocol.requests(task), settings, config)
-        clock.lap("draw")
+        times.append(time.monotonic())
         metrics, left_out = measure_metrics(before, after, setup, config.extractor)
-        clock.lap("judge")
+        times.append(time.monotonic())
         results = _run_attacks(adapter, setup, settings, attacks, config) if attacks else ()
-        clock.lap("attack")
+        times.append(time.monotonic())
+        stages = zip(("draw", "judge", "attack"), pairwise(times), strict=True)
         return Evaluation(
             protocol=protocol.name,
             about=protocol.about,
@@ -141,32 +145,12 @@ def evaluate(
             attacks=results,
             recipe=dict(adapter.recipe),
             versions=versions(),
-            seconds=clock.seconds,
+            seconds={stage: round(end - start, 1) for stage, (start, end) in stages},
             weights_sha256=adapter.digest,
             left_out=left_out,
             before=before,
             after=after,
         )
-
-
-class _Clock:
-    """Measures the seconds of each stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, stage: str) -> None:
-        now = time.monotonic()
-        self.seconds[stage], self._last = round(now - self._last, 1), now
-
-
-def _run_settings(pipe: Any, protocol: Protocol, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the runs: those of the protocol that the pipeline takes, and the user's."""
-    for name in extra:
-        if not accepted_settings(pipe, {name: True}):
-            raise ValueError(f"pipeline_kwargs: {type(pipe).__name__} takes no {name!r}")
-    return accepted_settings(pipe, {**protocol.settings, **extra})
 
 
 def _draw_both(

@@ -67,14 +67,13 @@ def draw(
 ) -> ImageSet:
     """Draw the requested pictures with the pipe as it is.
 
-    The pipeline is spared those of the settings that it does not take. With a folder, pictures are
-    kept there, so that an interrupted run goes on, and several processes share the work; each gets
-    all pictures in the end. Batches of other sizes give pictures that differ by rounding. The bar
-    of the progress has this title, and is not there without.
+    Settings that the pipeline does not take are left out. A folder keeps the pictures, so that an
+    interrupted run goes on, and lets several processes share the work; each gets all pictures in
+    the end. Batches of other sizes give pictures that differ by rounding. `progress` is the title
+    of a progress bar; by default there is none.
 
-    Raises:
-        ValueError: if the pipeline gives no pictures, the folder holds those of another model or
-            other settings, or several processes have no folder.
+    ValueError if the pipeline gives no pictures, the folder holds those of another model or other
+    settings, or several processes have no folder.
     """
     check_pictures(pipe)
     processes = processes or Processes()
@@ -100,13 +99,15 @@ def draw(
         for image in images:
             index = next(next_index)
             store.keep(index, requests[index], image)
-        store.write_part()
+        store.write_manifest(f"{os.getpid()}.part.json", store.rows)
 
     drawn([requests[i] for i in own_indices], progress if processes.is_main else None, keep)
     for rows in processes.gather([store.rows]):
         store.rows.update(rows)
     if processes.is_main:
-        store.write_manifest(len(requests))
+        store.write_manifest(MANIFEST, {i: store.rows[i] for i in range(len(requests))})
+        for path in store.folder.glob("*.part.json"):
+            path.unlink()
     processes.wait()
     return ImageSet(requests, [store.image(i) for i in range(len(requests))])
 
@@ -173,15 +174,8 @@ class _ImageStore:
         image.save(self._path(index))
         self.rows[index] = self._row(index, request)
 
-    def write_part(self) -> None:
-        """Write the manifest of this process."""
-        self._write(f"{os.getpid()}.part.json", self.rows)
-
-    def write_manifest(self, count: int) -> None:
-        """Write the one manifest of all pictures, in place of those of the processes."""
-        self._write(MANIFEST, {i: self.rows[i] for i in range(count)})
-        for path in self.folder.glob("*.part.json"):
-            path.unlink()
+    def write_manifest(self, name: str, rows: Mapping[int, dict[str, Any]]) -> None:
+        write_json(self.folder / name, {"about": self.about, "pictures": rows})
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:05}.png"
@@ -189,9 +183,6 @@ class _ImageStore:
     def _row(self, index: int, request: Request) -> dict[str, Any]:
         path = self._path(index)
         return {"file": path.name, **asdict(request), "sha256": sha256(path)}
-
-    def _write(self, name: str, rows: Mapping[int, dict[str, Any]]) -> None:
-        write_json(self.folder / name, {"about": self.about, "pictures": rows})
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class PromptGrid:
         return text
 
     def domain_of(self, name: str, kind: str = "object") -> str:
-        """The domain of a name, or the one called like its kind; ValueError if there is neither."""
+        """A name's domain, or the one called like its kind; ValueError if there is neither."""
         for domain, names in self.domains.items():
             if plain(name) in map(plain, names):
                 return domain

@@ -11,8 +11,7 @@ from ..data.templates import fill
 from .images import Request
 from .prompt_grid import PromptGrid
 
-FIRST_SEED = 1000
-"""The seed of the first picture where a protocol names none."""
+FIRST_SEED = 1000  # of the pictures where a publication names no seeds
 QUICK_TARGET, QUICK_OTHERS, QUICK_SYNONYMS = 32, 62, 8
 
 
@@ -40,16 +39,11 @@ class UnlearningTask:
 class Protocol:
     """How an evaluation is done.
 
-    Args:
-        name: the protocol's name.
-        source: the publication that it follows; "" if it is ours.
-        plan: a function from the protocol and the task to the pictures to draw.
-        seeds: the seeds of the pictures of one prompt.
-        num_inference_steps: the steps of a run.
-        guidance_scale: the guidance of a run; None stands for the pipeline's own.
-        extra: further arguments of the runs, for pipelines that take them.
-        metrics: what to measure: "accuracy", "clip", "kid", "fid", "drift".
-        changed: the options that are not as published.
+    `source` is the publication that it follows, "" if it is ours, and `changed` names the options
+    that are not as published. `plan` lists the pictures to draw for a task. `seeds` are those of
+    one prompt's pictures, a guidance scale of None is the pipeline's own, and `extra` has further
+    arguments of the runs, for pipelines that take them. `metrics` are some of "accuracy", "clip",
+    "kid", "fid" and "drift".
     """
 
     name: str
@@ -85,27 +79,22 @@ class Protocol:
 def resolve_protocol(protocol: str | Protocol = "quick", **options: Any) -> Protocol:
     """A protocol, or the one of that name, with those of its fields changed that are not None.
 
-    Raises:
-        ValueError: for an unknown name or bad value.
-        TypeError: for an unknown option.
+    ValueError for an unknown name or bad value, TypeError for an unknown option.
     """
     if isinstance(protocol, str):
         if protocol not in PROTOCOLS:
             raise ValueError(f"unknown protocol {protocol!r}: choose {', '.join(PROTOCOLS)}")
         protocol = PROTOCOLS[protocol]
-    changeable = ("extra", "guidance_scale", "metrics", "num_inference_steps", "seeds")
-    for option in options:
-        if option not in changeable:
-            raise TypeError(f"unknown option {option!r}: choose {', '.join(changeable)}")
     options = {key: value for key, value in options.items() if value is not None}
     if "seeds" in options and not options["seeds"]:
         raise ValueError("seeds must name at least one")
     steps = options.get("num_inference_steps", 1)
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, got {steps!r}")
-    differing = [key for key, value in options.items() if value != getattr(protocol, key)]
+    other = replace(protocol, **options)
+    differing = [key for key in options if getattr(other, key) != getattr(protocol, key)]
     changed = tuple(dict.fromkeys([*protocol.changed, *differing])) if protocol.source else ()
-    return replace(protocol, **options, changed=changed)
+    return replace(other, changed=changed)
 
 
 def _every_cell(protocol: Protocol, task: UnlearningTask) -> list[Request]:

@@ -55,10 +55,8 @@ def evaluation_setup(
 ) -> EvaluationSetup:
     """Complete what was passed by what is shipped for the model.
 
-    Without a judge that is the embedded model's, or else the CLIP, zero-shot.
-
-    Raises:
-        ValueError: if there is no judge, or the concepts are of different domains.
+    The judge is then the embedded model's, or the CLIP, zero-shot. ValueError if there is neither,
+    or if the concepts are of different domains.
     """
     if isinstance(clip, str | Path):
         clip = ClipScorer.from_pretrained(clip, str(pipe.device))

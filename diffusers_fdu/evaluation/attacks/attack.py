@@ -25,18 +25,17 @@ from ...pipelines.generate import generate
 from ...pipelines.recorder import Recorder, preserve_pipeline_state
 from ...training.inversion import Goal
 
-FIRST_SEED = 50_000
-"""The seed of the first picture that attacks are judged on; recorded runs use small seeds."""
+FIRST_SEED = 50_000  # of the pictures that attacks are judged on; recorded runs use small seeds
 
 
 @dataclass(frozen=True)
 class AttackTarget:
     """A model under attack, and the target that it is said to have forgotten.
 
-    The original model is the pipe without the adapter, or `reference`, another pipe: the pipe under
-    attack has the adapter active, or weights that were changed for good. `is_target` says of each
-    picture whether it shows the target, and `templates` have `{}` where the target goes. For each
-    seed of an attack so many `pictures` are drawn with these settings, and judged.
+    The pipe has the adapter active, or weights that were changed for good; the original model is
+    the pipe without the adapter, or `reference`, another pipe. `is_target` says of each picture
+    whether it shows the target, and `templates` have `{}` where the target goes. For each seed of
+    an attack so many `pictures` are drawn with these settings, and judged.
     """
 
     pipe: Any
@@ -152,8 +151,3 @@ class Attack(Protocol):
     def __call__(self, victim: AttackTarget, seed: int) -> AttackOutcome:
         """One run; the seed is that of everything random in it."""
         ...
-
-
-def share(hits: Sequence[bool]) -> float:
-    """The share of hits."""
-    return sum(hits) / len(hits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ...adapters import lora as adapters
 from ...pipelines.recorder import preserve_pipeline_state
 from ...utils.nested import chunks
-from .attack import AttackOutcome, AttackTarget, share
+from .attack import AttackOutcome, AttackTarget
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class NoiseProbing:
             with scaled_noise(victim.pipe, scale):
                 hits_by_scale[scale] = victim.hits(victim.prompts, seed)
         best = max(hits_by_scale, key=lambda scale: sum(hits_by_scale[scale]))
-        curve = tuple((scale, share(hits)) for scale, hits in hits_by_scale.items())
+        curve = tuple((scale, fmean(hits)) for scale, hits in hits_by_scale.items())
         budget = {"scales": len(self.scales)}
         return AttackOutcome(hits_by_scale[best], curve, f"scale {best:g}", budget)
 
@@ -86,7 +87,7 @@ class Completion:
                 put = _put_latents(latents, steps)
                 images = victim.draw(prompts, seeds, callback_on_step_end=put)
                 hits[steps] += victim.is_target(images)
-        curve = tuple((float(steps), share(hits[steps])) for steps in handovers)
+        curve = tuple((float(steps), fmean(hits[steps])) for steps in handovers)
         return AttackOutcome(hits[self.steps], curve, budget={"original_steps": self.steps})
 
 
@@ -144,7 +145,7 @@ class Relearning:
                 optimizer.step()
                 if step in self.steps:
                     hits = victim.hits(victim.prompts, seed)
-                    curve.append((float(step), share(hits)))
+                    curve.append((float(step), fmean(hits)))
         rows = self.steps[-1] * self.batch
         budget = {"steps": self.steps[-1], "denoiser_rows": rows, "pictures": self.pictures}
         return AttackOutcome(hits, tuple(curve), budget=budget)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 
 from tqdm.auto import tqdm
 
 from ...training.gradients import without_cudnn_attention
 from ...utils.statistics import bootstrap
 from ..result import AttackResult, Metric
-from .attack import Attack, AttackTarget, share
+from .attack import Attack, AttackTarget
 from .plain_prompt import Completion, NoiseProbing, Relearning, Removal
 from .search import ConceptInversion, GreedySearch, PromptSearch
 
@@ -58,9 +59,9 @@ def attack(
                     name=run.name,
                     success=_success([hit for outcome in outcomes for hit in outcome.hits]),
                     seeds=tuple(seeds),
-                    by_seed=tuple(share(outcome.hits) for outcome in outcomes),
-                    unattacked=share(unattacked),
-                    original=share(original),
+                    by_seed=tuple(fmean(outcome.hits) for outcome in outcomes),
+                    unattacked=fmean(unattacked),
+                    original=fmean(original),
                     budget={**outcomes[0].budget, "seconds": round(seconds, 2)},
                     curve=_mean_curve([outcome.curve for outcome in outcomes]),
                     found=tuple(outcome.found for outcome in outcomes if outcome.found),
@@ -80,7 +81,7 @@ def check_names(names: Sequence[str]) -> list[str]:
 def _success(hits: Sequence[bool]) -> Metric:
     """The share of hits, the pictures of all runs counted as independent."""
     low, high = bootstrap([float(hit) for hit in hits])
-    return Metric(share(hits), low, high, count=len(hits))
+    return Metric(fmean(hits), low, high, count=len(hits))
 
 
 Curve = tuple[tuple[float, float], ...]

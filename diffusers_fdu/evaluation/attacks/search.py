@@ -23,8 +23,7 @@ from ...pipelines.tokenizers import BEFORE, single_tokens, vocabulary
 from ...training.inversion import Inversion
 from .attack import AttackOutcome, AttackTarget
 
-Words = tuple[int, ...]
-"""Indices into the vocabulary, one for each place."""
+Words = tuple[int, ...]  # indices into the vocabulary, one for each place
 
 
 class Prefix:

@@ -32,15 +32,13 @@ Shares = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class Judged:
-    """Requests, the judge's answer to each, and the targets' domain; ValueError without targets."""
+    """Requests, the judge's answer to each, the targets' domain; ValueError without targets."""
 
     requests: Sequence[Request]
     answers: Sequence[Mapping[str, str]]
     domain: str
 
     def __post_init__(self) -> None:
-        if len(self.requests) != len(self.answers):
-            raise ValueError(f"{len(self.requests)} pictures and {len(self.answers)} answers")
         if not self.right("target", self.domain):
             raise ValueError(
                 f"no picture was asked to show a target of the {self.domain!r} domain"

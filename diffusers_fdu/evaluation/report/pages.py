@@ -15,10 +15,8 @@ from ...utils.io import writable_folder, write_text
 from ...utils.markup import cleaned, render
 from ..result import Evaluation, to_json
 
-SIDE = 192
-"""The largest side of a shown picture, in pixels."""
-SHOWN = 12
-"""The largest number of pairs shown of a part."""
+SIDE = 192  # pixels of a shown picture's larger side, at most
+SHOWN = 12  # pairs shown of a part, at most
 PARTS = {
     "target": "What is forgotten",
     "synonyms": "Other words for it",
