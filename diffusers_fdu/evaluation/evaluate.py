@@ -106,10 +106,10 @@ def evaluate(
         ImportError: if torchmetrics is needed and not installed.
 
     Example:
-        >>> config = EvaluationConfig(num_inference_steps=2, progress=False)
-        >>> evaluation = evaluate(pipe, "forget-dog", config=config)
-        >>> sorted(evaluation.metrics)[:3]
-        ['clip_accuracy', 'clip_score', 'clip_score_others']
+        >>> config = EvaluationConfig(seeds=[0], num_inference_steps=1, progress=False)
+        >>> evaluation = evaluate(pipe, "forget-dog", "mace", config=config)
+        >>> evaluation.targets, evaluation.metrics["ira"].count  # pictures of the other concepts
+        (('dog',), 31)
     """
     config, times = config or EvaluationConfig(), [time.monotonic()]
     options = {n: getattr(config, n) for n in ("seeds", "num_inference_steps", "guidance_scale")}
