@@ -14,8 +14,8 @@ from diffusers_fdu.adapters.adapter_file import WEIGHTS_NAME
 from diffusers_fdu.adapters.evaluation_file import read_evaluation
 from diffusers_fdu.adapters.read import read_adapter
 from diffusers_fdu.emoji.loading import load_emoji_pipeline
-from diffusers_fdu.evaluation.report.files import from_json
 from diffusers_fdu.evaluation.report.pages import to_markdown
+from diffusers_fdu.evaluation.result import from_json
 
 FOLDER = Path(__file__).parent / "data" / "previous"
 RECIPES = sorted(path.parent.name for path in FOLDER.glob("*/recipe.json"))

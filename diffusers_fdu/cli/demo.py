@@ -48,7 +48,7 @@ LABELS = {
 def demo(given: DemoOptions) -> None:
     """Unlearn on the embedded emoji model, measure it and draw before and after."""
     options = named_options(given, {"seed": given.seed}, option_names())
-    from ..evaluation.demo import run_demo
+    from .demo_job import run_demo
 
     placed = resolve_placement(given.device, given.dtype)
     load = partial(load_pipeline, "emoji", placed.device, placed.dtype)

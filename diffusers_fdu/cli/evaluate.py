@@ -79,13 +79,13 @@ def evaluate(given: EvaluateOptions) -> None:
     from ..evaluation.attacks.run import check_names
     from ..evaluation.evaluate import EvaluationConfig
     from ..evaluation.evaluate import evaluate as run
-    from ..evaluation.protocols import protocol as chosen
-    from ..evaluation.report.files import to_json, write_report
-    from ..evaluation.report.pages import to_markdown
+    from ..evaluation.protocols import resolve_protocol
+    from ..evaluation.report.pages import to_markdown, write_report
+    from ..evaluation.result import to_json
     from ..utils.distributed import Processes
     from ..utils.io import writable_folder
 
-    chosen(given.protocol)
+    resolve_protocol(given.protocol)
     names = check_names(given.attack or ())
     found = read_adapter(local_folder(given.adapter))
     concepts = concepts_of(found.recipe, given.target or ())

@@ -1,9 +1,9 @@
-"""What an evaluation is about: an adapter that is on a pipe, or one from a folder or the Hub."""
+"""The adapter that an evaluation is about: one on a pipe, or from a folder or the Hub."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,7 @@ from ..unlearner import FDUnlearner
 
 @dataclass(frozen=True)
 class AdapterUnderTest:
-    """An adapter on a pipe.
-
-    Args:
-        pipe: the pipeline.
-        component: the denoiser that it is on.
-        adapter_name: its name there.
-        recipe: what trained it.
-        digest: SHA-256 of its weights' file; None: it is in none.
-    """
+    """An adapter on a component of a pipe; `digest` is the SHA-256 of its file, if it has one."""
 
     pipe: Any
     component: str
@@ -39,50 +31,32 @@ class AdapterUnderTest:
 
     @property
     def model(self) -> torch.nn.Module:
-        """The denoiser."""
+        """The denoiser that the adapter is on."""
         return getattr(self.pipe, self.component)
 
-    @contextmanager
-    def without(self) -> Iterator[None]:
-        """The pipe as it was before the adapter."""
-        with adapters.scaled(self.model, self.adapter_name, 0.0):
-            yield
+    def without(self) -> AbstractContextManager[None]:
+        """A context in which the adapter has no effect."""
+        return adapters.scaled(self.model, self.adapter_name, 0.0)
 
 
 def concepts_of(recipe: Mapping[str, Any], targets: Sequence[str] = ()) -> list[Concept]:
-    """What an adapter unlearned, by its recipe; of a merged one, what its parts did.
-
-    Args:
-        recipe: of the adapter.
-        targets: only these; none: all.
-
-    Raises:
-        ValueError: if the recipe does not say, or one of the targets is not among them.
-    """
-    parts = [recipe, *recipe.get("merged", ())]
-    found = [from_json(one) for part in parts for one in part.get("concepts", ())]
-    if not found:
+    """What an adapter unlearned by its recipe, or only these targets; ValueError if it did not."""
+    recipes = [recipe, *recipe.get("merged", ())]  # a merged adapter unlearned what its parts did
+    concepts = [from_json(fields) for part in recipes for fields in part.get("concepts", ())]
+    if not concepts:
         raise ValueError("the recipe does not say what the adapter unlearned: pass concepts")
-    names = [concept.target for concept in found]
+    names = [concept.target for concept in concepts]
     for target in targets:
         if target not in names:
             raise ValueError(f"the adapter did not unlearn {target!r}: choose {', '.join(names)}")
-    return [concept for concept in found if not targets or concept.target in targets]
+    return [concept for concept in concepts if not targets or concept.target in targets]
 
 
 @contextmanager
 def adapter_under_test(pipe: Any, source: FDUnlearner | str | Path) -> Iterator[AdapterUnderTest]:
-    """The adapter on the pipe, while the context lasts; one from a folder is taken off then.
+    """The adapter on the pipe; one from a folder or the Hub is taken off again at the end.
 
-    Args:
-        pipe: the pipeline; what is active on it counts as part of the model.
-        source: an unlearner that trained on this pipe, or where an adapter was saved to, or its
-            name on the Hub.
-
-    Raises:
-        ValueError: if the unlearner has trained nothing, or on another pipe, or the adapter
-            cannot be loaded.
-        HubError: if the Hub does not give it.
+    ValueError if the unlearner has trained nothing, or on another pipe; see also `load_adapter`.
     """
     if isinstance(source, FDUnlearner):
         name = source.adapter_name
@@ -92,12 +66,13 @@ def adapter_under_test(pipe: Any, source: FDUnlearner | str | Path) -> Iterator[
             raise ValueError("the unlearner's adapter is not on the pipe: call unlearn first")
         yield AdapterUnderTest(pipe, source.component, name, source.recipe)
         return
-    found = read_adapter(local_folder(source))
-    model = getattr(pipe, found.component)
-    before = adapters.snapshot(model)
-    _, name = load_adapter(pipe, source, None, found.component)
+    adapter_file = read_adapter(local_folder(source))
+    component, recipe = adapter_file.component, adapter_file.recipe
+    model = getattr(pipe, component)
+    state_before = adapters.snapshot(model)
+    _, name = load_adapter(pipe, source, None, component)
     try:
-        digest = sha256(found.weights_path)
-        yield AdapterUnderTest(pipe, found.component, name, found.recipe, digest)
+        digest = sha256(adapter_file.weights_path)
+        yield AdapterUnderTest(pipe, component, name, recipe, digest)
     finally:
-        adapters.remove(model, name, before)
+        adapters.remove(model, name, state_before)

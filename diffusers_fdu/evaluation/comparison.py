@@ -10,22 +10,15 @@ from ..divergences.choice import AutoDivergence, Preference
 from ..utils.io import as_json, read_json, writable_folder, write_json, write_text
 from ..utils.statistics import Estimate, estimate
 
-ENOUGH = 0.9
-"""Share of the largest erasure that `prefer="preserve"` asks for."""
+ENOUGH = 0.9  # the share of the largest erasure that "preserve" asks for
 
 
 @dataclass(frozen=True)
 class Point:
-    """One trained adapter at one strength.
+    """One trained adapter at one strength, its weight on the pipe.
 
-    Args:
-        f: name of the divergence.
-        seed: of the training.
-        strength: weight of the adapter on the pipe.
-        erased: how far the target is gone, 0 to 1.
-        kept: how far the rest is still there, 0 to 1.
-        steps: of the training.
-        seconds: of the training, without recording.
+    `erased` and `kept`, 0 to 1, say how far the target is gone and the rest still there. Seconds
+    are those of the training, without recording.
     """
 
     f: str
@@ -38,7 +31,7 @@ class Point:
 
 
 class Average(NamedTuple):
-    """All seeds of one f at one strength."""
+    """The mean over all seeds of one f at one strength."""
 
     f: str
     strength: float
@@ -47,7 +40,7 @@ class Average(NamedTuple):
 
     @property
     def harmonic(self) -> float:
-        """Harmonic mean of the two."""
+        """The harmonic mean of erased and kept."""
         a, b = self.erased.mean, self.kept.mean
         return 2 * a * b / (a + b) if a + b > 0 else 0.0
 
@@ -57,9 +50,17 @@ class Comparison:
     """What `compare` measured.
 
     Args:
-        target: what was unlearned, for titles.
+        target: the name of what was unlearned, for titles.
         points: every adapter at every strength.
         before: (erased, kept) of the pipe as it was.
+
+    Example:
+        >>> from diffusers_fdu.evaluation.comparison import Point
+        >>> gone = Point("chi2", seed=0, strength=1.0, erased=1.0, kept=0.5, steps=50, seconds=40)
+        >>> mild = Point("kl", seed=0, strength=0.5, erased=0.9, kept=0.9, steps=50, seconds=40)
+        >>> comparison = Comparison("dog", (gone, mild), before=(0.0, 1.0))
+        >>> comparison.best("erase").f, comparison.best("balance").f
+        ('chi2', 'kl')
     """
 
     target: str
@@ -78,34 +79,34 @@ class Comparison:
 
     def front(self) -> list[Average]:
         """The Pareto front: those that no other beats in one mean without losing in the other."""
-        found = self.averages()
+        averages = self.averages()
 
         def beats(a: Average, b: Average) -> bool:
             ahead = a.erased.mean - b.erased.mean, a.kept.mean - b.kept.mean
             return min(ahead) >= 0 and max(ahead) > 0
 
-        front = [one for one in found if not any(beats(other, one) for other in found)]
+        front = [a for a in averages if not any(beats(other, a) for other in averages)]
         return sorted(front, key=lambda a: (a.erased.mean, a.f, a.strength))
 
     def best(self, prefer: Preference = "balance") -> Average:
         """The point that a preference picks.
 
         Args:
-            prefer: "erase": the largest erasure, of equals the one that keeps most; "balance":
-                the largest harmonic mean of both; "preserve": what keeps most among those with
-                at least `ENOUGH` of the largest erasure.
+            prefer: "erase" picks the largest erasure, and of equals the one that keeps most;
+                "balance" the largest harmonic mean of both; "preserve" what keeps most among
+                those with at least `ENOUGH` of the largest erasure.
 
         Raises:
             ValueError: for an unknown preference.
         """
-        AutoDivergence(prefer)  # refuses what it does not know
-        found = self.averages()
+        AutoDivergence(prefer)  # refuses an unknown preference
+        averages = self.averages()
         if prefer == "erase":
-            return max(found, key=lambda a: (a.erased.mean, a.kept.mean))
+            return max(averages, key=lambda a: (a.erased.mean, a.kept.mean))
         if prefer == "balance":
-            return max(found, key=lambda a: a.harmonic)
-        most = max(a.erased.mean for a in found)
-        enough = [a for a in found if a.erased.mean >= ENOUGH * most]
+            return max(averages, key=lambda a: a.harmonic)
+        most = max(a.erased.mean for a in averages)
+        enough = [a for a in averages if a.erased.mean >= ENOUGH * most]
         return max(enough, key=lambda a: (a.kept.mean, a.erased.mean))
 
     def table(self) -> str:
@@ -122,17 +123,24 @@ class Comparison:
     def save(self, directory: str | Path) -> Path:
         """Write `comparison.json` and `comparison.md`; returns the folder."""
         folder = writable_folder(directory)
-        content = as_json(asdict(self))
-        write_json(folder / "comparison.json", content)
+        write_json(folder / "comparison.json", as_json(asdict(self)))
         write_text(folder / "comparison.md", self.table() + "\n")
         return folder
 
 
 def load_comparison(directory: str | Path) -> Comparison:
-    """What `Comparison.save` wrote.
+    """Read what `Comparison.save` wrote.
+
+    Args:
+        directory: the folder that it was saved to.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if it holds no comparison.
+
+    Example:
+        >>> folder = Comparison("dog", (), before=(0.0, 1.0)).save("runs/dog")
+        >>> load_comparison(folder).before
+        (0.0, 1.0)
     """
     path = Path(directory) / "comparison.json"
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,17 +30,10 @@ def _figure(**options: Any) -> Any:
 
 
 def plot_profiles(path: str | Path, fs: Sequence[str] = PROFILES) -> None:
-    """Draw phi and phi' of divergences over the distance sqrt(s).
+    """Draw phi and phi' of divergences over the distance sqrt(s) into a PNG.
 
     phi' is drawn relative to its value at s = 1, where training puts every f on one scale: above
     1 a sample is pulled harder than under kl, below 1 less.
-
-    Args:
-        path: of the PNG.
-        fs: names of divergences.
-
-    Raises:
-        ImportError: without matplotlib.
     """
     figure = _figure(figsize=(10, 4))
     left, right = figure.subplots(1, 2)
@@ -50,63 +44,45 @@ def plot_profiles(path: str | Path, fs: Sequence[str] = PROFILES) -> None:
         style = "--" if i >= 5 else "-"
         left.plot(distance, d.phi(s), style, label=d.name)
         right.plot(distance, d.dphi(s) / d.dphi(one), style, label=d.name)
-    left.set(xlabel="distance √s", ylabel="φ(s)", ylim=(0, 3), title="the divergence")
-    right.set(
-        xlabel="distance √s",
-        ylabel="φ′(s) / φ′(1)",
-        yscale="log",
-        ylim=(3e-2, 3e1),
-        title="the pull on a sample, relative to kl",
-    )
+    x_label = "distance √s"
+    left.set(xlabel=x_label, ylabel="φ(s)", ylim=(0, 3), title="the divergence")
+    right.set(xlabel=x_label, ylabel="φ′(s) / φ′(1)", yscale="log", ylim=(3e-2, 3e1))
+    right.set_title("the pull on a sample, relative to kl")
     left.legend()
     figure.savefig(path, dpi=150)
 
 
 def plot_tradeoff(comparison: Comparison, path: str | Path) -> None:
-    """Draw erasure against preservation: a curve for each f over strength, the Pareto front.
+    """Draw erasure against preservation into a PNG.
 
-    Args:
-        comparison: what `compare` measured; bars are 95 % confidence intervals over seeds.
-        path: of the PNG.
-
-    Raises:
-        ImportError: without matplotlib.
+    Each f has a curve over strength, with 95 % confidence intervals over seeds; a dotted line is
+    the Pareto front.
     """
     figure = _figure(figsize=(6.5, 5))
     axes = figure.subplots()
-    averages = comparison.averages()
-    for i, f in enumerate(dict.fromkeys(a.f for a in averages)):
-        own = sorted((a for a in averages if a.f == f), key=lambda a: a.strength)
+    averages = sorted(comparison.averages(), key=lambda a: a.strength)
+    for i, f in enumerate(dict.fromkeys(point.f for point in comparison.points)):
+        curve = [a for a in averages if a.f == f]
+        erased, kept = [a.erased for a in curve], [a.kept for a in curve]
         axes.errorbar(
-            [a.kept.mean for a in own],
-            [a.erased.mean for a in own],
-            xerr=[_bar(a.kept.margin) for a in own],
-            yerr=[_bar(a.erased.margin) for a in own],
+            [estimate.mean for estimate in kept],
+            [estimate.mean for estimate in erased],
+            xerr=[_bar(estimate.margin) for estimate in kept],
+            yerr=[_bar(estimate.margin) for estimate in erased],
             marker=MARKERS[i % len(MARKERS)],
             capsize=2,
             linewidth=1,
             label=f,
         )
     front = comparison.front()
-    axes.plot(
-        [a.kept.mean for a in front],
-        [a.erased.mean for a in front],
-        "k:",
-        linewidth=2,
-        label="Pareto front",
-        zorder=0,
-    )
+    kept_means, erased_means = [a.kept.mean for a in front], [a.erased.mean for a in front]
+    axes.plot(kept_means, erased_means, "k:", linewidth=2, label="Pareto front", zorder=0)
     axes.plot(comparison.before[1], comparison.before[0], "k+", markersize=10, label="before")
-    axes.set(
-        xlabel="kept",
-        ylabel="erased",
-        title=f"unlearning {comparison.target}",
-        xlim=(None, 1.02),
-        ylim=(-0.02, 1.04),
-    )
+    axes.set(xlabel="kept", ylabel="erased", xlim=(None, 1.02), ylim=(-0.02, 1.04))
+    axes.set_title(f"unlearning {comparison.target}")
     axes.legend()
     figure.savefig(path, dpi=150)
 
 
 def _bar(margin: float) -> float:
-    return margin if margin == margin else 0.0  # NaN of a single seed
+    return 0.0 if math.isnan(margin) else margin  # a single seed has no margin

@@ -1,10 +1,11 @@
-"""A canvas: what a model can draw and a judge can name, as objects x styles or in one domain."""
+"""Prompt grids: the names that a model can draw and a judge can tell apart, and their prompts."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 from ..data.templates import fill, plain
 
@@ -20,8 +21,8 @@ class PromptGrid:
         domains: names by domain, such as {"object": ("dog", "cat"), "style": ("noto", "blob")}.
         template: a prompt with every domain in braces: "a {object} emoji in {style} style".
         alone: prompts for a name of one domain, with `{}` for it; the first is the plainest.
-        synonyms: other words for some names.
-        articles: put "an" for "a" in the template where a name begins with a vowel.
+        synonyms: other words for some of the names.
+        articles: whether the template's "a" becomes "an" before a name that begins with a vowel.
 
     Raises:
         ValueError: for a domain without names or prompts, a name that comes twice, or a template
@@ -35,8 +36,7 @@ class PromptGrid:
     articles: bool = True
 
     def __post_init__(self) -> None:
-        found = re.findall(r"\{(\w*)\}", self.template)
-        if sorted(found) != sorted(self.domains):
+        if sorted(re.findall(r"\{(\w*)\}", self.template)) != sorted(self.domains):
             raise ValueError(
                 f"template {self.template!r} must hold each of the domains "
                 f"{', '.join(self.domains)} once, in braces"
@@ -51,12 +51,9 @@ class PromptGrid:
                     raise ValueError(f"prompt {prompt!r} has no {{}} for the name")
 
     def prompt(self, cell: Cell) -> str:
-        """The template with these names, and the articles that go with them.
-
-        Args:
-            cell: a name of each domain; "{}" leaves a place to fill.
-        """
+        """The template with the names of a cell and their articles; the name "{}" stays a slot."""
         text = self.template
+        # A "{}" goes in last, or the next name would be filled into it.
         for domain, name in sorted(cell.items(), key=lambda item: item[1] == "{}"):
             slot = f"{{{domain}}}"
             if self.articles:
@@ -66,15 +63,7 @@ class PromptGrid:
         return text
 
     def domain_of(self, name: str, kind: str = "object") -> str:
-        """The domain that has a name; of others the one that is called like the kind.
-
-        Args:
-            name: of a target, which may be none of the canvas's own.
-            kind: of the concept.
-
-        Raises:
-            ValueError: if no domain fits.
-        """
+        """A name's domain, or the one called like its kind; ValueError if there is neither."""
         for domain, names in self.domains.items():
             if plain(name) in map(plain, names):
                 return domain
@@ -83,25 +72,22 @@ class PromptGrid:
         if len(self.domains) == 1:
             return next(iter(self.domains))
         raise ValueError(
-            f"{name!r} is of kind {kind!r}, and the canvas has the domains "
+            f"{name!r} is of kind {kind!r}, and the prompt grid has the domains "
             f"{', '.join(self.domains)}"
         )
 
     def others(self, domain: str, names: Sequence[str]) -> list[str]:
         """The names of a domain without these."""
-        taken = set(map(plain, names))
-        return [name for name in self.domains[domain] if plain(name) not in taken]
+        excluded = set(map(plain, names))
+        return [name for name in self.domains[domain] if plain(name) not in excluded]
 
     def across(self, domain: str) -> list[Cell]:
         """Every combination of names of the other domains."""
-        cells: list[Cell] = [{}]
-        for other, names in self.domains.items():
-            if other != domain:
-                cells = [{**cell, other: name} for cell in cells for name in names]
-        return cells
+        others = {d: names for d, names in self.domains.items() if d != domain}
+        return [dict(zip(others, names, strict=True)) for names in product(*others.values())]
 
     def cell(self, domain: str, name: str, rest: Cell) -> Cell:
-        """A name with names of the other domains, in the canvas's order."""
+        """A name with names of the other domains, in the grid's order."""
         return {d: name if d == domain else rest[d] for d in self.domains}
 
 
@@ -132,20 +118,7 @@ UNLEARNCANVAS = PromptGrid(
 "Seed Images" is photos."""
 
 CIFAR10 = PromptGrid(
-    {
-        "object": (
-            "airplane",
-            "automobile",
-            "bird",
-            "cat",
-            "deer",
-            "dog",
-            "frog",
-            "horse",
-            "ship",
-            "truck",
-        )
-    },
+    {"object": tuple("airplane automobile bird cat deer dog frog horse ship truck".split())},
     "a photo of the {object}",
     {
         "object": (

@@ -1,7 +1,7 @@
-"""What evaluations of a model rest on: canvas, judge, CLIP, and a model that never saw a concept.
+"""What the evaluation of a model rests on: its protocol, its task, and who judges the pictures.
 
-Of the embedded model all of them are shipped. Of others the canvas is that of the protocol, and
-the judge a CLIP or classifier of the user's.
+Of the embedded model everything is shipped: prompt grid, judge, CLIP, and for one concept a model
+that never saw it. Of other models the prompt grid is the protocol's, and the judge is the user's.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from ..adapters.recipe import EMBEDDED
 from ..data.concepts import Concept
 from ..emoji.loading import ORACLE, load_emoji_clip, load_emoji_judge, load_emoji_oracle
 from ..emoji.vocabulary import CONCEPTS, STYLES, SYNONYMS
-from .judges import ClipJudge, NamedJudge
+from .judges import ClipJudge, Judge, NamedJudge
 from .metrics.clip import ClipScorer
 from .prompt_grid import CIFAR10, UNLEARNCANVAS, PromptGrid
-from .request import Judge
+from .protocols import Protocol, UnlearningTask
 
 EMOJI = PromptGrid(
     {"object": CONCEPTS, "style": STYLES},
@@ -30,90 +30,75 @@ EMOJI = PromptGrid(
     SYNONYMS,
 )
 """The embedded model's concepts and styles."""
+EMOJI_GUIDANCE = 4.0
 
 
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """What an evaluation rests on.
+    """What an evaluation rests on; the oracle is a pipe that never saw the target."""
 
-    Args:
-        canvas: what can be asked for.
-        judge: says what pictures show.
-        clip: compares pictures and words; None: there is none.
-        guidance_scale: that the model was made for; None: the pipeline's own.
-        oracle: a pipe that never saw the target; None: there is none.
-    """
-
-    canvas: PromptGrid
+    protocol: Protocol
+    task: UnlearningTask
     judge: Judge
     clip: ClipScorer | None = None
-    guidance_scale: float | None = None
     oracle: Any = None
-
-
-def is_embedded(pipe: Any) -> bool:
-    """Whether a pipe is the embedded model."""
-    return pipe.config.get("_name_or_path") == EMBEDDED
 
 
 def evaluation_setup(
     pipe: Any,
     concepts: Sequence[Concept],
-    protocol: str,
-    canvas: PromptGrid | None = None,
+    protocol: Protocol,
+    prompt_grid: PromptGrid | None = None,
     judge: Judge | None = None,
     clip: ClipScorer | str | Path | None = None,
     oracle: Any = None,
 ) -> EvaluationSetup:
-    """What was given, and of the rest what there is.
+    """Complete what was passed by what is shipped for the model.
 
-    Args:
-        pipe: the model.
-        concepts: what it is to have forgotten.
-        protocol: name of the protocol.
-        canvas: None: see above.
-        judge: None: the embedded model's, or the CLIP, zero-shot.
-        clip: a scorer, or the folder or Hub name of a CLIP.
-        oracle: a pipe that never saw the target, where the pipe is.
-
-    Raises:
-        ValueError: if there is no judge.
+    The judge is then the embedded model's, or the CLIP, zero-shot. ValueError if there is neither,
+    or if the concepts are of different domains.
     """
     if isinstance(clip, str | Path):
         clip = ClipScorer.from_pretrained(clip, str(pipe.device))
-    names = [concept.target for concept in concepts]
-    if is_embedded(pipe) and canvas is None:
+    if pipe.config.get("_name_or_path") == EMBEDDED and prompt_grid is None:
+        prompt_grid = EMOJI
         clip = clip or ClipScorer(*load_emoji_clip(), "the embedded CLIP")
-        own = NamedJudge(load_emoji_judge(), ("object", "style"), "the embedded judge")
-        if oracle is None and names == [ORACLE]:
+        judge = judge or NamedJudge(load_emoji_judge(), tuple(EMOJI.domains), "the embedded judge")
+        if oracle is None and [concept.target for concept in concepts] == [ORACLE]:
             oracle = load_emoji_oracle(torch_dtype=pipe.dtype)
             oracle.to(pipe.device)
-        return EvaluationSetup(_named(EMOJI, concepts), judge or own, clip, 4.0, oracle)
-    if canvas is None:
-        is_styled = protocol == "unlearncanvas" or concepts[0].kind == "style"
-        canvas = UNLEARNCANVAS if is_styled else CIFAR10
-    canvas = _named(canvas, concepts)
+        if protocol.guidance_scale is None:
+            protocol = replace(protocol, guidance_scale=EMOJI_GUIDANCE)
+    elif prompt_grid is None:
+        has_styles = protocol.name == "unlearncanvas" or concepts[0].kind == "style"
+        prompt_grid = UNLEARNCANVAS if has_styles else CIFAR10
+    task = _unlearning_task(prompt_grid, concepts)
     if judge is None and clip is None:
         raise ValueError(
             "no judge: pass judge=, or clip= with the folder or the Hub name of a CLIP, such as "
             "openai/clip-vit-base-patch32"
         )
-    return EvaluationSetup(canvas, judge or _zero_shot(canvas, clip, concepts), clip, None, oracle)
+    return EvaluationSetup(protocol, task, judge or _zero_shot_judge(clip, task), clip, oracle)
 
 
-def _zero_shot(canvas: PromptGrid, clip: Any, concepts: Sequence[Concept]) -> ClipJudge:
-    """A CLIP that chooses among the canvas's names, the targets and their anchors."""
-    domains = {domain: list(names) for domain, names in canvas.domains.items()}
+def _unlearning_task(grid: PromptGrid, concepts: Sequence[Concept]) -> UnlearningTask:
+    """The concepts on the grid, their aliases among its synonyms."""
+    domains = {c.target: grid.domain_of(c.target, c.kind) for c in concepts}
+    if len(set(domains.values())) > 1:
+        listing = ", ".join(f"{target}: {domain}" for target, domain in domains.items())
+        raise ValueError(f"targets of different domains ({listing}): pass concepts of one")
+    synonyms = dict(grid.synonyms)
     for concept in concepts:
-        own = domains[canvas.domain_of(concept.target, concept.kind)]
-        own += [n for n in (concept.target, concept.anchor_name) if n and n not in own]
-    return ClipJudge(clip, domains, {d: prompts[0] for d, prompts in canvas.alone.items()})
+        words = [*synonyms.get(concept.target, ()), *concept.aliases]
+        synonyms[concept.target] = tuple(dict.fromkeys(words))
+    anchors = [concept.anchor_name for concept in concepts]
+    domain = domains[concepts[0].target]
+    return UnlearningTask(replace(grid, synonyms=synonyms), list(domains), domain, anchors)
 
 
-def _named(canvas: PromptGrid, concepts: Sequence[Concept]) -> PromptGrid:
-    """The canvas with the targets' aliases among the synonyms."""
-    synonyms = dict(canvas.synonyms)
-    for concept in concepts:
-        known = synonyms.get(concept.target, ())
-        synonyms[concept.target] = tuple(dict.fromkeys([*known, *concept.aliases]))
-    return replace(canvas, synonyms=synonyms)
+def _zero_shot_judge(clip: Any, task: UnlearningTask) -> ClipJudge:
+    """A CLIP that chooses among the grid's names, the targets and their anchors."""
+    grid, domain = task.prompt_grid, task.domain
+    names = [*grid.domains[domain], *task.targets, *filter(None, task.anchors)]
+    domains = {**grid.domains, domain: list(dict.fromkeys(names))}
+    return ClipJudge(clip, domains, {d: prompts[0] for d, prompts in grid.alone.items()})

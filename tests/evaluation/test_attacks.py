@@ -7,8 +7,13 @@ from conftest import build_tiny_pipe, latents
 from diffusers_fdu.adapters import lora as adapters
 from diffusers_fdu.data.teacher import ask
 from diffusers_fdu.evaluation.attacks.attack import AttackOutcome, AttackTarget
-from diffusers_fdu.evaluation.attacks.probing import Completion, NoiseProbing, scaled_noise
-from diffusers_fdu.evaluation.attacks.relearning import Relearning, Removal
+from diffusers_fdu.evaluation.attacks.plain_prompt import (
+    Completion,
+    NoiseProbing,
+    Relearning,
+    Removal,
+    scaled_noise,
+)
 from diffusers_fdu.evaluation.attacks.run import ATTACKS, attack, check_names
 from diffusers_fdu.evaluation.attacks.search import (
     ConceptInversion,
@@ -186,7 +191,7 @@ def test_a_completed_picture_begins_as_the_originals(pipe) -> None:
     object.__setattr__(where, "is_target", lambda i: images.append(i) or [True] * len(i))
     Completion(steps=3, every=1)(where, 0)
     with where.original() as original:
-        prompts, seeds = where.plan(where.asked("dog"), 0)
+        prompts, seeds = where.judged_rows(where.prompts, 0)
         expected = where.draw(prompts, seeds, original)
     assert [_bytes(i) for i in images[-1]] == [_bytes(i) for i in expected]
     assert [_bytes(i) for i in images[0]] != [_bytes(i) for i in expected]
@@ -195,7 +200,7 @@ def test_a_completed_picture_begins_as_the_originals(pipe) -> None:
 def test_relearning_comes_nearer_to_the_original(pipe) -> None:
     where = scene(pipe)
     goal = where.goal([""] * 2, 0, 4)
-    inputs = where.recorder().first_call(where.asked("dog")).inputs
+    inputs = where.recorder().first_call(where.prompts).inputs
     texts = {name: inputs[name] for name in goal.names}
     losses: list[float] = []
 
@@ -216,7 +221,7 @@ def test_removal_is_the_original(pipe) -> None:
     object.__setattr__(where, "is_target", lambda i: images.extend(i) or [True] * len(i))
     Removal()(where, 0)
     plain = build_tiny_pipe()
-    expected = where.draw(*where.plan(where.asked("dog"), 0), plain)
+    expected = where.draw(*where.judged_rows(where.prompts, 0), plain)
     assert [_bytes(i) for i in images] == [_bytes(i) for i in expected]
 
 
@@ -240,11 +245,12 @@ def test_models_without_an_adapter_are_attacked_beside_their_original(pipe) -> N
 class Scripted:
     """Hits as given, by seed."""
 
-    name, budget = "scripted", {"steps": 3}
+    name = "scripted"
 
     def __call__(self, scene: AttackTarget, seed: int) -> AttackOutcome:
         hits = [[True, True], [True, False]][seed]
-        return AttackOutcome(hits, ((1.0, 0.0), (2.0, sum(hits) / 2)), f"word {seed}")
+        curve = ((1.0, 0.0), (2.0, sum(hits) / 2))
+        return AttackOutcome(hits, curve, f"word {seed}", {"steps": 3})
 
 
 def test_results_are_means_over_the_seeds(pipe) -> None:

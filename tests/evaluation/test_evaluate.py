@@ -12,17 +12,16 @@ from diffusers_fdu import Concept, EvaluationCallback, EvaluationConfig, FDUnlea
 from diffusers_fdu.emoji.loading import load_emoji_clip, load_emoji_judge, load_emoji_pipeline
 from diffusers_fdu.emoji.vocabulary import CONCEPTS, STYLES
 from diffusers_fdu.evaluation.adapter_under_test import concepts_of
-from diffusers_fdu.evaluation.attacks.probing import NoiseProbing
-from diffusers_fdu.evaluation.attacks.relearning import Removal
-from diffusers_fdu.evaluation.callback import check_together
+from diffusers_fdu.evaluation.attacks.plain_prompt import NoiseProbing, Removal
+from diffusers_fdu.evaluation.callback import check_on_one_device
 from diffusers_fdu.evaluation.emoji import draw as draw_emoji
 from diffusers_fdu.evaluation.judges import ClipJudge
 from diffusers_fdu.evaluation.metrics.clip import ClipScorer
 from diffusers_fdu.evaluation.prompt_grid import PromptGrid
-from diffusers_fdu.evaluation.protocols import protocol
-from diffusers_fdu.evaluation.report.files import from_json
+from diffusers_fdu.evaluation.protocols import resolve_protocol
+from diffusers_fdu.evaluation.result import from_json
 
-CANVAS = PromptGrid(
+GRID = PromptGrid(
     {"object": ("dog", "cat", "tree", "apple"), "style": ("blue", "red")},
     "a {object} in {style} style",
     {"object": ("a {}",), "style": ("in {} style",)},
@@ -56,7 +55,7 @@ def measure(pipe, source, **options):
     names = {field.name for field in fields(EvaluationConfig)} & set(options)
     own = {name: options.pop(name) for name in names}
     config = EvaluationConfig(
-        **{"canvas": CANVAS, "num_inference_steps": 2, "progress": False, **own}
+        **{"prompt_grid": GRID, "num_inference_steps": 2, "progress": False, **own}
     )
     return evaluate(pipe, source, **{"judge": Judge(), **options}, config=config)
 
@@ -134,7 +133,7 @@ def test_an_interrupted_evaluation_goes_on(trained, tmp_path, monkeypatch) -> No
 
 def test_bad_questions_are_refused(trained, pipe) -> None:
     with pytest.raises(ValueError, match="no judge"):
-        evaluate(trained.pipe, trained, config=EvaluationConfig(canvas=CANVAS))
+        evaluate(trained.pipe, trained, config=EvaluationConfig(prompt_grid=GRID))
     with pytest.raises(ValueError, match="another pipe"):
         measure(build_tiny_pipe(), trained)
     with pytest.raises(ValueError, match="different domains"):
@@ -166,9 +165,9 @@ def test_a_training_ends_when_the_target_is_gone(pipe) -> None:
         "dog",
         every=2,
         until={"ua": 0.0},
-        canvas=CANVAS,
+        prompt_grid=GRID,
         judge=judge,
-        protocol=protocol("quick", num_inference_steps=2),
+        protocol=resolve_protocol("quick", num_inference_steps=2),
     )
     worker = FDUnlearner(pipe, RUNS, progress=False, **{**SMALL, "steps": 6})
     worker.unlearn("dog", "cat", callback=watch)
@@ -184,10 +183,10 @@ def test_without_a_goal_it_only_watches(pipe) -> None:
         pipe,
         "dog",
         every=3,
-        canvas=CANVAS,
+        prompt_grid=GRID,
         judge=Judge(),
         on_result=lambda found: seen.append(found.step),
-        protocol=protocol("quick", num_inference_steps=2),
+        protocol=resolve_protocol("quick", num_inference_steps=2),
     )
     worker = FDUnlearner(pipe, RUNS, progress=False, **{**SMALL, "steps": 6, "early_stop": 0.0})
     worker.unlearn("dog", "cat", callback=watch)
@@ -200,9 +199,9 @@ def test_watching_does_not_change_the_training() -> None:
         pipe = build_tiny_pipe()
         callback = None
         if watched:
-            small = protocol("quick", num_inference_steps=2)
+            small = resolve_protocol("quick", num_inference_steps=2)
             callback = EvaluationCallback(
-                pipe, "dog", 1, canvas=CANVAS, judge=Judge(), protocol=small
+                pipe, "dog", 1, prompt_grid=GRID, judge=Judge(), protocol=small
             )
         worker = FDUnlearner(pipe, RUNS, progress=False, **SMALL)
         worker.unlearn("dog", "cat", callback=callback)
@@ -212,9 +211,9 @@ def test_watching_does_not_change_the_training() -> None:
 
 def test_bad_watches_are_refused(pipe) -> None:
     with pytest.raises(ValueError, match="every must be"):
-        EvaluationCallback(pipe, "dog", 0, canvas=CANVAS, judge=Judge())
+        EvaluationCallback(pipe, "dog", 0, prompt_grid=GRID, judge=Judge())
     with pytest.raises(ValueError, match="cannot wait for 'fid'"):
-        EvaluationCallback(pipe, "dog", until={"fid": 1}, canvas=CANVAS, judge=Judge())
+        EvaluationCallback(pipe, "dog", until={"fid": 1}, prompt_grid=GRID, judge=Judge())
 
 
 # The embedded model
@@ -268,7 +267,7 @@ def test_one_of_several_targets_can_be_chosen() -> None:
 
 
 def test_a_pipe_in_two_places_is_not_watched(pipe) -> None:
-    check_together(pipe)
+    check_on_one_device(pipe)
     pipe.vae.to("meta")
     with pytest.raises(ValueError, match="offload=False"):
-        check_together(pipe)
+        check_on_one_device(pipe)

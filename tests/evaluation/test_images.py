@@ -10,10 +10,9 @@ from drawn import main
 from launched import run
 from tiny import add_other_adapter
 
-from diffusers_fdu.evaluation.images import MANIFEST, draw, load_image_set
+from diffusers_fdu.evaluation.images import MANIFEST, Request, draw, load_image_set
 from diffusers_fdu.evaluation.prompt_grid import CIFAR10, UNLEARNCANVAS, PromptGrid
-from diffusers_fdu.evaluation.protocols import PROTOCOLS, UnlearningTask, protocol
-from diffusers_fdu.evaluation.request import Request
+from diffusers_fdu.evaluation.protocols import PROTOCOLS, UnlearningTask, resolve_protocol
 from diffusers_fdu.evaluation.setup import EMOJI
 from diffusers_fdu.pipelines.generate import check_pictures
 
@@ -76,7 +75,7 @@ def counts(requests: list[Request]) -> dict[str, int]:
 
 
 def test_unlearncanvas_draws_every_object_in_every_style() -> None:
-    plan = protocol("unlearncanvas")
+    plan = resolve_protocol("unlearncanvas")
     found = plan.requests(UnlearningTask(UNLEARNCANVAS, ["Van Gogh"], "style"))
     assert counts(found) == {"target": 20 * 5, "retain": 20 * 50 * 5}
     assert (plan.num_inference_steps, plan.guidance_scale) == (100, 9.0)
@@ -86,7 +85,7 @@ def test_unlearncanvas_draws_every_object_in_every_style() -> None:
 
 
 def test_mace_draws_200_of_every_class_and_synonym() -> None:
-    plan = protocol("mace")
+    plan = resolve_protocol("mace")
     found = plan.requests(UnlearningTask(CIFAR10, ["dog"], "object"))
     assert counts(found) == {"target": 200, "synonyms": 600, "retain": 1800}
     assert {r.prompt for r in found if r.part == "synonyms"} == {
@@ -99,7 +98,7 @@ def test_mace_draws_200_of_every_class_and_synonym() -> None:
 
 
 def test_concept_ablation_draws_200_of_target_anchor_and_neighbours() -> None:
-    plan = protocol("concept-ablation")
+    plan = resolve_protocol("concept-ablation")
     near = ["beagle", "basset hound", "harrier", "foxhound"]
     asked = UnlearningTask(CIFAR10, ["Snoopy"], "object", ["dog"], near)
     found = plan.requests(asked)
@@ -113,7 +112,7 @@ def test_concept_ablation_draws_200_of_target_anchor_and_neighbours() -> None:
     ("target", "domain", "synonyms"), [("dog", "object", 8), ("blob", "style", 0)]
 )
 def test_quick_draws_a_hundred(target: str, domain: str, synonyms: int) -> None:
-    found = protocol("quick").requests(UnlearningTask(EMOJI, [target], domain))
+    found = resolve_protocol("quick").requests(UnlearningTask(EMOJI, [target], domain))
     own = counts(found)
     assert own["target"] == 32 and own.get("synonyms", 0) == synonyms
     assert 60 <= own["retain"] <= 62
@@ -129,7 +128,7 @@ def test_quick_draws_a_hundred(target: str, domain: str, synonyms: int) -> None:
 
 
 def test_several_targets_share_the_pictures() -> None:
-    found = protocol("quick").requests(UnlearningTask(EMOJI, ["dog", "cat"], "object"))
+    found = resolve_protocol("quick").requests(UnlearningTask(EMOJI, ["dog", "cat"], "object"))
     names = [request.expected["object"] for request in found if request.part == "target"]
     assert names.count("dog") == names.count("cat") == 16
     kept = {request.expected["object"] for request in found if request.part == "retain"}
@@ -138,20 +137,20 @@ def test_several_targets_share_the_pictures() -> None:
 
 def test_what_departs_from_the_publication_is_said() -> None:
     assert "not as published" not in PROTOCOLS["mace"].about
-    changed = protocol("mace", seeds=range(3), num_inference_steps=None)
+    changed = resolve_protocol("mace", seeds=range(3), num_inference_steps=None)
     assert changed.about.endswith("not as published: seeds")
     assert len(changed.requests(UnlearningTask(CIFAR10, ["dog"], "object"))) == 13 * 3
 
 
 def test_unknown_protocols_and_options_are_refused() -> None:
     with pytest.raises(ValueError, match="choose unlearncanvas"):
-        protocol("slow")
-    with pytest.raises(TypeError, match="unknown option 'step'"):
-        protocol("quick", step=3)
+        resolve_protocol("slow")
+    with pytest.raises(TypeError, match="argument 'step'"):
+        resolve_protocol("quick", step=3)
     with pytest.raises(ValueError, match="at least 1"):
-        protocol("quick", num_inference_steps=0)
+        resolve_protocol("quick", num_inference_steps=0)
     with pytest.raises(ValueError, match="at least one"):
-        protocol("quick", seeds=[])
+        resolve_protocol("quick", seeds=[])
 
 
 # Galleries

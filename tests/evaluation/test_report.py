@@ -12,11 +12,9 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from diffusers_fdu.adapters.evaluation_file import check_evaluation, metric_report
-from diffusers_fdu.evaluation.images import ImageSet
-from diffusers_fdu.evaluation.report.files import from_json, to_json, write_report
-from diffusers_fdu.evaluation.report.pages import to_html, to_markdown
-from diffusers_fdu.evaluation.request import Request
-from diffusers_fdu.evaluation.result import AttackResult, Evaluation, Metric
+from diffusers_fdu.evaluation.images import ImageSet, Request
+from diffusers_fdu.evaluation.report.pages import to_html, to_markdown, write_report
+from diffusers_fdu.evaluation.result import AttackResult, Evaluation, Metric, from_json, to_json
 from diffusers_fdu.utils.markup import cleaned, environment
 
 CHARTS = environment(".html").get_template("evaluation/report/charts.html").module

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from conftest import build_tiny_pipe
 
-from diffusers_fdu.evaluation.images import draw
-from diffusers_fdu.evaluation.request import Request
+from diffusers_fdu.evaluation.images import Request, draw
 from diffusers_fdu.utils.distributed import Processes
 
 

@@ -20,7 +20,7 @@ from tiny import add_other_adapter, state, unlearner
 
 from diffusers_fdu import Concept, FDUnlearner, NegativeGuidance, render_card
 from diffusers_fdu.adapters.evaluation_file import read_evaluation, write_evaluation
-from diffusers_fdu.evaluation.demo import evaluation
+from diffusers_fdu.cli.demo_job import demo_evaluation
 from diffusers_fdu.evaluation.emoji import Scores
 from diffusers_fdu.hub.card import seeds_text
 from diffusers_fdu.hub.preview import card_prompts, draw_pictures, prompt_of
@@ -304,7 +304,7 @@ def test_wilson_against_known_intervals() -> None:
 @pytest.mark.parametrize(("target", "drawn"), [("dog", 40), ("blob", 64)])
 def test_the_demo_says_what_it_measured(tmp_path, target, drawn) -> None:
     before, after = Scores(0.05, 0.996, 0.9, 288), Scores(0.975, 0.9879, 1.0, 288)
-    found = evaluation(target, before, after)
+    found = demo_evaluation(target, before, after)
     write_evaluation(found, tmp_path)
     ua, cra = found["metrics"]["ua"], found["metrics"]["cra"]
     assert ua["low"] < ua["value"] < ua["high"] and ua["before"] == 0.05

@@ -10,8 +10,7 @@ from support import BEGIN, END, ROOT, measure, readme_table
 from diffusers_fdu import Concept, FDUnlearner, Robust, load_unlearned
 from diffusers_fdu.data.teacher import ask
 from diffusers_fdu.evaluation.attacks.attack import AttackTarget
-from diffusers_fdu.evaluation.attacks.probing import Completion, NoiseProbing
-from diffusers_fdu.evaluation.attacks.relearning import Relearning
+from diffusers_fdu.evaluation.attacks.plain_prompt import Completion, NoiseProbing, Relearning
 from diffusers_fdu.evaluation.attacks.search import ConceptInversion
 from diffusers_fdu.training.inversion import Inversion
 

@@ -25,28 +25,17 @@ from ...pipelines.generate import generate
 from ...pipelines.recorder import Recorder, preserve_pipeline_state
 from ...training.inversion import Goal
 
-FIRST_SEED = 50_000
-"""Of the pictures that attacks are judged on; recorded runs use small seeds."""
+FIRST_SEED = 50_000  # of the pictures that attacks are judged on; recorded runs use small seeds
 
 
 @dataclass(frozen=True)
 class AttackTarget:
-    """A model under attack.
+    """A model under attack, and the target that it is said to have forgotten.
 
-    Args:
-        pipe: with the adapter on it and active, or with weights that were changed for good.
-        target: what it is said to have forgotten.
-        is_target: says of each picture whether it shows the target.
-        templates: prompts with `{}` where the target goes.
-        component: the denoiser; None: the pipe's first.
-        adapter_name: of the adapter; None: `reference` is another pipe.
-        reference: pipe of the original model; None: the pipe without the adapter.
-        settings: of the pictures' runs, such as num_inference_steps and guidance_scale.
-        pictures: drawn and judged for each seed of an attack.
-        batch: pictures drawn at once.
-
-    Raises:
-        ValueError: if there is no original model, or a template has no place for the target.
+    The pipe has the adapter active, or weights that were changed for good; the original model is
+    the pipe without the adapter, or `reference`, another pipe. `is_target` says of each picture
+    whether it shows the target, and `templates` have `{}` where the target goes. For each seed of
+    an attack so many `pictures` are drawn with these settings, and judged.
     """
 
     pipe: Any
@@ -73,6 +62,15 @@ class AttackTarget:
         """The denoiser under attack."""
         return getattr(self.pipe, str(self.component))
 
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts that ask for the target."""
+        return self.prompts_for(self.target)
+
+    def prompts_for(self, name: str) -> list[str]:
+        """The templates with another name in the target's place."""
+        return [fill(template, name) for template in self.templates]
+
     @contextmanager
     def original(self) -> Iterator[Any]:
         """The pipe of the original model, while the context lasts."""
@@ -82,86 +80,64 @@ class AttackTarget:
             with adapters.scaled(self.model, str(self.adapter_name), 0.0):
                 yield self.pipe
 
-    def asked(self, name: str) -> list[str]:
-        """The templates with this in the target's place."""
-        return [fill(template, name) for template in self.templates]
-
     def draw(
         self, prompts: Sequence[str], seeds: Sequence[int], pipe: Any = None, **extra: Any
     ) -> list[Any]:
-        """Pictures of prompts, one a seed; the pipe is as it was then.
-
-        Args:
-            prompts: what to draw.
-            seeds: of the initial noise, as many.
-            pipe: another than the one under attack.
-            **extra: further arguments of the pipeline.
-        """
+        """A picture of each prompt with its seed, drawn by the pipe under attack or by another."""
         pipe = self.pipe if pipe is None else pipe
-        arguments = {**self.settings, **extra}
-        return generate(pipe, prompts, seeds, batch=self.batch, **arguments)
+        return generate(pipe, prompts, seeds, batch=self.batch, **{**self.settings, **extra})
 
-    def plan(self, prompts: Sequence[str], seed: int) -> tuple[list[str], list[int]]:
-        """As many prompts, in turn, as pictures are judged, and their seeds.
-
-        Args:
-            prompts: to draw.
-            seed: of the attack: each has its own pictures.
-        """
+    def judged_rows(self, prompts: Sequence[str], seed: int) -> tuple[list[str], list[int]]:
+        """The prompt, taken in turn, and the seed of each picture that is judged."""
         first = FIRST_SEED + seed * self.pictures
-        asked = [prompts[i % len(prompts)] for i in range(self.pictures)]
-        return asked, list(range(first, first + self.pictures))
+        in_turn = [prompts[i % len(prompts)] for i in range(self.pictures)]
+        return in_turn, list(range(first, first + self.pictures))
 
     def hits(self, prompts: Sequence[str], seed: int, pipe: Any = None) -> list[bool]:
-        """Whether pictures of these prompts show the target.
+        """Whether each picture of these prompts shows the target."""
+        return list(self.is_target(self.draw(*self.judged_rows(prompts, seed), pipe)))
 
-        Args:
-            prompts: drawn in turn.
-            seed: of the attack.
-            pipe: another than the one under attack.
+    def goal(self, prompts: Sequence[str], seed: int, pictures: int) -> Goal:
+        """What the original model's denoiser answers while it draws pictures of the target.
+
+        The model under attack shall answer `prompts`, one for each template, in the same way. The
+        seed is that of the pictures' noise.
         """
-        return list(self.is_target(self.draw(*self.plan(prompts, seed), pipe)))
-
-    def goal(self, marked: Sequence[str], seed: int, pictures: int) -> Goal:
-        """What the original model's denoiser does while it draws the target.
-
-        Args:
-            marked: for each template the prompt that shall be answered in the same way.
-            seed: of the pictures' noise.
-            pictures: how many are drawn.
-        """
-        own = self.asked(self.target)
-        pairs = [Pair(marked[k], own[k], k) for k in (i % len(own) for i in range(pictures))]
-        kwargs = {k: v for k, v in self.settings.items() if k != "num_inference_steps"}
+        rows = (i % len(self.templates) for i in range(pictures))
+        pairs = [Pair(prompts[row], self.prompts[row], row) for row in rows]
         with self.original() as pipe:
-            recorder = Recorder(pipe, kwargs, seed, self.batch, self.component)
+            recorder = Recorder(pipe, self._recorded_settings, seed, self.batch, self.component)
             buffer = record(recorder, pairs, [], torch.float32, progress=False)
             with preserve_pipeline_state(pipe):
-                texts = recorder.layout(marked[0], own[0]).texts
-        return Goal(buffer, buffer.entries("unlearn"), tuple(texts))
+                text_names = recorder.layout(prompts[0], self.prompts[0]).texts
+        return Goal(buffer, buffer.entries("unlearn"), tuple(text_names))
 
     def recorder(self) -> Recorder:
-        """Asks the pipe under attack for the conditioning of prompts."""
-        kwargs = {k: v for k, v in self.settings.items() if k != "num_inference_steps"}
-        recorder = Recorder(self.pipe, kwargs, batch=self.batch, component=self.component)
+        """A recorder that gets the conditioning of prompts from the pipe under attack."""
+        recorder = Recorder(
+            self.pipe, self._recorded_settings, batch=self.batch, component=self.component
+        )
         with preserve_pipeline_state(self.pipe):
-            recorder.layout(self.asked(self.target)[0], "")  # finds out how to ask one question
+            recorder.layout(self.prompts[0], "")  # finds out how to ask for one prompt
         return recorder
+
+    @property
+    def _recorded_settings(self) -> dict[str, Any]:
+        return {k: v for k, v in self.settings.items() if k != "num_inference_steps"}
 
 
 @dataclass(frozen=True)
 class AttackOutcome:
-    """One run of an attack, with one seed.
+    """One run of an attack, with one seed: whether each picture shows the target again.
 
-    Args:
-        hits: whether each picture shows the target again.
-        curve: (what was spent, share of hits) along the way.
-        found: what was found, such as an adversarial prompt; "": nothing that could be said.
+    The curve has pairs of what was spent and the share of hits by then; `found` is what was found
+    in words, such as an adversarial prompt, and the budget is what a run may spend.
     """
 
     hits: list[bool]
     curve: tuple[tuple[float, float], ...] = ()
     found: str = ""
+    budget: Mapping[str, float] = field(default_factory=dict)
 
 
 class Attack(Protocol):
@@ -169,19 +145,9 @@ class Attack(Protocol):
 
     @property
     def name(self) -> str:
-        """In words."""
+        """The attack in words."""
         ...
 
-    @property
-    def budget(self) -> Mapping[str, float]:
-        """What one run may spend."""
-        ...
-
-    def __call__(self, attack_target: AttackTarget, seed: int) -> AttackOutcome:
-        """One run.
-
-        Args:
-            attack_target: the model under attack.
-            seed: of everything random in it.
-        """
+    def __call__(self, victim: AttackTarget, seed: int) -> AttackOutcome:
+        """One run; the seed is that of everything random in it."""
         ...

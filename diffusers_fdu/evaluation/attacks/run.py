@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 
 from tqdm.auto import tqdm
 
 from ...training.gradients import without_cudnn_attention
 from ...utils.statistics import bootstrap
 from ..result import AttackResult, Metric
-from .attack import Attack, AttackOutcome, AttackTarget
-from .probing import Completion, NoiseProbing
-from .relearning import Relearning, Removal
+from .attack import Attack, AttackTarget
+from .plain_prompt import Completion, NoiseProbing, Relearning, Removal
 from .search import ConceptInversion, GreedySearch, PromptSearch
 
 ATTACKS: Mapping[str, Callable[[], Attack]] = {
@@ -24,96 +24,71 @@ ATTACKS: Mapping[str, Callable[[], Attack]] = {
     "relearning": Relearning,
     "removal": Removal,
 }
-"""Every attack at its default budget."""
+"""Every attack by name; called, it has its default budget."""
 
 
 @without_cudnn_attention()
 def attack(
-    attack_target: AttackTarget,
+    victim: AttackTarget,
     attacks: Sequence[str | Attack] = tuple(ATTACKS),
     seeds: Sequence[int] = (0, 1, 2),
     progress: bool = True,
 ) -> tuple[AttackResult, ...]:
-    """Attack a model that is said to have forgotten.
-
-    Args:
-        attack_target: the model under attack. Its pipe is left as it was.
-        attacks: names of `ATTACKS`, or attacks.
-        seeds: of each attack.
-        progress: show a progress bar.
-
-    Raises:
-        ValueError: for an unknown name, or no seeds.
-    """
-    check_names([one for one in attacks if isinstance(one, str)])
-    chosen = [ATTACKS[one]() if isinstance(one, str) else one for one in attacks]
+    """Attack a model that is said to have forgotten, with each attack and each seed."""
+    check_names([name for name in attacks if isinstance(name, str)])
     if not seeds:
         raise ValueError("attacks need at least one seed")
-    own = attack_target.asked(attack_target.target)
-    plain = [hit for seed in seeds for hit in attack_target.hits(own, seed)]
-    with attack_target.original() as pipe:
-        original = [hit for seed in seeds for hit in attack_target.hits(own, seed, pipe)]
+    runs = [ATTACKS[one]() if isinstance(one, str) else one for one in attacks]
+    unattacked = [hit for seed in seeds for hit in victim.hits(victim.prompts, seed)]
+    with victim.original() as pipe:
+        original = [hit for seed in seeds for hit in victim.hits(victim.prompts, seed, pipe)]
     results = []
-    total = len(chosen) * len(seeds)
-    with tqdm(total=total, desc="attack", disable=not progress, unit="run") as bar:
-        for one in chosen:
+    with tqdm(
+        total=len(runs) * len(seeds), desc="attack", disable=not progress, unit="run"
+    ) as bar:
+        for run in runs:
+            bar.set_postfix_str(run.name)
             started = time.monotonic()
-            found = _runs(one, attack_target, seeds, bar)
+            outcomes = []
+            for seed in seeds:
+                outcomes.append(run(victim, seed))
+                bar.update()
             seconds = (time.monotonic() - started) / len(seeds)
             results.append(
                 AttackResult(
-                    name=one.name,
-                    success=_share(found),
+                    name=run.name,
+                    success=_success([hit for outcome in outcomes for hit in outcome.hits]),
                     seeds=tuple(seeds),
-                    by_seed=tuple(_mean(run.hits) for run in found),
-                    unattacked=_mean(plain),
-                    original=_mean(original),
-                    budget={**one.budget, "seconds": round(seconds, 2)},
-                    curve=_averaged([run.curve for run in found]),
-                    found=tuple(run.found for run in found if run.found),
+                    by_seed=tuple(fmean(outcome.hits) for outcome in outcomes),
+                    unattacked=fmean(unattacked),
+                    original=fmean(original),
+                    budget={**outcomes[0].budget, "seconds": round(seconds, 2)},
+                    curve=_mean_curve([outcome.curve for outcome in outcomes]),
+                    found=tuple(outcome.found for outcome in outcomes if outcome.found),
                 )
             )
     return tuple(results)
 
 
 def check_names(names: Sequence[str]) -> list[str]:
-    """Names of `ATTACKS`; "all" stands for every one.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
+    """Names of `ATTACKS`, where "all" stands for every one; ValueError for an unknown one."""
     for name in names:
         if name not in ATTACKS and name != "all":
             raise ValueError(f"unknown attack {name!r}: choose {', '.join(ATTACKS)}, or all")
     return list(ATTACKS) if "all" in names else list(names)
 
 
-def _runs(
-    one: Attack, attack_target: AttackTarget, seeds: Sequence[int], bar: tqdm
-) -> list[AttackOutcome]:
-    found = []
-    for seed in seeds:
-        bar.set_postfix_str(one.name)
-        found.append(one(attack_target, seed))
-        bar.update()
-    return found
+def _success(hits: Sequence[bool]) -> Metric:
+    """The share of hits, the pictures of all runs counted as independent."""
+    low, high = bootstrap([float(hit) for hit in hits])
+    return Metric(fmean(hits), low, high, count=len(hits))
 
 
-def _mean(hits: Sequence[bool]) -> float:
-    return sum(hits) / len(hits)
+Curve = tuple[tuple[float, float], ...]
 
 
-def _share(found: Sequence[AttackOutcome]) -> Metric:
-    """Of the pictures of all runs, as if they were independent."""
-    hits = [float(hit) for run in found for hit in run.hits]
-    low, high = bootstrap(hits)
-    return Metric(sum(hits) / len(hits), low, high, count=len(hits))
-
-
-def _averaged(
-    curves: Sequence[tuple[tuple[float, float], ...]],
-) -> tuple[tuple[float, float], ...]:
-    """The mean curve; all runs of an attack have the same places."""
+def _mean_curve(curves: Sequence[Curve]) -> Curve:
+    """The mean over runs of one attack, which have their points at the same places."""
     return tuple(
         (points[0][0], sum(value for _, value in points) / len(points))
         for points in zip(*curves, strict=True)

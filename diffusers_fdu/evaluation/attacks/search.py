@@ -9,7 +9,7 @@ on states of the original model's pictures; no classifier takes part.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,26 +18,16 @@ from torch import Tensor, nn
 
 from ...data.rows import Entry
 from ...pipelines.placeholder_tokens import PlaceholderTokens
-from ...pipelines.recorder import Recorder, preserve_pipeline_state
+from ...pipelines.recorder import preserve_pipeline_state
 from ...pipelines.tokenizers import BEFORE, single_tokens, vocabulary
 from ...training.inversion import Inversion
 from .attack import AttackOutcome, AttackTarget
 
-Words = tuple[int, ...]
-"""Indices into the vocabulary, one for each place."""
+Words = tuple[int, ...]  # indices into the vocabulary, one for each place
 
 
 class Prefix:
     """Places for `count` words before the target's prompts.
-
-    Args:
-        attack_target: the model under attack.
-        count: number of words.
-        seed: of the original's pictures.
-        pictures: how many of them are drawn.
-
-    Raises:
-        ValueError: if there is no vocabulary to search.
 
     Attributes:
         words: the vocabulary: every whole word that is one token.
@@ -45,48 +35,48 @@ class Prefix:
         marked: the target's prompts with the slots' marker before them.
     """
 
-    def __init__(self, attack_target: AttackTarget, count: int, seed: int, pictures: int) -> None:
-        self.attack_target, self.count = attack_target, count
-        asked = attack_target.asked(attack_target.target)
-        self.slots = PlaceholderTokens(attack_target.pipe, count, asked)
-        self.marked = [f"{BEFORE} {self.slots.marker} {prompt}" for prompt in asked]
-        known = single_tokens(attack_target.pipe, vocabulary(attack_target.pipe))
-        if not known:
-            pipeline = type(attack_target.pipe).__name__
+    def __init__(self, victim: AttackTarget, count: int, seed: int, pictures: int) -> None:
+        self.victim, self.count = victim, count
+        self.slots = PlaceholderTokens(victim.pipe, count, victim.prompts)
+        self.marked = self._prompts(self.slots.marker)
+        tokens = single_tokens(victim.pipe, vocabulary(victim.pipe))
+        if not tokens:
+            pipeline = type(victim.pipe).__name__
             raise ValueError(f"{pipeline} has no whole words of one token to search among")
-        self.words = [word for word, _ in known]
-        columns = list(zip(*(ids for _, ids in known), strict=True))
-        self.tables = [self.slots.table(i, ids) for i, ids in enumerate(columns)]
-        self.goal = attack_target.goal(self.marked, seed, pictures)
-        self.recorder: Recorder = attack_target.recorder()
+        self.words = [word for word, _ in tokens]
+        ids_by_encoder = zip(*(ids for _, ids in tokens), strict=True)
+        self.tables = [self.slots.table(i, ids) for i, ids in enumerate(ids_by_encoder)]
+        self.goal = victim.goal(self.marked, seed, pictures)
+        self.recorder = victim.recorder()
 
     def random(self, generator: torch.Generator) -> Words:
         """Random words."""
-        found = torch.randint(len(self.words), (self.count,), generator=generator)
-        return tuple(found.tolist())
+        indices = torch.randint(len(self.words), (self.count,), generator=generator)
+        return tuple(indices.tolist())
 
     def texts(self, vectors: Sequence[Tensor]) -> dict[str, Any]:
         """Conditioning of the marked prompts with these vectors in the slots."""
         return self.slots.conditioning(self.recorder, self.marked, self.goal.names, vectors)
 
     def loss(self, vectors: Sequence[Tensor], entries: Sequence[Entry]) -> Tensor:
-        """Mean over rows, ()."""
-        return self.goal.loss(self.attack_target.model, entries, self.texts(vectors)).mean()
+        """The mean loss over rows, (), with these vectors in the slots."""
+        return self.goal.loss(self.victim.model, entries, self.texts(vectors)).mean()
 
     @torch.no_grad()
     def loss_of(self, words: Words, entries: Sequence[Entry]) -> float:
-        """The same for words of the vocabulary."""
+        """The mean loss over rows with these words in the slots."""
         return self.loss([table[list(words)] for table in self.tables], entries).item()
 
     def in_words(self, words: Words) -> str:
-        """As text."""
+        """The words as text."""
         return " ".join(self.words[index] for index in words)
 
     def prompts(self, words: Words) -> list[str]:
         """The target's prompts with these words before them: plain text, which anyone may type."""
-        text = self.in_words(words)
-        asked = self.attack_target.asked(self.attack_target.target)
-        return [f"{BEFORE} {text} {prompt}" for prompt in asked]
+        return self._prompts(self.in_words(words))
+
+    def _prompts(self, text: str) -> list[str]:
+        return [f"{BEFORE} {text} {prompt}" for prompt in self.victim.prompts]
 
 
 @dataclass(frozen=True)
@@ -97,14 +87,8 @@ class PromptSearch:
 
     with the gradient taken at the heaviest words. After Zhang et al., "To Generate or Not?"
     (UnlearnDiffAtk, arXiv 2310.11868), with the original's answer as the goal in place of a
-    picture's noise.
-
-    Args:
-        words: number of words.
-        steps: of gradient descent.
-        batch: rows in a step.
-        learning_rate: of the sign step, in shares of a word.
-        pictures: of the target that it learns from.
+    picture's noise. The learning rate is in shares of a word; `batch` rows are asked in a step,
+    from so many `pictures` of the target.
     """
 
     words: int = 3
@@ -114,33 +98,24 @@ class PromptSearch:
     pictures: int = 16
     name: str = "prompt search"
 
-    @property
-    def budget(self) -> Mapping[str, float]:
-        """Gradient steps, and rows that the denoiser is asked in all."""
-        rows = 2 * self.steps * self.batch
-        return {"steps": self.steps, "denoiser_rows": rows, "pictures": self.pictures}
-
-    def __call__(self, attack_target: AttackTarget, seed: int) -> AttackOutcome:
+    def __call__(self, victim: AttackTarget, seed: int) -> AttackOutcome:
         """See `Attack`."""
-        prefix = Prefix(attack_target, self.words, seed, self.pictures)
-        with preserve_pipeline_state(attack_target.pipe):
-            found = self.search(prefix, seed)
-        return AttackOutcome(
-            attack_target.hits(prefix.prompts(found), seed), found=prefix.in_words(found)
-        )
+        # A step asks its rows for the gradient, and as many for the loss of new words.
+        return _attack_by_words(self, victim, seed, 2 * self.steps * self.batch)
 
     def search(self, prefix: Prefix, seed: int) -> Words:
-        """The words with the least loss on held rows among the likeliest of every step."""
+        """The words with the least loss on held-out rows among the likeliest of every step."""
         generator = torch.Generator().manual_seed(seed)
         device = prefix.tables[0].device
         size = (self.words, len(prefix.words))
         z = simplex(torch.rand(size, generator=generator)).to(device).requires_grad_()
-        held = prefix.goal.drawn(self.batch, generator)
+        held_out = prefix.goal.drawn(self.batch, generator)
         best, least = prefix.random(generator), float("inf")
         seen: set[Words] = set()
         for _ in range(self.steps):
             with torch.enable_grad():
                 entries = prefix.goal.drawn(self.batch, generator)
+                # Straight-through: one-hot forward, the gradient as if it were z.
                 heaviest = nn.functional.one_hot(z.argmax(1), z.shape[1]) - z.detach() + z
                 loss = prefix.loss([heaviest @ table for table in prefix.tables], entries)
                 (gradient,) = torch.autograd.grad(loss, z)
@@ -148,7 +123,7 @@ class PromptSearch:
             words = tuple(z.argmax(1).tolist())
             if words not in seen:
                 seen.add(words)
-                value = prefix.loss_of(words, held)
+                value = prefix.loss_of(words, held_out)
                 best, least = (words, value) if value < least else (best, least)
         return best
 
@@ -158,15 +133,8 @@ class GreedySearch:
     """Greedy coordinate descent: of random swaps that the gradient favours, keep the best.
 
     Zou et al., "Universal and Transferable Adversarial Attacks on Aligned Language Models" (GCG,
-    arXiv 2307.15043), on the denoiser's loss.
-
-    Args:
-        words: number of words.
-        steps: swaps that are made at most.
-        batch: rows in a step.
-        candidates: swaps tried in a step.
-        top: words of each place that the gradient favours most.
-        pictures: of the target that it learns from.
+    arXiv 2307.15043), on the denoiser's loss. A step tries so many `candidates`, swaps to one of
+    the `top` words of a place that the gradient favours most, each on `batch` rows.
     """
 
     words: int = 3
@@ -177,20 +145,10 @@ class GreedySearch:
     pictures: int = 16
     name: str = "greedy prompt search"
 
-    @property
-    def budget(self) -> Mapping[str, float]:
-        """Steps, and rows that the denoiser is asked in all."""
-        rows = self.steps * self.batch * (1 + self.candidates)
-        return {"steps": self.steps, "denoiser_rows": rows, "pictures": self.pictures}
-
-    def __call__(self, attack_target: AttackTarget, seed: int) -> AttackOutcome:
+    def __call__(self, victim: AttackTarget, seed: int) -> AttackOutcome:
         """See `Attack`."""
-        prefix = Prefix(attack_target, self.words, seed, self.pictures)
-        with preserve_pipeline_state(attack_target.pipe):
-            found = self.search(prefix, seed)
-        return AttackOutcome(
-            attack_target.hits(prefix.prompts(found), seed), found=prefix.in_words(found)
-        )
+        rows = self.steps * self.batch * (1 + self.candidates)
+        return _attack_by_words(self, victim, seed, rows)
 
     def search(self, prefix: Prefix, seed: int) -> Words:
         """The words after the last swap."""
@@ -200,11 +158,11 @@ class GreedySearch:
         least = prefix.loss_of(words, entries)
         for _ in range(self.steps):
             favoured = self._favoured(prefix, words, prefix.goal.drawn(self.batch, generator))
-            tried = {self._swapped(words, favoured, generator) for _ in range(self.candidates)}
-            values = {swapped: prefix.loss_of(swapped, entries) for swapped in sorted(tried)}
-            best = min(values, key=lambda swapped: values[swapped])
-            if values[best] < least:
-                words, least = best, values[best]
+            tried = {_swapped(words, favoured, generator) for _ in range(self.candidates)}
+            losses = {candidate: prefix.loss_of(candidate, entries) for candidate in sorted(tried)}
+            best = min(losses, key=lambda candidate: losses[candidate])
+            if losses[best] < least:
+                words, least = best, losses[best]
         return words
 
     def _favoured(self, prefix: Prefix, words: Words, entries: list[Entry]) -> Tensor:
@@ -212,15 +170,26 @@ class GreedySearch:
         vectors = [table[list(words)].requires_grad_() for table in prefix.tables]
         with torch.enable_grad():
             gradients = torch.autograd.grad(prefix.loss(vectors, entries), vectors)
-        change = sum(g @ table.T for g, table in zip(gradients, prefix.tables, strict=True))
-        assert torch.is_tensor(change)
+        pairs = zip(gradients, prefix.tables, strict=True)
+        change = torch.stack([gradient @ table.T for gradient, table in pairs]).sum(0)
         return change.topk(min(self.top, change.shape[1]), largest=False).indices.cpu()
 
-    def _swapped(self, words: Words, favoured: Tensor, generator: torch.Generator) -> Words:
-        place, rank = (
-            int(torch.randint(size, (), generator=generator)) for size in favoured.shape
-        )
-        return (*words[:place], int(favoured[place, rank]), *words[place + 1 :])
+
+def _swapped(words: Words, favoured: Tensor, generator: torch.Generator) -> Words:
+    place, rank = (int(torch.randint(size, (), generator=generator)) for size in favoured.shape)
+    return (*words[:place], int(favoured[place, rank]), *words[place + 1 :])
+
+
+def _attack_by_words(
+    search: PromptSearch | GreedySearch, victim: AttackTarget, seed: int, rows: int
+) -> AttackOutcome:
+    """The outcome of a search that asks the denoiser so many rows."""
+    prefix = Prefix(victim, search.words, seed, search.pictures)
+    with preserve_pipeline_state(victim.pipe):
+        words = search.search(prefix, seed)
+    budget = {"steps": search.steps, "denoiser_rows": rows, "pictures": search.pictures}
+    hits = victim.hits(prefix.prompts(words), seed)
+    return AttackOutcome(hits, found=prefix.in_words(words), budget=budget)
 
 
 def simplex(rows: Tensor) -> Tensor:
@@ -238,12 +207,9 @@ def simplex(rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ConceptInversion:
-    """Learns the embedding of new tokens that bring the concept back.
+    """Learns the embeddings of so many new `tokens`, from `pictures` of the target.
 
-    Args:
-        inversion: how.
-        tokens: how many.
-        pictures: of the target that it learns from.
+    See `training.inversion` for the objective and its source.
     """
 
     inversion: Inversion = Inversion()
@@ -251,24 +217,18 @@ class ConceptInversion:
     pictures: int = 32
     name: str = "concept inversion"
 
-    @property
-    def budget(self) -> Mapping[str, float]:
-        """Gradient steps, and rows that the denoiser is asked in them."""
-        steps, rows = self.inversion.steps, self.inversion.steps * self.inversion.batch
-        return {"steps": steps, "denoiser_rows": rows, "pictures": self.pictures}
-
-    def __call__(self, attack_target: AttackTarget, seed: int) -> AttackOutcome:
+    def __call__(self, victim: AttackTarget, seed: int) -> AttackOutcome:
         """See `Attack`."""
         generator = torch.Generator().manual_seed(seed)
-        slots = PlaceholderTokens(
-            attack_target.pipe, self.tokens, attack_target.asked(attack_target.target)
-        )
+        slots = PlaceholderTokens(victim.pipe, self.tokens, victim.prompts)
         slots.start_at_a_word(generator)
-        marked = attack_target.asked(slots.marker)
-        goal = attack_target.goal(marked, seed, self.pictures)
-        with preserve_pipeline_state(attack_target.pipe):
+        marked = victim.prompts_for(slots.marker)
+        goal = victim.goal(marked, seed, self.pictures)
+        with preserve_pipeline_state(victim.pipe):
             vectors = self.inversion(
-                attack_target.model, slots, attack_target.recorder(), marked, goal, generator
+                victim.model, slots, victim.recorder(), marked, goal, generator
             )
+        steps, rows = self.inversion.steps, self.inversion.steps * self.inversion.batch
+        budget = {"steps": steps, "denoiser_rows": rows, "pictures": self.pictures}
         with slots.placed(vectors):
-            return AttackOutcome(attack_target.hits(marked, seed))
+            return AttackOutcome(victim.hits(marked, seed), budget=budget)

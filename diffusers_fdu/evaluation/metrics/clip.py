@@ -22,14 +22,7 @@ BATCH = 64
 
 
 class ClipScorer:
-    """Compares pictures and words with a CLIP of transformers.
-
-    Args:
-        model: a `CLIPModel`.
-        tokenizer: its tokenizer.
-        image_processor: its image processor.
-        name: for reports.
-    """
+    """Compares pictures and words with a `CLIPModel` of transformers; `name` is for reports."""
 
     def __init__(
         self, model: Any, tokenizer: Any, image_processor: Any, name: str = "CLIP"
@@ -39,11 +32,7 @@ class ClipScorer:
 
     @classmethod
     def from_pretrained(cls, source: str | Path, device: str = "cpu") -> ClipScorer:
-        """From a folder or a name on the Hub.
-
-        Raises:
-            OSError: if it is not there.
-        """
+        """Load a CLIP from a folder or by its name on the Hub."""
         from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
         model: Any = CLIPModel.from_pretrained(source)
@@ -54,29 +43,24 @@ class ClipScorer:
     @torch.no_grad()
     def image_features(self, images: Sequence[Image]) -> Tensor:
         """Unit vectors of pictures, (N, D), float32 on the CPU."""
-        found = []
+        features = []
         for start in range(0, len(images), BATCH):
-            part = [image.convert("RGB") for image in images[start : start + BATCH]]
-            pixels = self.image_processor(part, return_tensors="pt")["pixel_values"]
-            where = self.model.device, self.model.dtype
-            found.append(_vectors(self.model.get_image_features(pixels.to(*where))))
-        return torch.cat(found)
+            batch = [image.convert("RGB") for image in images[start : start + BATCH]]
+            pixels = self.image_processor(batch, return_tensors="pt")["pixel_values"]
+            pixels = pixels.to(self.model.device, self.model.dtype)
+            features.append(_unit_vectors(self.model.get_image_features(pixels)))
+        return torch.cat(features)
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors of texts, (N, D), float32 on the CPU."""
-        asked = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(
-            self.model.device
-        )
-        ids, mask = asked["input_ids"], asked["attention_mask"]
-        return _vectors(self.model.get_text_features(input_ids=ids, attention_mask=mask))
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        tokens = tokens.to(self.model.device)
+        ids, mask = tokens["input_ids"], tokens["attention_mask"]
+        return _unit_vectors(self.model.get_text_features(input_ids=ids, attention_mask=mask))
 
     def scores(self, images: Sequence[Image], texts: Sequence[str]) -> Tensor:
-        """CLIP score of each picture and its own text, (N,).
-
-        Raises:
-            ValueError: if their numbers differ.
-        """
+        """CLIP score of each picture and its own text, (N,); ValueError if the numbers differ."""
         if len(images) != len(texts):
             raise ValueError(f"{len(images)} pictures and {len(texts)} texts: pass one for each")
         unique = list(dict.fromkeys(texts))
@@ -84,7 +68,7 @@ class ClipScorer:
         return WEIGHT * (self.image_features(images) * words).sum(1).clamp(min=0)
 
 
-def _vectors(found: Any) -> Tensor:
-    # Versions of transformers differ in what they return.
-    features = found if torch.is_tensor(found) else found.pooler_output
+def _unit_vectors(output: Any) -> Tensor:
+    # Some versions of transformers return the features, others an output that holds them.
+    features = output if torch.is_tensor(output) else output.pooler_output
     return F.normalize(features.float().cpu(), dim=-1)

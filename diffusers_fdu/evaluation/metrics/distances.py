@@ -10,7 +10,6 @@ of one size. KID has no such bias, and may be below 0 by chance.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,11 +29,9 @@ Extractor = Callable[[Tensor], Tensor]
 @torch.no_grad()
 def features(images: Sequence[Image], extractor: Extractor) -> Tensor:
     """Features of pictures of one size, (N, D), float64 on the CPU."""
-    found = [
-        extractor(as_pixels(images[start : start + BATCH])).double().cpu()
-        for start in range(0, len(images), BATCH)
-    ]
-    return torch.cat(found)
+    starts = range(0, len(images), BATCH)
+    batches = (as_pixels(images[start : start + BATCH]) for start in starts)
+    return torch.cat([extractor(pixels).double().cpu() for pixels in batches])
 
 
 def as_pixels(images: Sequence[Image]) -> Tensor:
@@ -44,13 +41,13 @@ def as_pixels(images: Sequence[Image]) -> Tensor:
 
 
 def inception(features: int = 2048) -> Extractor:
-    """The usual features: an Inception network's, whose weights torch-fidelity downloads.
+    """The usual Inception network, whose weights torch-fidelity downloads.
 
     Args:
-        features: width of the layer: 64, 192, 768 or 2048.
+        features: the width of the layer: 64, 192, 768 or 2048.
 
     Raises:
-        ImportError: if it is not installed.
+        ImportError: if torch-fidelity is not installed.
     """
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
@@ -62,84 +59,61 @@ def inception(features: int = 2048) -> Extractor:
 
 
 def fid(a: Tensor, b: Tensor) -> float:
-    """FID between two sets of features, (N, D) and (M, D).
-
-    Raises:
-        ValueError: if a set has fewer than two pictures, or their widths differ.
-        ImportError: if torchmetrics is not installed.
-    """
+    """FID between two sets of features, (N, D) and (M, D); ValueError for less than two rows."""
     _check(a, b)
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ImportError as error:
         raise ImportError(f"FID needs torchmetrics: {INSTALL}") from error
-    metric: Any = FrechetInceptionDistance(feature=_Given(a.shape[1]))
+    metric: Any = FrechetInceptionDistance(feature=_IdentityExtractor(a.shape[1]))
     metric = metric.set_dtype(torch.float64)
     metric.update(a.double(), real=True)
     metric.update(b.double(), real=False)
-    return max(float(metric.compute()), 0.0)
+    return max(metric.compute().item(), 0.0)
 
 
 def kid(a: Tensor, b: Tensor) -> float:
-    """KID between two sets of features, (N, D) and (M, D), of all pictures at once.
-
-    Raises:
-        ValueError: see `fid`.
-        ImportError: if torchmetrics is not installed.
-    """
+    """KID between two sets of features, of as many rows of each; see `fid`."""
     _check(a, b)
     try:
-        from torchmetrics.image.kid import KernelInceptionDistance
+        from torchmetrics.image.kid import poly_mmd
     except ImportError as error:
         raise ImportError(f"KID needs torchmetrics: {INSTALL}") from error
-    least = min(len(a), len(b))
-    with warnings.catch_warnings():  # that it keeps all features, which are here already
-        warnings.simplefilter("ignore")
-        metric: Any = KernelInceptionDistance(_Given(a.shape[1]), subsets=1, subset_size=least)
-    metric.update(a.double(), real=True)
-    metric.update(b.double(), real=False)
-    with torch.random.fork_rng(devices=[]):  # it draws the subset, which is all of them
-        torch.random.default_generator.manual_seed(0)
-        return float(metric.compute()[0])
+    size = min(len(a), len(b))
+    return poly_mmd(a[:size].double(), b[:size].double()).item()
 
 
-def interval(
+def distance_interval(
     distance: Callable[[Tensor, Tensor], float],
     a: Tensor,
     b: Tensor,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of a distance; pairs of equal place are drawn together.
+    """95 % bootstrap interval of `fid` or `kid`; rows of the same index are drawn together.
 
-    Pictures that are drawn twice move a distance as a whole, so that the interval is that of the
+    Pictures that are drawn twice move a distance as a whole, so the interval is that of the
     resamples around their own mean.
-
-    Args:
-        distance: `fid` or `kid`.
-        a: features of one set, (N, D).
-        b: features of the other, (N, D).
-        resamples: how often they are drawn.
-        seed: of the draws.
     """
     generator = torch.Generator().manual_seed(seed)
-    value, found = distance(a, b), []
+    resampled = []
     for _ in range(resamples):
-        places = torch.randint(len(a), (len(a),), generator=generator)
-        found.append(distance(a[places], b[places]))
-    low, high = np.percentile(found, (2.5, 97.5)) - np.mean(found)
-    return float(value + low), float(value + high)
+        rows = torch.randint(len(a), (len(a),), generator=generator)
+        resampled.append(distance(a[rows], b[rows]))
+    offsets = np.percentile(resampled, (2.5, 97.5)) - np.mean(resampled)
+    low, high = distance(a, b) + offsets
+    return float(low), float(high)
 
 
-class _Given(nn.Module):
-    """An extractor of what are features already."""
+class _IdentityExtractor(nn.Module):
+    """The extractor of what are features already."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.num_features = width
 
-    def forward(self, given: Tensor) -> Tensor:
-        return given
+    def forward(self, features: Tensor) -> Tensor:
+        return features
 
 
 def _check(a: Tensor, b: Tensor) -> None:
@@ -150,15 +124,7 @@ def _check(a: Tensor, b: Tensor) -> None:
 
 
 def pixel_drift(before: Sequence[Image], after: Sequence[Image]) -> Tensor:
-    """Root mean squared difference of the pixels of each pair, from 0 to 1, (N,).
-
-    Args:
-        before: pictures of prompts and noise.
-        after: those of the same prompts and noise.
-
-    Raises:
-        ValueError: if their numbers differ.
-    """
+    """Root mean squared difference of the pixels of each pair, from 0 to 1, (N,)."""
     if not before or len(before) != len(after):
         raise ValueError(f"{len(before)} pictures before and {len(after)} after")
     pairs = zip(before, after, strict=True)

@@ -1,23 +1,22 @@
-"""An evaluation as a page: in Markdown, and as HTML without scripts or anything to load."""
+"""An evaluation as pages: in Markdown, and as HTML without scripts or anything to load."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 from PIL.Image import Image, Resampling
 
-from ...adapters.evaluation_file import Metric, interval, metric_report
+from ...adapters.evaluation_file import Metric, interval, metric_report, write_evaluation
 from ...adapters.summary import recipe_rows
+from ...utils.io import writable_folder, write_text
 from ...utils.markup import cleaned, render
-from ..result import Evaluation
+from ..result import Evaluation, to_json
 
-SIDE = 192
-"""Pixels of a shown picture at most."""
-SHOWN = 12
-"""Pairs of each part."""
+SIDE = 192  # pixels of a shown picture's larger side, at most
+SHOWN = 12  # pairs shown of a part, at most
 PARTS = {
     "target": "What is forgotten",
     "synonyms": "Other words for it",
@@ -27,27 +26,19 @@ PARTS = {
 }
 
 
-class Pair(NamedTuple):
-    """A picture without the adapter and with it, as addresses that hold them."""
-
-    prompt: str
-    seed: int
-    before: str
-    after: str
-
-
-class Part(NamedTuple):
-    """Some pairs of a part of the protocol, and of how many pictures they are."""
-
-    title: str
-    total: int
-    pairs: list[Pair]
+def write_report(evaluation: Evaluation, directory: str | Path) -> Path:
+    """Write `evaluation.json`, `report.md` and `report.html`; returns the folder."""
+    folder = writable_folder(directory)
+    write_evaluation(to_json(evaluation), folder)
+    write_text(folder / "report.md", to_markdown(evaluation))
+    write_text(folder / "report.html", to_html(evaluation))
+    return folder
 
 
 def to_html(evaluation: Evaluation) -> str:
     """The page, with pictures if the evaluation has them."""
-    parts = list(_parts(evaluation))
-    return render("evaluation/report/page.html", **_content(evaluation), parts=parts)
+    content = {**_content(evaluation), "parts": _parts(evaluation)}
+    return render("evaluation/report/page.html", **content)
 
 
 def to_markdown(evaluation: Evaluation) -> str:
@@ -58,30 +49,30 @@ def to_markdown(evaluation: Evaluation) -> str:
 def _content(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "title": ", ".join(map(cleaned, evaluation.targets)),
-        "headline": headline(evaluation),
+        "headline": _headline(evaluation),
         "figures": [metric_report(*item) for item in evaluation.metrics.items()],
         "attacks": evaluation.attacks,
-        "about": about(evaluation),
+        "about": _about(evaluation),
         "recipe": recipe_rows(evaluation.recipe),
         "interval": interval,
         "percent": "{:.0%}".format,
     }
 
 
-def headline(evaluation: Evaluation) -> str:
-    """What was found, in a sentence of measured numbers."""
+def _headline(evaluation: Evaluation) -> str:
+    """What was measured, in a sentence."""
     targets = " and ".join(f'"{cleaned(target)}"' for target in evaluation.targets)
-    metrics, parts = evaluation.metrics, []
+    metrics, clauses = evaluation.metrics, []
     if (ua := metrics.get("ua")) is not None:
         verb, whose = ("is", "its") if len(evaluation.targets) == 1 else ("are", "their")
-        parts.append(f"{targets} {verb} gone from {_bounded(ua)} of {whose} pictures")
+        clauses.append(f"{targets} {verb} gone from {_with_bounds(ua)} of {whose} pictures")
     if (ira := metrics.get("ira")) is not None:
-        parts.append(f"{_bounded(ira)} of the others are still right")
-    return "; ".join(parts) + "." if parts else f"{targets}: nothing was judged."
+        clauses.append(f"{_with_bounds(ira)} of the others are still right")
+    return "; ".join(clauses) + "." if clauses else f"{targets}: nothing was judged."
 
 
-def about(evaluation: Evaluation) -> list[str]:
-    """How it was measured."""
+def _about(evaluation: Evaluation) -> list[str]:
+    """How it was measured, in lines."""
     settings = ", ".join(f"{key} {cleaned(value)}" for key, value in evaluation.settings.items())
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in evaluation.seconds.items())
     versions = ", ".join(f"{name} {cleaned(v)}" for name, v in evaluation.versions.items())
@@ -99,29 +90,30 @@ def about(evaluation: Evaluation) -> list[str]:
     return [line for line in lines if line]
 
 
-def _bounded(metric: Metric) -> str:
+def _with_bounds(metric: Metric) -> str:
     bounds = interval(metric, ".0%")
     return f"{metric.value:.0%}" + (f" ({bounds})" if bounds else "")
 
 
-def _parts(evaluation: Evaluation) -> Iterator[Part]:
+def _parts(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Some pairs of each part of the protocol; parts that `PARTS` does not know come last."""
     if evaluation.before is None or evaluation.after is None:
-        return
-    known = dict.fromkeys(request.part for request in evaluation.after.requests)
-    for name in sorted(known, key=lambda name: list(PARTS).index(name) if name in PARTS else 99):
+        return []
+    drawn = list(dict.fromkeys(request.part for request in evaluation.after.requests))
+    parts = []
+    for name in sorted(drawn, key=[*PARTS, *drawn].index):
         before, after = evaluation.before.of(name), evaluation.after.of(name)
         total = len(after.images)
-        # Spread over the part, which is ordered by name.
-        places = [i * total // min(SHOWN, total) for i in range(min(SHOWN, total))]
-        pairs = [
-            Pair(request.prompt, request.seed, _data(before.images[i]), _data(after.images[i]))
-            for i in places
-            for request in (after.requests[i],)
-        ]
-        yield Part(PARTS.get(name, name), total, pairs)
+        pairs = []
+        for k in range(min(SHOWN, total)):
+            i = k * total // min(SHOWN, total)  # spread over the part, which is ordered by name
+            urls = {"before": _data_url(before.images[i]), "after": _data_url(after.images[i])}
+            pairs.append({**vars(after.requests[i]), **urls})
+        parts.append({"title": PARTS.get(name, name), "total": total, "pairs": pairs})
+    return parts
 
 
-def _data(image: Image) -> str:
+def _data_url(image: Image) -> str:
     small = image.convert("RGB")
     if max(small.size) > SIDE:
         small.thumbnail((SIDE, SIDE), Resampling.LANCZOS)
