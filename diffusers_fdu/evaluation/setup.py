@@ -91,9 +91,10 @@ def _unlearning_task(grid: PromptGrid, concepts: Sequence[Concept]) -> Unlearnin
     for concept in concepts:
         words = [*synonyms.get(concept.target, ()), *concept.aliases]
         synonyms[concept.target] = tuple(dict.fromkeys(words))
-    anchors = [concept.anchor_name for concept in concepts]
+    anchors = {concept.target: concept.anchor_name for concept in concepts}
     domain = domains[concepts[0].target]
-    return UnlearningTask(replace(grid, synonyms=synonyms), list(domains), domain, anchors)
+    grid = replace(grid, synonyms=synonyms)
+    return UnlearningTask(grid, list(anchors), domain, list(anchors.values()))
 
 
 def _zero_shot_judge(clip: Any, task: UnlearningTask) -> ClipJudge:

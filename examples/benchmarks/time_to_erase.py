@@ -43,7 +43,7 @@ RATES, IMAGES, BATCHES = (3e-4, 1e-3, 3e-3), (50, 200), (4, 16)
 Row = dict[str, Any]
 
 
-class EvaluationCallback:
+class Stopwatch:
     """A clock that stops while pictures are judged, and what was seen when."""
 
     def __init__(self, pipe: Any, ira: float, tiny: bool) -> None:
@@ -89,7 +89,7 @@ def right(pipe: Any, asked: list[Cell], seeds: range, tiny: bool) -> float:
     return accuracy(verdicts)[0]
 
 
-def row(name: str, watch: EvaluationCallback, prepared: float, steps: int) -> Row:
+def row(name: str, watch: Stopwatch, prepared: float, steps: int) -> Row:
     """What one run of one method took."""
     reached = watch.reached or {"steps": None, "seconds": None, "ua": None, "ira": None}
     total = reached["seconds"]
@@ -110,7 +110,7 @@ def ours(name: str, ira: float, device: str, tiny: bool, **options: Any) -> list
     pipe = load_emoji_pipeline().to(device)
     # The callback draws, for which text encoder and autoencoder must be where the denoiser is.
     worker = FDUnlearner(pipe, {"guidance_scale": 4.0}, progress=False, offload=False, **options)
-    watch = EvaluationCallback(pipe, ira, tiny)
+    watch = Stopwatch(pipe, ira, tiny)
 
     def look(record: StepRecord) -> None:
         if watch.prepared is None:  # everything before the first step's end
@@ -137,7 +137,7 @@ def usual(name: str, config: UsualConfig, ira: float, device: str, tiny: bool) -
     """The usual loop, until the first look that meets both or its last step."""
     pipe = load_emoji_pipeline().to(device)
     pipe.set_progress_bar_config(disable=True)
-    watch = EvaluationCallback(pipe, ira, tiny)
+    watch = Stopwatch(pipe, ira, tiny)
     loop = UsualLoop(pipe, config)
     words, rng = vocabulary(pipe), random.Random(config.seed)
     pairs = Concept(TARGET, ANCHOR).prompt_pairs(min(CAPTIONS, config.images), words, rng)

@@ -20,6 +20,7 @@ from diffusers_fdu.evaluation.metrics.clip import ClipScorer
 from diffusers_fdu.evaluation.prompt_grid import PromptGrid
 from diffusers_fdu.evaluation.protocols import resolve_protocol
 from diffusers_fdu.evaluation.result import from_json
+from diffusers_fdu.evaluation.setup import evaluation_setup
 
 GRID = PromptGrid(
     {"object": ("dog", "cat", "tree", "apple"), "style": ("blue", "red")},
@@ -271,3 +272,11 @@ def test_a_pipe_in_two_places_is_not_watched(pipe) -> None:
     pipe.vae.to("meta")
     with pytest.raises(ValueError, match="offload=False"):
         check_on_one_device(pipe)
+
+
+def test_a_target_that_occurs_twice_has_one_anchor() -> None:
+    """As in a merged adapter two of whose parts unlearned the dog."""
+    concepts = [Concept("dog", "cat"), Concept("dog", "fox"), Concept("cow", "pig")]
+    setup = evaluation_setup(load_emoji_pipeline(), concepts, resolve_protocol("quick"))
+    task = setup.task
+    assert dict(zip(task.targets, task.anchors, strict=True)) == {"dog": "fox", "cow": "pig"}

@@ -13,7 +13,7 @@ from examples.benchmarks import all as everything
 from examples.benchmarks import closed_form, hardware, step, time_to_erase, train_step, whole
 from examples.benchmarks.lines import Results, machine, read
 from examples.benchmarks.pipelines import sd1_pipeline, sdxl_pipeline
-from examples.benchmarks.time_to_erase import EvaluationCallback
+from examples.benchmarks.time_to_erase import Stopwatch
 from examples.benchmarks.usual_loop import UsualConfig, UsualLoop
 from examples.on_gpu import steps as on_gpu
 
@@ -161,7 +161,7 @@ def test_looking_is_off_the_clock(monkeypatch) -> None:
 
     monkeypatch.setattr(time_to_erase, "erased", look([1.0, 0.9, 0.95]))
     monkeypatch.setattr(time_to_erase, "kept", look([0.5, 0.9]))
-    watch = EvaluationCallback(None, 1.0, False)
+    watch = Stopwatch(None, 1.0, False)
     for done in (1, 2, 3, 5, 10):
         now[0] += 1.0
         watch.look(done)
