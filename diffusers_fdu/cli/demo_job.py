@@ -10,8 +10,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from ..adapters.adapter_file import WEIGHTS_NAME
-from ..adapters.contents import SHEET_NAME
 from ..adapters.evaluation_file import sha256, write_evaluation
+from ..adapters.hub_files import SHEET_NAME
 from ..data.concepts import Concept, Kind
 from ..divergences.profiles import divergence
 from ..emoji.vocabulary import CONCEPTS, STYLES, caption

@@ -1,7 +1,5 @@
 """The adapter that an evaluation is about: one on a pipe, or from a folder or the Hub."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A quick evaluation every few steps of a training, which can end it when the target is gone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

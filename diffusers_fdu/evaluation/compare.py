@@ -4,8 +4,6 @@ An adapter's strength (its weight on the pipe) is a dial from the original model
 erasure and beyond, so one training gives a whole curve of erasure against preservation.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """What a comparison of divergences found: means over seeds, the Pareto front, what to take."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple

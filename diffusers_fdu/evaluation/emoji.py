@@ -3,8 +3,6 @@
 A short cut past `evaluate` for whoever holds a pipe and no adapter: benchmarks and `compare`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean

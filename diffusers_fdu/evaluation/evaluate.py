@@ -1,7 +1,5 @@
 """Did it forget? Draw with and without an adapter, judge the pictures, attack, and report."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

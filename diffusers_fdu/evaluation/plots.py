@@ -1,7 +1,5 @@
 """Pictures: what each divergence does to near and far samples, and what it trades for what."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

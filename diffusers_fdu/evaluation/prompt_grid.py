@@ -1,7 +1,5 @@
 """Prompt grids: the names that a model can draw and a judge can tell apart, and their prompts."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

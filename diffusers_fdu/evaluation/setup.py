@@ -4,8 +4,6 @@ Of the embedded model everything is shipped: prompt grid, judge, CLIP, and for o
 that never saw it. Of other models the prompt grid is the protocol's, and the judge is the user's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

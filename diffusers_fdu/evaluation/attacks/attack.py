@@ -5,8 +5,6 @@ adapter, draws the concept, and its denoiser calls on the way are what an attack
 unlearned model answer again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field

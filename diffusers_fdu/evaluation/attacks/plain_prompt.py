@@ -1,7 +1,5 @@
 """Attacks with the plain prompt: from other noise, other latents or other weights."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Run attacks with several seeds."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean

@@ -7,8 +7,6 @@ Both searches of words minimise over words w
 on states of the original model's pictures; no classifier takes part.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -14,8 +14,6 @@ with efficacy the share of the target's pictures that are judged the target, gen
 synonyms' pictures, both better when small, and specificity what is IRA above.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -8,8 +8,6 @@ FID of few pictures is too large, the more so the more features there are: compa
 of one size. KID has no such bias, and may be below 0 by chance.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

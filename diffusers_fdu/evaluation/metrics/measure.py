@@ -1,7 +1,5 @@
 """From drawn pictures to metrics with intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor

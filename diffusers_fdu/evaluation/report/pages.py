@@ -1,7 +1,5 @@
 """An evaluation as pages: in Markdown, and as HTML without scripts or anything to load."""
 
-from __future__ import annotations
-
 import base64
 import io
 from pathlib import Path
