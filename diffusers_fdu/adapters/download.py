@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from ..utils.hub_errors import HubError, Unreachable, explained
+from ..utils.hub_errors import HubError, Unreachable, translated_errors
 from ..utils.io import writable_folder
 from .contents import (
     EXACT,
@@ -92,7 +92,7 @@ def local_folder(source: str | Path) -> str | Path:
 
 def _downloaded(repo_id: str, revision: str | None, token: str | None, max_bytes: int) -> Path:
     """The Hub's cache's folder with the files that are taken."""
-    with explained(repo_id, "pull"):
+    with translated_errors(repo_id, "pull"):
         info = HfApi(token=token, library_name=LIBRARY).model_info(
             repo_id, revision=revision, files_metadata=True
         )

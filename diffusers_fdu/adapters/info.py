@@ -138,7 +138,7 @@ def describe(source: str | Path) -> AdapterInfo:
 
     Raises:
         ValueError: if it holds no adapter to be trusted.
-        HubError: see `hub.pull`.
+        HubError: see `pull`.
     """
     folder = local_folder(source)
     path, repo_id = Path(folder), None if folder == source else str(source)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..pipelines.denoiser import DENOISERS
-from ..utils.io import json_object, read_json
+from ..utils.io import parse_json_object, read_json
 from .adapter_file import (
     PEFT_CONFIG_NAME,
     PEFT_PREFIX,
@@ -148,7 +148,7 @@ def _of_diffusers(
         )
     (prefix,) = prefixes
     state = {key.split(".", 1)[1]: value for key, value in tensors.items()}
-    metadata = json_object(header.get(METADATA_NAME, "{}"), "the header")
+    metadata = parse_json_object(header.get(METADATA_NAME, "{}"), "the header")
     given = {key.removeprefix(f"{prefix}."): value for key, value in metadata.items()}
     # One of a second denoiser looks like one of the first.
     own = recipe.get("component")

@@ -11,7 +11,7 @@ from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..utils.io import to_text
+from ..utils.io import json_text
 from .adapter_file import PEFT_CONFIG_NAME, PEFT_PREFIX, PEFT_WEIGHTS_NAME, WEIGHTS_NAME, Format
 
 
@@ -36,7 +36,7 @@ def write_adapter(
             named = {f"{PEFT_PREFIX}{key}": value for key, value in layers.items()}
             save_file(named, Path(temporary) / name, {"format": "pt"})
             content = {"peft_type": "LORA", "inference_mode": True, **config}
-            path.write_text(to_text(content))
+            path.write_text(json_text(content))
         else:
             name = WEIGHTS_NAME
             # One of a second denoiser looks like one of the first: it is told when loading.

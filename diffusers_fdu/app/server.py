@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..pipelines.generate import takes
-from .renderer import GUIDANCE_SCALE, STEPS, Renderer, code, guidance_name
-from .replies import answers, unlearns
+from .renderer import GUIDANCE_SCALE, STEPS, Renderer, shortened
 
 MAX_STRENGTH = 1.5
 SUBTITLE = "The base model beside the unlearned one, from the same seed"
-TEMPORARY = (600, 3600)  # seconds: how often old pictures are deleted, and what is old
+DELETE_CACHE = (600, 3600)  # seconds: how often old pictures are deleted, and what is old
+# Where a label reads HTML or Markdown these are more than text, and a recipe may be a stranger's.
+PLAIN = str.maketrans("<>[]", "‹›()")
 
 CSS = """
 :root { --block-info-text-color: #52525b; }
@@ -30,7 +31,7 @@ CSS = """
 
 
 def check_gradio() -> Any:
-    """Gradio, told before it is imported that nothing is to be reported home."""
+    """The module gradio, told before it is imported that nothing is to be reported home."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio
@@ -51,82 +52,93 @@ def build_page(
     """A page that draws a prompt with the base model and with the unlearned one.
 
     Every adapter has a slider for its strength. Pictures are drawn one at a time, whoever asks,
-    and the pipe's own strengths are as before after each. What was drawn is kept, so that moving
+    and after each the pipe's own strengths are as before. What was drawn is kept, so that moving
     a slider draws one picture, not two.
 
     Args:
         pipe: a diffusers pipeline with adapters.
-        adapter_names: those that get a slider; None: all on the pipe. Others stay as they are,
-            in both pictures.
+        adapter_names: the adapters that get a slider; by default all on the pipe. Others stay as
+            they are, in both pictures.
         recipes: what is known of adapters, by name, as `recipe.json` has it.
-        steps: at first; None: the pipeline's own default, 25 of the embedded model.
-        guidance_scale: at first; None: what the first recipe recorded with, or the pipeline's
-            own default, 4 of the embedded model.
+        steps: number of steps at first; by default the pipeline's own, 25 of the embedded model.
+        guidance_scale: guidance scale at first; by default what the first recipe recorded with,
+            or the pipeline's own, 4 of the embedded model.
         **pipeline_kwargs: other arguments of the pipeline, such as height and width.
 
     Returns:
         A `gradio.Blocks`. `serve` shows it; its own `launch` and `mount_gradio_app` work, too.
 
     Raises:
-        ImportError: without gradio.
+        ImportError: if gradio is not installed.
         ValueError: if an adapter is not on the pipe, there is none, or they are fused or off.
     """
     gr = check_gradio()
-    painter = Renderer(pipe, adapter_names, pipeline_kwargs)
+    renderer = Renderer(pipe, adapter_names, pipeline_kwargs)
     recipes = recipes or {}
-    first = _first_values(painter, recipes, steps, guidance_scale)
-    with gr.Blocks(title="Unlearned", analytics_enabled=False, delete_cache=TEMPORARY) as page:
-        title = f"<style>{CSS}</style><h1>{html.escape(painter.title)}</h1>{SUBTITLE}"
+    if guidance_scale is None:
+        guidance_scale = _recorded_guidance(renderer, recipes)
+    with gr.Blocks(title="Unlearned", analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
+        title = f"<style>{CSS}</style><h1>{html.escape(renderer.title)}</h1>{SUBTITLE}"
         gr.HTML(title, elem_id="title", padding=False)
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                fields, sliders, button = _controls(gr, painter, recipes, first)
+                fields = _fields(gr, renderer, steps or renderer.defaults[STEPS], guidance_scale)
+                sliders = _sliders(gr, renderer, recipes)
+                button = gr.Button("Draw", variant="primary", elem_id="draw")
             with gr.Column(scale=3, min_width=320):
-                outputs, line = _pictures(gr, painter, [slider.value for slider in sliders])
-        _connect(gr, painter, fields, sliders, button, outputs, line)
+                pictures = _pictures(gr)
+                code = gr.Code(
+                    renderer.code([slider.value for slider in sliders]),
+                    language="python",
+                    label="These strengths in code",
+                    interactive=False,
+                    lines=1,
+                    wrap_lines=True,
+                    show_line_numbers=False,
+                    elem_id="code",
+                    buttons=["copy"],
+                )
+        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        moved = [slider.change for slider in sliders]
+        gr.on(moved, lambda *strengths: renderer.code(strengths), sliders, code, **quiet)
+        _connect_button(gr, renderer, button, fields, sliders, pictures)
     return page
 
 
-def _first_values(
-    painter: Renderer,
-    recipes: Mapping[str, Mapping[str, Any]],
-    steps: int | None,
-    guidance_scale: float | None,
-) -> tuple[int, float | None]:
-    """Steps and guidance that the page starts with."""
-    recorded = [recipes.get(name, {}).get("pipeline_kwargs") for name in painter.names]
-    known = [r.get(guidance_name(painter.pipe)) for r in recorded if isinstance(r, Mapping)]
-    known = [float(g) for g in known if isinstance(g, int | float)]
-    defaults = painter.defaults()
-    if guidance_scale is None:
-        guidance_scale = (known or [defaults.get(GUIDANCE_SCALE)])[0]
-    return steps or defaults[STEPS], guidance_scale
+def _recorded_guidance(
+    renderer: Renderer, recipes: Mapping[str, Mapping[str, Any]]
+) -> float | None:
+    """The guidance scale of the first recipe that has one; else the renderer's default."""
+    recorded = [recipes.get(name, {}).get("pipeline_kwargs") for name in renderer.names]
+    scales = [r.get(renderer.guidance_name) for r in recorded if isinstance(r, Mapping)]
+    scales = [float(scale) for scale in scales if isinstance(scale, int | float)]
+    return (scales or [renderer.defaults[GUIDANCE_SCALE]])[0]
 
 
-def _controls(
-    gr: Any,
-    painter: Renderer,
-    recipes: Mapping[str, Mapping[str, Any]],
-    first: tuple[int, float | None],
-) -> tuple[dict[str, Any], list[Any], Any]:
-    """Prompt, numbers, sliders and button."""
-    fields = {
-        "prompt": gr.Textbox(label="Prompt", lines=1, elem_id="prompt"),
-        "negative_prompt": gr.Textbox(
-            label="Negative prompt",
-            placeholder="optional",
-            lines=1,
-            visible=takes(painter.pipe, "negative_prompt"),
-        ),
-    }
+def _fields(
+    gr: Any, renderer: Renderer, steps: int, guidance_scale: float | None
+) -> dict[str, Any]:
+    """The fields of a request, by name."""
+    number = {"min_width": 90}
+    is_negative = takes(renderer.pipe, "negative_prompt")
+    prompt = gr.Textbox(label="Prompt", lines=1, elem_id="prompt")
+    negative_prompt = gr.Textbox(
+        label="Negative prompt", placeholder="optional", lines=1, visible=is_negative
+    )
     with gr.Row():
-        number = {"min_width": 90}
-        fields["seed"] = gr.Number(0, label="Seed", precision=0, elem_id="seed", **number)
-        fields["steps"] = gr.Number(first[0], label="Steps", precision=0, minimum=1, **number)
-        fields["guidance_scale"] = gr.Number(
-            first[1], label="Guidance", visible=first[1] is not None, **number
-        )
-    sliders = [
+        return {
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "seed": gr.Number(0, label="Seed", precision=0, elem_id="seed", **number),
+            "steps": gr.Number(steps, label="Steps", precision=0, minimum=1, **number),
+            "guidance_scale": gr.Number(
+                guidance_scale, label="Guidance", visible=guidance_scale is not None, **number
+            ),
+        }
+
+
+def _sliders(gr: Any, renderer: Renderer, recipes: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    return [
         gr.Slider(
             0,
             MAX_STRENGTH,
@@ -136,68 +148,64 @@ def _controls(
             info=unlearns(recipes.get(name, {})) or None,
             elem_id=f"strength-{i}",
         )
-        for i, name in enumerate(painter.names)
+        for i, name in enumerate(renderer.names)
     ]
-    return fields, sliders, gr.Button("Draw", variant="primary", elem_id="draw")
 
 
-def _pictures(gr: Any, painter: Renderer, values: Sequence[float]) -> tuple[list[Any], Any]:
-    """The two pictures, what went wrong, and the line of code."""
+def unlearns(recipe: Mapping[str, Any]) -> str:
+    """What an adapter unlearns, by its recipe; empty if that says nothing."""
+    entries = recipe.get("concepts")
+    concepts = []
+    for concept in entries if isinstance(entries, list) else []:
+        if not isinstance(concept, Mapping) or not concept.get("target"):
+            continue
+        anchor = concept.get("anchor")  # no text where the guidance is negative
+        arrow = f" → “{anchor}”" if anchor and isinstance(anchor, str) else ""
+        concepts.append(f"“{concept['target']}”{arrow}")
+    if not concepts:
+        return ""
+    f = recipe.get("f")
+    text = "unlearns " + ", ".join(concepts) + (f", f = {f}" if f else "")
+    return shortened(text).translate(PLAIN)
+
+
+def _pictures(gr: Any) -> list[Any]:
+    """The two pictures, and what went wrong."""
     # PNG, since the default loses what differs between two pictures that are nearly the same.
     picture = {"format": "png", "interactive": False, "min_width": 120}
     picture["buttons"] = ["download", "fullscreen"]
     with gr.Row(elem_id="pictures"):
         base = gr.Image(label="Base model", elem_id="base", **picture)
         unlearned = gr.Image(label="Unlearned", elem_id="unlearned", **picture)
-    told = gr.HTML(elem_id="message", padding=False, visible=False)
-    line = gr.Code(
-        code(painter, values),
-        language="python",
-        label="These strengths in code",
-        interactive=False,
-        lines=1,
-        wrap_lines=True,
-        show_line_numbers=False,
-        elem_id="code",
-        buttons=["copy"],
-    )
-    return [base, unlearned, told], line
+    return [base, unlearned, gr.HTML(elem_id="message", padding=False, visible=False)]
 
 
-def _connect(
+def _connect_button(
     gr: Any,
-    painter: Renderer,
+    renderer: Renderer,
+    button: Any,
     fields: Mapping[str, Any],
     sliders: Sequence[Any],
-    button: Any,
-    outputs: Sequence[Any],
-    line: Any,
+    pictures: Sequence[Any],
 ) -> None:
-    """What happens when the button is pressed, or a slider moved."""
+    """Draw when the button is pressed, or Enter in a prompt."""
 
     # The default makes gradio show the steps of the pipeline's own progress bar.
-    def draw(progress: Any = gr.Progress(track_tqdm=True), *given: Any) -> Iterator[Any]:  # noqa: B008
-        wish = dict(zip(fields, given, strict=False))
-        for base, unlearned, told in answers(painter, wish, given[len(fields) :]):
-            yield base, unlearned, gr.HTML(told, visible=bool(told))
+    def draw(progress: Any = gr.Progress(track_tqdm=True), *values: Any) -> Iterator[Any]:  # noqa: B008
+        form = dict(zip(fields, values, strict=False))
+        for base, unlearned, message in renderer.draw_both(form, values[len(fields) :]):
+            yield base, unlearned, gr.HTML(message, visible=bool(message))
 
-    def written(*values: float) -> str:
-        return code(painter, values)
-
-    # One queue for all that draws: the pipe is one object.
-    quiet = {"api_visibility": "private"}
-    drawing = {"concurrency_limit": 1, "concurrency_id": "pipe", **quiet}
-    inputs = [*fields.values(), *sliders]
     gr.on(
         [button.click, fields["prompt"].submit, fields["negative_prompt"].submit],
         draw,
-        inputs,
-        list(outputs),
-        show_progress_on=list(outputs[:2]),
-        **drawing,
-    )
-    gr.on(
-        [s.change for s in sliders], written, list(sliders), line, show_progress="hidden", **quiet
+        [*fields.values(), *sliders],
+        list(pictures),
+        show_progress_on=list(pictures[:2]),
+        api_visibility="private",
+        # One queue for all that draws: the pipe is one object.
+        concurrency_limit=1,
+        concurrency_id="pipe",
     )
 
 
@@ -212,24 +220,26 @@ def serve(
 ) -> Any:
     """Show the page of a pipe to this machine's browser.
 
-        serve(FDUnlearner(pipe).unlearn("Snoopy", "dog"))
-
     Args:
-        pipe: see `build_page`.
-        adapter_names: see `build_page`.
-        host: whom it answers: this machine alone, or with "0.0.0.0" whoever reaches it. There is
-            no password.
-        port: None: the first free one from 7860.
-        block: until interrupted. False: go on; `.close()` ends it.
-        **options: of `build_page`.
+        pipe: a diffusers pipeline with adapters, see `build_page`.
+        adapter_names: the adapters that get a slider, see `build_page`.
+        host: address that the page answers at: this machine's alone, or with "0.0.0.0" whoever
+            reaches it. There is no password.
+        port: port that the page answers at; None for the first free one from 7860.
+        block: whether to wait until interrupted; if not, `.close()` of the result ends the page.
+        **options: further options of `build_page`.
 
     Returns:
-        The `gradio.Blocks`; `.local_url` is where it is.
+        The `gradio.Blocks`; `.local_url` is its address.
 
     Raises:
-        ImportError: without gradio.
+        ImportError: if gradio is not installed.
         OSError: if the port or the host cannot be used.
         ValueError: see `build_page`.
+
+    Example:
+        >>> page = serve(load_unlearned(pipe, "forget-dog"), block=False)  # doctest: +SKIP
+        the page is at http://127.0.0.1:7860/
     """
     page = build_page(pipe, adapter_names, **options)
     gr = check_gradio()

@@ -90,7 +90,7 @@ def draw(
     store = _Store(place, as_json(about))
     missing = [i for i, request in enumerate(requests) if not store.has(i, request)]
     processes.wait()  # before anyone writes
-    own = processes.own(missing)
+    own = processes.share(missing)
     coming = iter(own)
 
     def keep(images: Sequence[Image.Image]) -> None:

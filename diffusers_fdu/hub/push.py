@@ -13,8 +13,8 @@ from ..adapters.contents import CARD_NAME, EMBEDDED, check_repo_id, contents, is
 from ..adapters.download import LIBRARY
 from ..adapters.read import read_adapter
 from ..adapters.recipe import RECIPE_NAME, public
-from ..utils.hub_errors import explained
-from ..utils.io import to_text
+from ..utils.hub_errors import translated_errors
+from ..utils.io import json_text
 from ..utils.markup import cleaned
 from .card import base_name, card
 
@@ -75,7 +75,7 @@ def push(
         commit_message or f"Push {cleaned(found.recipe.get('adapter_name') or 'adapter', 60)}"
     )
     api = HfApi(token=token, library_name=LIBRARY)
-    with explained(repo_id, "push"):
+    with translated_errors(repo_id, "push"):
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         there = api.model_info(repo_id)
         if private is not None and there.private is not None and there.private != private:
@@ -95,4 +95,4 @@ def _public_recipe(found: AdapterFile, base: str | None) -> bytes | None:
     recipe = public(found.recipe, lambda own: base if base or own != EMBEDDED else own)
     if recipe == found.recipe:
         return None
-    return to_text(recipe).encode()
+    return json_text(recipe).encode()

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 
 from ..adapters.contents import check_repo_id
 from ..adapters.download import LIBRARY
-from ..utils.hub_errors import explained
+from ..utils.hub_errors import translated_errors
 from ..utils.markup import slug
 from .card import OWN_TAG, TARGET_TAG
 
@@ -71,7 +71,7 @@ def find_adapters(
         raise ValueError(f"limit must be at least 1, got {limit}")
     api = HfApi(token=token, library_name=LIBRARY)
     wanted: Any = ["tags", "downloads", "likes", "lastModified", "private"]
-    with explained(" ".join(tags), "list"):
+    with translated_errors(" ".join(tags), "list"):
         found = api.list_models(filter=tags, sort="downloads", limit=limit, expand=wanted)
         return [_found(info) for info in found]
 

@@ -23,84 +23,69 @@ from torch import Tensor
 
 
 class Processes:
-    """Those that take part; this one alone unless `together`.
+    """The processes that take part; this one alone unless `together`.
+
+    Attributes:
+        rank: number of this process, from 0.
+        count: number of all processes.
 
     Args:
         together: whether the processes that `accelerate launch` or `torchrun` started train one
             adapter; otherwise each trains its own.
-
-    Attributes:
-        rank: which one this is.
-        count: how many there are.
     """
 
     def __init__(self, together: bool = False) -> None:
-        state = _state() if together else None
-        self.rank: int = state.process_index if state else 0
-        self.count: int = state.num_processes if state else 1
+        self.rank, self.count = 0, 1
+        if together:
+            use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+            state = PartialState(cpu=use_cpu or not torch.accelerator.is_available())
+            self.rank, self.count = state.process_index, state.num_processes
 
     @property
     def is_main(self) -> bool:
-        """Whether this one speaks for all."""
+        """Whether this process speaks for all."""
         return self.rank == 0
 
-    def own(self, items: Sequence[Any]) -> list[Any]:
-        """This one's part of what all have, in equal parts where the number allows it."""
-        return list(
-            items[self._start(self.rank, len(items)) : self._start(self.rank + 1, len(items))]
-        )
-
-    def _start(self, rank: int, length: int) -> int:
-        return rank * length // self.count
+    def share(self, items: Sequence[Any]) -> list[Any]:
+        """This process's part of what all have, in equal parts where the number allows it."""
+        start, end = (rank * len(items) // self.count for rank in (self.rank, self.rank + 1))
+        return list(items[start:end])
 
     def gather(self, items: Sequence[Any]) -> list[Any]:
-        """What all have, in the order of their ranks."""
+        """The items of all processes, in the order of their ranks."""
         return list(items) if self.count == 1 else gather_object(list(items))
 
     def check_same(self, what: str, value: Any) -> None:
-        """Refuse to go on if processes do not have the same.
-
-        Raises:
-            ValueError: on every process.
-        """
-        found = self.gather([value])
-        if any(other != found[0] for other in found):
+        """Raise a ValueError on every process if they do not have the same value."""
+        values = self.gather([value])
+        if any(other != values[0] for other in values):
             raise ValueError(
-                f"processes differ in {what}: {', '.join(map(str, found))}; all of them need to "
+                f"processes differ in {what}: {', '.join(map(str, values))}; all of them need to "
                 "see the same files"
             )
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Block until every process reaches this point."""
         if self.count > 1:
             wait_for_everyone()
 
-    def most(self, count: int) -> int:
-        """The largest count that any has."""
-        return max(self.gather([count]))
-
     @torch.no_grad()
     def mean_(self, tensors: Sequence[Tensor]) -> None:
-        """Set tensors of one dtype to their mean over all."""
+        """Set tensors of one dtype to their mean over all processes."""
         if self.count > 1 and tensors:
-            _put(tensors, reduce(_flat(tensors), reduction="mean"))
+            _fill(tensors, reduce(_flat(tensors), reduction="mean"))
 
     @torch.no_grad()
-    def agree_(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Set tensors of one dtype to what the main process has."""
         if self.count > 1 and tensors:
-            _put(tensors, broadcast(_flat(tensors)))
-
-
-def _state() -> PartialState:
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    return PartialState(cpu=on_cpu)
+            _fill(tensors, broadcast(_flat(tensors)))
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.detach().flatten() for tensor in tensors])
 
 
-def _put(tensors: Sequence[Tensor], flat: Any) -> None:
+def _fill(tensors: Sequence[Tensor], flat: Any) -> None:
     for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from safetensors.torch import save
 
-from ...utils.io import replacing, writable_folder
+from ...utils.io import atomic_write, writable_folder
 from ..download import local_folder
 from ..read import read_adapter
 from ..write import with_sorted_header
@@ -72,7 +72,7 @@ def export(
     Raises:
         ValueError: if the adapter is not to be trusted or for another model, a layer has no name
             in other programs, or the file cannot be written.
-        HubError: see `hub.pull`.
+        HubError: see `pull`.
     """
     if format not in get_args(ExportFormat):
         raise ValueError(f"unknown format {format!r}: choose {', '.join(get_args(ExportFormat))}")
@@ -88,7 +88,7 @@ def export(
     digest = hashlib.sha256(_data(save(tensors))).hexdigest()
     content = save(tensors, header(found, known, layers, path.stem, digest, title))
     writable_folder(path.parent)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(with_sorted_header(content))
     return path
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ...utils.io import json_object
+from ...utils.io import parse_json_object
 from .header import RECIPE_KEY
 from .layers import Layer
 
@@ -61,6 +61,6 @@ def read_exported(path: str | Path) -> Exported:
 
 def _recipe(header: dict[str, str]) -> dict[str, Any]:
     try:
-        return json_object(header.get(RECIPE_KEY) or "{}", "the recipe")
+        return parse_json_object(header.get(RECIPE_KEY) or "{}", "the recipe")
     except ValueError:
         return {}
