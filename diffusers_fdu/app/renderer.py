@@ -42,12 +42,7 @@ class GenerationRequest:
 
 
 class Renderer:
-    """Draws with one pipe.
-
-    Args:
-        pipe: a diffusers pipeline with adapters.
-        names: names of the adapters whose strengths are set; by default all on the pipe.
-        pipeline_kwargs: arguments of the pipeline for every picture.
+    """Draws with one pipe at any strengths of some of its adapters, by default of all.
 
     Raises:
         ValueError: if an adapter is not on the pipe, there is none, or they are fused or off.
@@ -85,11 +80,7 @@ class Renderer:
         self._drawn = lru_cache(KEPT)(self._draw)
 
     def request(self, form: Mapping[str, Any]) -> GenerationRequest:
-        """A request from the fields of a form, where anything may be missing.
-
-        Raises:
-            ValueError: if a field is missing or wrong; the message says what to fill in.
-        """
+        """A request from a form; for a missing or wrong field a ValueError says what to do."""
         prompt, seed, steps = (form[name] for name in ("prompt", "seed", "steps"))
         if not (prompt or "").strip():
             raise ValueError("The prompt is empty: say what to draw.")

@@ -5,29 +5,25 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..pipelines.generate import takes
 from .renderer import GUIDANCE_SCALE, STEPS, Renderer, shortened
 
+Recipes = Mapping[str, Mapping[str, Any]]  # by the adapters' names
 MAX_STRENGTH = 1.5
 SUBTITLE = "The base model beside the unlearned one, from the same seed"
+STYLE = (Path(__file__).parent / "page.css").read_text()
 DELETE_CACHE = (600, 3600)  # seconds: how often old pictures are deleted, and what is old
 # Where a label reads HTML or Markdown these are more than text, and a recipe may be a stranger's.
 PLAIN = str.maketrans("<>[]", "‹›()")
 
-CSS = """
-:root { --block-info-text-color: #52525b; }
-.dark { --block-info-text-color: #a1a1aa; }
-#title, #title *, #message, #message .html-container { padding: 0; }
-#title h1 { font-size: 1.4rem; margin: 0 0 4px; overflow-wrap: anywhere; }
-#pictures { flex-wrap: nowrap; }
-#base, #unlearned { aspect-ratio: 1; height: auto !important; }
-#pictures img { width: 100%; height: 100%; object-fit: contain; }
-#message p { margin: 0; padding: 10px 14px; border-radius: 4px; overflow-wrap: anywhere;
-  color: var(--body-text-color); background: var(--background-fill-secondary);
-  border-left: 4px solid #dc2626; }
-"""
+CODE = {"language": "python", "interactive": False, "lines": 1, "buttons": ["copy"]}
+CODE |= {"wrap_lines": True, "show_line_numbers": False}
+# The server answers only with this page: it shares, watches and reports nothing.
+SERVER: dict[str, Any] = {"share": False, "ssr_mode": False, "mcp_server": False}
+SERVER |= {"run_history": False, "footer_links": [], "quiet": True, "prevent_thread_lock": True}
 
 
 def check_gradio() -> Any:
@@ -44,12 +40,12 @@ def build_page(
     pipe: Any,
     adapter_names: Sequence[str] | None = None,
     *,
-    recipes: Mapping[str, Mapping[str, Any]] | None = None,
+    recipes: Recipes | None = None,
     steps: int | None = None,
     guidance_scale: float | None = None,
     **pipeline_kwargs: Any,
 ) -> Any:
-    """A page that draws a prompt with the base model and with the unlearned one.
+    """A `gradio.Blocks` that draws a prompt with the base model and with the unlearned one.
 
     Every adapter has a slider for its strength. Pictures are drawn one at a time, whoever asks,
     and after each the pipe's own strengths are as before. What was drawn is kept, so that moving
@@ -59,14 +55,11 @@ def build_page(
         pipe: a diffusers pipeline with adapters.
         adapter_names: the adapters that get a slider; by default all on the pipe. Others stay as
             they are, in both pictures.
-        recipes: what is known of adapters, by name, as `recipe.json` has it.
+        recipes: recipes of adapters by name, as `recipe.json` has them.
         steps: number of steps at first; by default the pipeline's own, 25 of the embedded model.
         guidance_scale: guidance scale at first; by default what the first recipe recorded with,
             or the pipeline's own, 4 of the embedded model.
         **pipeline_kwargs: other arguments of the pipeline, such as height and width.
-
-    Returns:
-        A `gradio.Blocks`. `serve` shows it; its own `launch` and `mount_gradio_app` work, too.
 
     Raises:
         ImportError: if gradio is not installed.
@@ -78,7 +71,7 @@ def build_page(
     if guidance_scale is None:
         guidance_scale = _recorded_guidance(renderer, recipes)
     with gr.Blocks(title="Unlearned", analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
-        title = f"<style>{CSS}</style><h1>{html.escape(renderer.title)}</h1>{SUBTITLE}"
+        title = f"<style>{STYLE}</style><h1>{html.escape(renderer.title)}</h1>{SUBTITLE}"
         gr.HTML(title, elem_id="title", padding=False)
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
@@ -87,17 +80,8 @@ def build_page(
                 button = gr.Button("Draw", variant="primary", elem_id="draw")
             with gr.Column(scale=3, min_width=320):
                 pictures = _pictures(gr)
-                code = gr.Code(
-                    renderer.code([slider.value for slider in sliders]),
-                    language="python",
-                    label="These strengths in code",
-                    interactive=False,
-                    lines=1,
-                    wrap_lines=True,
-                    show_line_numbers=False,
-                    elem_id="code",
-                    buttons=["copy"],
-                )
+                line = renderer.code([slider.value for slider in sliders])
+                code = gr.Code(line, label="These strengths in code", elem_id="code", **CODE)
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         moved = [slider.change for slider in sliders]
         gr.on(moved, lambda *strengths: renderer.code(strengths), sliders, code, **quiet)
@@ -105,9 +89,7 @@ def build_page(
     return page
 
 
-def _recorded_guidance(
-    renderer: Renderer, recipes: Mapping[str, Mapping[str, Any]]
-) -> float | None:
+def _recorded_guidance(renderer: Renderer, recipes: Recipes) -> float | None:
     """The guidance scale of the first recipe that has one; else the renderer's default."""
     recorded = [recipes.get(name, {}).get("pipeline_kwargs") for name in renderer.names]
     scales = [r.get(renderer.guidance_name) for r in recorded if isinstance(r, Mapping)]
@@ -115,41 +97,30 @@ def _recorded_guidance(
     return (scales or [renderer.defaults[GUIDANCE_SCALE]])[0]
 
 
-def _fields(
-    gr: Any, renderer: Renderer, steps: int, guidance_scale: float | None
-) -> dict[str, Any]:
+def _fields(gr: Any, renderer: Renderer, steps: int, guidance: float | None) -> dict[str, Any]:
     """The fields of a request, by name."""
+    has_negative = takes(renderer.pipe, "negative_prompt")
+    negative = {"placeholder": "optional", "lines": 1, "visible": has_negative}
     number = {"min_width": 90}
-    is_negative = takes(renderer.pipe, "negative_prompt")
-    prompt = gr.Textbox(label="Prompt", lines=1, elem_id="prompt")
-    negative_prompt = gr.Textbox(
-        label="Negative prompt", placeholder="optional", lines=1, visible=is_negative
-    )
+    fields = {
+        "prompt": gr.Textbox(label="Prompt", lines=1, elem_id="prompt"),
+        "negative_prompt": gr.Textbox(label="Negative prompt", **negative),
+    }
     with gr.Row():
-        return {
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "seed": gr.Number(0, label="Seed", precision=0, elem_id="seed", **number),
-            "steps": gr.Number(steps, label="Steps", precision=0, minimum=1, **number),
-            "guidance_scale": gr.Number(
-                guidance_scale, label="Guidance", visible=guidance_scale is not None, **number
-            ),
-        }
+        fields["seed"] = gr.Number(0, label="Seed", precision=0, elem_id="seed", **number)
+        fields["steps"] = gr.Number(steps, label="Steps", precision=0, minimum=1, **number)
+        number["visible"] = guidance is not None
+        fields["guidance_scale"] = gr.Number(guidance, label="Guidance", **number)
+    return fields
 
 
-def _sliders(gr: Any, renderer: Renderer, recipes: Mapping[str, Mapping[str, Any]]) -> list[Any]:
-    return [
-        gr.Slider(
-            0,
-            MAX_STRENGTH,
-            1.0,
-            step=0.05,
-            label=name,
-            info=unlearns(recipes.get(name, {})) or None,
-            elem_id=f"strength-{i}",
-        )
-        for i, name in enumerate(renderer.names)
-    ]
+def _sliders(gr: Any, renderer: Renderer, recipes: Recipes) -> list[Any]:
+    sliders = []
+    for i, name in enumerate(renderer.names):
+        info = unlearns(recipes.get(name, {})) or None
+        labels = {"label": name, "info": info, "elem_id": f"strength-{i}"}
+        sliders.append(gr.Slider(0, MAX_STRENGTH, 1.0, step=0.05, **labels))
+    return sliders
 
 
 def unlearns(recipe: Mapping[str, Any]) -> str:
@@ -196,17 +167,11 @@ def _connect_button(
         for base, unlearned, message in renderer.draw_both(form, values[len(fields) :]):
             yield base, unlearned, gr.HTML(message, visible=bool(message))
 
-    gr.on(
-        [button.click, fields["prompt"].submit, fields["negative_prompt"].submit],
-        draw,
-        [*fields.values(), *sliders],
-        list(pictures),
-        show_progress_on=list(pictures[:2]),
-        api_visibility="private",
-        # One queue for all that draws: the pipe is one object.
-        concurrency_limit=1,
-        concurrency_id="pipe",
-    )
+    triggers = [button.click, fields["prompt"].submit, fields["negative_prompt"].submit]
+    # One queue for all that draws: the pipe is one object.
+    queue = {"concurrency_limit": 1, "concurrency_id": "pipe", "api_visibility": "private"}
+    inputs, shown = [*fields.values(), *sliders], list(pictures[:2])
+    gr.on(triggers, draw, inputs, list(pictures), show_progress_on=shown, **queue)
 
 
 def serve(
@@ -221,8 +186,8 @@ def serve(
     """Show the page of a pipe to this machine's browser.
 
     Args:
-        pipe: a diffusers pipeline with adapters, see `build_page`.
-        adapter_names: the adapters that get a slider, see `build_page`.
+        pipe: a diffusers pipeline with adapters.
+        adapter_names: the adapters that get a slider; by default all on the pipe.
         host: address that the page answers at: this machine's alone, or with "0.0.0.0" whoever
             reaches it. There is no password.
         port: port that the page answers at; None for the first free one from 7860.
@@ -233,9 +198,8 @@ def serve(
         The `gradio.Blocks`; `.local_url` is its address.
 
     Raises:
-        ImportError: if gradio is not installed.
+        ImportError, ValueError: see `build_page`.
         OSError: if the port or the host cannot be used.
-        ValueError: see `build_page`.
 
     Example:
         >>> page = serve(load_unlearned(pipe, "forget-dog"), block=False)  # doctest: +SKIP
@@ -246,18 +210,8 @@ def serve(
     # Fonts of the system, which are there without a network.
     sans, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
     try:
-        page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            ssr_mode=False,
-            mcp_server=False,
-            run_history=False,
-            footer_links=[],
-            quiet=True,
-            prevent_thread_lock=True,
-            theme=gr.themes.Default(font=sans, font_mono=mono),
-        )
+        theme = gr.themes.Default(font=sans, font_mono=mono)
+        page.launch(server_name=host, server_port=port, theme=theme, **SERVER)
     except OSError as error:
         raise OSError(f"port {port} of {host} cannot be used: pass another") from error
     print(f"the page is at {page.local_url}", flush=True)

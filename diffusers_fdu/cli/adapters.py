@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from .options import GUIDANCE_SCALE, MODEL, PlacementOptions, argument, option
+from .options import GUIDANCE_SCALE, MODEL, PlacementOptions, argument, option, required
 from .pipeline import guidance_arguments, load_pipeline
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -27,12 +27,12 @@ class Stack(PlacementOptions):
     """
 
     adapters: list[str] = argument(ADAPTERS)
-    model: str = option(MODEL)
-    weight: list[float] | None = option(WEIGHT, None)
-    prompt: str | None = option("Prompt of a picture that is drawn with all adapters.", None)
+    model: str = required(MODEL)
+    weight: list[float] | None = option(WEIGHT)
+    prompt: str | None = option("Prompt of a picture that is drawn with all adapters.")
     output: Path = option("File that the picture is written to.", Path("stacked.png"))
     seed: int = option("Seed of the picture's noise.", 0)
-    guidance_scale: float | None = option(GUIDANCE_SCALE, None)
+    guidance_scale: float | None = option(GUIDANCE_SCALE)
 
     def __call__(self) -> None:
         from ..adapters.merging.conflicts import conflicts
@@ -69,15 +69,13 @@ class Merge(PlacementOptions):
     """
 
     adapters: list[str] = argument(ADAPTERS)
-    output_dir: Path = option("Folder that the merged LoRA is written to.")
-    weight: list[float] | None = option(WEIGHT, None)
+    output_dir: Path = required("Folder that the merged LoRA is written to.")
+    weight: list[float] | None = option(WEIGHT)
     method: str = option("Method of merging: concat or svd.", "concat")
-    rank: int | None = option("Rank of the result; by default the sum of the ranks.", None)
+    rank: int | None = option("Rank of the result; by default the sum of the ranks.")
     refine: bool = option("Train the result a little, on --model.", False, "--refine")
-    steps: int | None = option(
-        "Steps of refining; by default 5 for each concept, at least 20.", None
-    )
-    model: str | None = option("Model that the adapters were trained on, to refine.", None)
+    steps: int | None = option("Steps of refining; by default 5 for each concept, at least 20.")
+    model: str | None = option("Model that the adapters were trained on, to refine.")
 
     def __call__(self) -> None:
         from ..adapters.merging.merge import merge as merge_adapters
@@ -114,14 +112,9 @@ class ShowPage(PlacementOptions):
             --adapters runs/snoopy --device cuda
     """
 
-    model: str = option(MODEL)
-    adapters: list[str] = option(
-        "Folder or Hub id of an adapter, which gets a slider; it may be repeated."
-    )
-    host: str = option(
-        "Address that the page answers at: 127.0.0.1 for this machine alone, 0.0.0.0 for all.",
-        "127.0.0.1",
-    )
+    model: str = required(MODEL)
+    adapters: list[str] = required("Folder or Hub id of an adapter with a slider; repeatable.")
+    host: str = option("Address: 127.0.0.1 for this machine alone, 0.0.0.0 for all.", "127.0.0.1")
     port: int = option("Port that the page answers at.", 7860)
 
     def __call__(self) -> None:
@@ -169,17 +162,10 @@ class Export:
     """
 
     folder: str = argument("Folder or Hub id of an adapter.")
-    output: Path = option("File that is written; its name ends in .safetensors.")
-    format: str = option(
-        "Format of the file: kohya, for ComfyUI, A1111, Forge and kohya's sd-scripts.", "kohya"
-    )
-    title: str | None = option(
-        "Title that other programs show; by default the adapter's name.", None
-    )
-    family: str | None = option(
-        "Family of the base model, for an adapter without recipe.json: sd, sdxl, flux or sd3.",
-        None,
-    )
+    output: Path = required("File that is written; its name ends in .safetensors.")
+    format: str = option("Format: kohya, for ComfyUI, A1111, Forge and sd-scripts.", "kohya")
+    title: str | None = option("Title that other programs show; by default the adapter's name.")
+    family: str | None = option("Family if there is no recipe.json: sd, sdxl, flux or sd3.")
 
     def __call__(self) -> None:
         from ..adapters.export.export import export as export_adapter

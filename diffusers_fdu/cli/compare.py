@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from ..settings import option_names
-from .options import GUIDANCE_SCALE, KIND, MODEL, ConfigOptions, named_options, option
+from .options import GUIDANCE_SCALE, KIND, MODEL, ConfigOptions, named_options, option, required
 from .pipeline import guidance_arguments, load_pipeline
 
 
@@ -22,19 +22,15 @@ class Compare(ConfigOptions):
             --seeds 1 --set trajectories=24 --output-dir runs/blob
     """
 
-    model: str = option(MODEL)
-    target: str = option("Concept to forget.")
-    output_dir: Path = option("Folder for the table, the picture and the cache.")
-    anchor: str | None = option(
-        "Concept that takes its place; by default the empty prompt does.", None
-    )
+    model: str = required(MODEL)
+    target: str = required("Concept to forget.")
+    output_dir: Path = required("Folder for the table, the picture and the cache.")
+    anchor: str | None = option("Concept that takes its place; by default the empty prompt.")
     f: list[str] | None = option("A divergence to compare; it may be repeated.", None, "--f")
     kind: str = option(KIND, "object")
     seeds: int = option("Number of trainings with each divergence.", 3)
-    strength: list[float] | None = option(
-        "Strength at which the adapters are measured; it may be repeated.", None
-    )
-    guidance_scale: float | None = option(GUIDANCE_SCALE, None)
+    strength: list[float] | None = option("Strength of the adapters; it may be repeated.")
+    guidance_scale: float | None = option(GUIDANCE_SCALE)
 
     def __call__(self) -> None:
         explicit = {"pipeline_kwargs.guidance_scale": self.guidance_scale}

@@ -26,11 +26,7 @@ class ListedConcept:
     concept: Concept
 
     def is_done(self, folder: Path, f: str) -> bool:
-        """Whether its adapter is in a folder of adapters.
-
-        Raises:
-            ValueError: if the adapter there is another concept's, or was trained with another f.
-        """
+        """Whether its adapter is in a folder of adapters; a ValueError if that differs."""
         path = folder / self.name / RECIPE_NAME  # written last, so the adapter is whole
         if not path.exists():
             return False

@@ -33,7 +33,7 @@ class Demo(ConfigOptions):
     anchor: str = option("Concept or style that takes its place.", "cat")
     f: str = option("Divergence that is minimised.", "kl", "--f")
     output_dir: Path = option("Folder that the results are written to.", Path("runs/demo"))
-    seed: int | None = option(SEED, None, show_default="0")
+    seed: int | None = option(SEED, show_default="0")
 
     def __call__(self) -> None:
         config = named_options(self, {"seed": self.seed}, option_names())

@@ -39,20 +39,12 @@ class Evaluate(ConfigOptions):
     adapter: str = argument("Folder or Hub id of an adapter.")
     protocol: str = option("Protocol: quick, unlearncanvas, concept-ablation or mace.", "quick")
     report: Path = option("Folder for JSON, Markdown, HTML page and pictures.", Path("report"))
-    model: str | None = option(
-        "The pipeline: a folder, a Hub id or `emoji`; by default what the recipe names.", None
-    )
-    target: list[str] | None = option(
-        "A target to measure; it may be repeated. By default all of the adapter's are.", None
-    )
-    attack: list[str] | None = option(
-        "An attack to run, or `all` of them; it may be repeated.", None
-    )
-    clip: str | None = option("Folder or Hub id of a CLIP that scores the pictures.", None)
-    classifier: str | None = option(
-        "Folder or Hub id of an image classifier that judges the pictures.", None
-    )
-    seed: list[int] | None = option("A seed of the pictures; it may be repeated.", None)
+    model: str | None = option("Folder, Hub id or `emoji`; by default what the recipe names.")
+    target: list[str] | None = option("One of its targets, if not all; it may be repeated.")
+    attack: list[str] | None = option("An attack to run, or `all`; it may be repeated.")
+    clip: str | None = option("Folder or Hub id of a CLIP that scores the pictures.")
+    classifier: str | None = option("Folder or Hub id of an image classifier, as the judge.")
+    seed: list[int] | None = option("A seed of the pictures; it may be repeated.")
 
     def __call__(self) -> None:
         config = named_options(self, {"seeds": self.seed or None}, CONFIG_NAMES)
@@ -80,7 +72,7 @@ class Evaluate(ConfigOptions):
             pipe,
             self.adapter,
             self.protocol,
-            judge=_load_classifier(self.classifier, pipe.device),
+            judge=_load_judge(self.classifier, pipe.device) if self.classifier else None,
             clip=self.clip,
             attacks=attacks,
             concepts=concepts,
@@ -108,10 +100,7 @@ def _model_of(recipe: object, adapter: str) -> str:
     return base_model
 
 
-def _load_classifier(source: str | None, device: Any) -> Any:
-    """A judge of transformers' image classification; None without a source."""
-    if source is None:
-        return None
+def _load_judge(source: str, device: Any) -> Any:
     from transformers import pipeline
 
     from ..evaluation.judges import ClassifierJudge

@@ -26,18 +26,16 @@ class Push:
     folder: Path = argument("Folder that an adapter was saved to.")
     repo_id: str = argument("Repository on the Hub, user/name; it is made if missing.")
     private: bool | None = option(
-        "Whether the repository is private; by default it stays as it is, or is as the Hub makes "
-        "new ones.",
+        "Whether the repository is private; by default as it is, or as the Hub makes new ones.",
         None,
         "--private/--public",
     )
     base_model: str | None = option(
-        'Name of the base model on the Hub, or "" if it is not there; by default the recipe\'s.',
-        None,
+        'Name of the base model on the Hub, or "" if it is not there; by default the recipe\'s.'
     )
-    license: str | None = option("License of the base model, as the Hub names it.", None)
-    commit_message: str | None = option("Message of the commit.", None)
-    token: str | None = option(TOKEN, None)
+    license: str | None = option("License of the base model, as the Hub names it.")
+    commit_message: str | None = option("Message of the commit.")
+    token: str | None = option(TOKEN)
 
     def __call__(self) -> None:
         from ..hub.push import push as push_adapter
@@ -56,11 +54,9 @@ class Pull:
     """
 
     repo_id: str = argument("Repository on the Hub, user/name.")
-    output_dir: Path | None = option(
-        "A new or empty folder for the files; by default they stay in the Hub's cache.", None
-    )
-    revision: str | None = option("Branch, tag or commit that is pulled.", None)
-    token: str | None = option(TOKEN, None)
+    output_dir: Path | None = option("New or empty folder; by default the Hub's cache has them.")
+    revision: str | None = option("Branch, tag or commit that is pulled.")
+    token: str | None = option(TOKEN)
 
     def __call__(self) -> None:
         from ..adapters.download import pull as pull_adapter
@@ -77,10 +73,10 @@ class ListAdapters:
         diffusers-fdu list --base-model stable-diffusion-v1-5/stable-diffusion-v1-5 --target Snoopy
     """
 
-    base_model: str | None = option("Only adapters for this base model, org/name.", None)
-    target: str | None = option("Only adapters that forget this concept.", None)
+    base_model: str | None = option("Only adapters for this base model, org/name.")
+    target: str | None = option("Only adapters that forget this concept.")
     limit: int = option("Number of adapters that are listed at most.", 50)
-    token: str | None = option(TOKEN, None)
+    token: str | None = option(TOKEN)
 
     def __call__(self) -> None:
         from ..hub.search import find_adapters

@@ -17,20 +17,23 @@ from ..settings import check_names
 MAPPINGS = ("pipeline_kwargs", "concept")  # options that hold options
 
 MODEL = "The pipeline: a folder, a Hub id, or `emoji` for the embedded model."
-KIND = "What the concept is: object, style or prompt."
+KIND = "Kind of the concept: object, style or prompt."
 SEED = "Seed of the prompts, the noise and the initial weights."
-GUIDANCE_SCALE = (
-    "Guidance scale of the pipeline's runs; by default the pipeline's own, and 4 for `emoji`."
-)
+GUIDANCE_SCALE = "Guidance scale of the runs; by default the pipeline's own, 4 for `emoji`."
 
 
-def option(help: str, default: Any = MISSING, *names: str, **details: Any) -> Any:
-    """A field of a command's options, which the command line shows with this help text."""
+def option(help: str, default: Any = None, *names: str, **details: Any) -> Any:
+    """A field of a command, which the command line shows as an option with this help text."""
     return field(default=default, metadata={"typer": typer.Option(*names, help=help, **details)})
 
 
+def required(help: str) -> Any:
+    """An option that must be given."""
+    return option(help, MISSING)
+
+
 def argument(help: str) -> Any:
-    """A field of a command's options that the command line takes by its position."""
+    """A field of a command that the command line takes by its position."""
     return field(metadata={"typer": typer.Argument(help=help)})
 
 
@@ -38,9 +41,7 @@ def argument(help: str) -> Any:
 class PlacementOptions:
     """Options that say where a pipeline runs."""
 
-    device: str | None = option(
-        "Device of the pipeline, such as cuda or cpu; by default cuda if there is one.", None
-    )
+    device: str | None = option("Device, such as cuda or cpu; by default cuda if there is one.")
     dtype: str = option(
         "Dtype of the pipeline: float32, bfloat16, float16 or auto. On CUDA, auto is bfloat16, "
         "or float16 if the card lacks bfloat16; elsewhere it is float32.",
@@ -52,7 +53,7 @@ class PlacementOptions:
 class ConfigOptions(PlacementOptions):
     """Options that reach every other option of the library by its name."""
 
-    config: Path | None = option("YAML file that sets options of the library by name.", None)
+    config: Path | None = option("YAML file that sets options of the library by name.")
     assignments: list[str] | None = option(
         "An option of the library, such as batch_size=8, robust.every=3 or "
         "pipeline_kwargs.height=512; it may be repeated.",
@@ -138,6 +139,8 @@ def named_options(
         ValueError: if the file is no mapping, or a `--set` has no "=".
         TypeError: if a name is unknown; the message has the nearest one.
     """
+    from ..utils.nested import unflatten  # imports torch
+
     values: dict[str, Any] = {}
     if options.config is not None:
         values = read_yaml_file(options.config)
@@ -145,24 +148,17 @@ def named_options(
             raise ValueError(f"{str(options.config)!r} is no mapping of names such as 'steps: 50'")
     for path, value in explicit.items():
         if value is not None:
-            _update(values, _nested(path, value))
+            _update(values, unflatten({path: value}))
     for assignment in options.assignments or ():
         path, sign, text = assignment.partition("=")
         if not sign:
             raise ValueError(f"--set {assignment!r}: write name=value")
-        _update(values, _nested(path, read_yaml(text, f"--set {assignment}")))
+        _update(values, unflatten({path: read_yaml(text, f"--set {assignment}")}))
     check_names(values, known)
     for name in MAPPINGS:
         if not isinstance(values.get(name, {}), dict):
             raise ValueError(f"{name} must be a mapping of names, got {values[name]!r}")
     return values
-
-
-def _nested(path: str, value: Any) -> dict[str, Any]:
-    """{"a": {"b": value}} for the path "a.b"."""
-    for name in reversed(path.split(".")):
-        value = {name: value}
-    return value
 
 
 def _update(values: dict[str, Any], changes: Mapping[str, Any]) -> None:

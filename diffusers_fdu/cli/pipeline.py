@@ -21,9 +21,6 @@ def resolve_placement(device: str | None, dtype: str) -> tuple[str, str]:
     Without a device it is CUDA if there is any; each of several processes takes its own. On CUDA
     the dtype "auto" is bfloat16, or float16 where the card would emulate bfloat16; elsewhere it
     is float32.
-
-    Raises:
-        ValueError: if the device cannot be used, or the dtype is unknown.
     """
     import torch
     from accelerate.utils import parse_flag_from_env
@@ -50,19 +47,11 @@ def resolve_placement(device: str | None, dtype: str) -> tuple[str, str]:
 
 
 def load_pipeline(model: str, device: str | None, dtype: str, streams: bool = False) -> Any:
-    """Load the embedded pipeline, or one from a folder or the Hub.
+    """Load "emoji", the embedded pipeline, or one from a folder or the Hub, where it is placed.
 
-    In float32 on CUDA, products of matrices may use TF32 from now on, in the whole process, as
-    PyTorch lets convolutions do by itself.
-
-    Args:
-        model: "emoji", a folder or a Hub id.
-        device: where it runs; see `resolve_placement`.
-        dtype: dtype of its weights; see `resolve_placement`.
-        streams: whether the weights stay on the CPU and go to the device layer by layer.
-
-    Raises:
-        ValueError: if it cannot be loaded.
+    With `streams` the weights stay on the CPU and go to the device layer by layer. In float32 on
+    CUDA, products of matrices may use TF32 from now on, in the whole process, as PyTorch lets
+    convolutions do by itself.
     """
     device, dtype = resolve_placement(device, dtype)
     import torch
@@ -74,9 +63,8 @@ def load_pipeline(model: str, device: str | None, dtype: str, streams: bool = Fa
         # The setting that keeps PyTorch's older and newer flags for TF32 consistent.
         torch.set_float32_matmul_precision("high")
     torch_dtype = getattr(torch, dtype)
-    pipe: Any
     if model == "emoji":
-        pipe = load_emoji_pipeline(torch_dtype=torch_dtype)
+        pipe: Any = load_emoji_pipeline(torch_dtype=torch_dtype)
         return pipe.to(device)
     try:
         pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=torch_dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .options import GUIDANCE_SCALE, KIND, MODEL, SEED, ConfigOptions, option
+from .options import GUIDANCE_SCALE, KIND, MODEL, SEED, ConfigOptions, option, required
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,26 +27,22 @@ class Unlearn(ConfigOptions):
         diffusers-fdu unlearn --model emoji --target dog --config run.yaml --output-dir runs/dog
     """
 
-    model: str = option(MODEL)
-    output_dir: Path = option("Folder that the LoRA is written to.")
-    target: list[str] | None = option("Concept to forget; it may be repeated.", None)
+    model: str = required(MODEL)
+    output_dir: Path = required("Folder that the LoRA is written to.")
+    target: list[str] | None = option("Concept to forget; it may be repeated.")
     anchor: list[str] | None = option(
-        "Concept that takes its place, one for all targets or one for each; by default the empty "
-        "prompt does.",
-        None,
+        "Concept that takes its place, one for all or for each; by default the empty prompt."
     )
     concepts: Path | None = option(
-        "YAML list of concepts; each gets a LoRA in a folder of its name.", None
+        "YAML list of concepts, each for a LoRA in a folder of its own."
     )
     f: str = option("Divergence that is minimised, or auto.", "hellinger", "--f")
     kind: str = option(KIND, "object")
-    rank: int | None = option("Rank of the LoRA.", None, show_default="8")
-    steps: int | None = option("Number of training steps at most.", None, show_default="100")
-    seed: int | None = option(SEED, None, show_default="0")
-    guidance_scale: float | None = option(GUIDANCE_SCALE, None)
-    resume: bool = option(
-        "Keep checkpoints, and go on from the last one if there is any.", False, "--resume"
-    )
+    rank: int | None = option("Rank of the LoRA.", show_default="8")
+    steps: int | None = option("Number of training steps at most.", show_default="100")
+    seed: int | None = option(SEED, show_default="0")
+    guidance_scale: float | None = option(GUIDANCE_SCALE)
+    resume: bool = option("Keep checkpoints, and go on from the last.", False, "--resume")
 
     def __call__(self) -> None:
         from .unlearn_job import resolve_job, unlearn_each, unlearn_together

@@ -34,9 +34,8 @@ from .pipeline import guidance_arguments, load_pipeline, resolve_placement
 from .unlearn import Unlearn
 
 CHECKPOINTS, LOGS = "checkpoints", "logs"  # folders beside the adapter
+# Names that `--config` and `--set` may use besides the options of a training.
 RUN_NAMES = ("pipeline_kwargs", "component", "concept", "checkpoint_every", "log_with", "prefer")
-"""Names that `--config` and `--set` may use besides the options of a training."""
-MIXED = ("fp16", "bf16")
 LAUNCH_NAMES = ("data_parallel", "shard")
 
 
@@ -53,11 +52,7 @@ class UnlearnJob:
 
 
 def resolve_job(command: Unlearn) -> UnlearnJob:
-    """Refuse what can be refused before a model is loaded, and resolve the rest.
-
-    Raises:
-        ValueError, TypeError: if an option is unknown or has a bad value.
-    """
+    """Resolve the options, and refuse all that can be refused before a model is loaded."""
     explicit = {
         **{name: getattr(command, name) for name in ("rank", "steps", "seed")},
         "pipeline_kwargs.guidance_scale": command.guidance_scale,
@@ -75,11 +70,11 @@ def resolve_job(command: Unlearn) -> UnlearnJob:
     check_trackers(log_with)
     f = AutoDivergence(run.get("prefer", "balance")).f if command.f == "auto" else command.f
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION")  # as `accelerate launch` was told
-    options = {"mixed_precision": precision if precision in MIXED else "no", **options}
+    options = {"mixed_precision": precision if precision in ("fp16", "bf16") else "no", **options}
     settings(options)
     resolve_placement(command.device, command.dtype)
     options["pipeline_kwargs"] = guidance_arguments(command.model) | run.get("pipeline_kwargs", {})
-    options["component"] = run.get("component")
+    options |= {"component": run.get("component"), "shard": launched_sharding()}
     listed = _list_concepts(command, run.get("concept", {}))
     return UnlearnJob(command, listed, divergence(f).name, options, every, log_with)
 
@@ -92,14 +87,10 @@ def _list_concepts(command: Unlearn, details: dict[str, Any]) -> list[ListedConc
         raise ValueError("pass --target or --concepts, one of them")
     check_names(details, DETAILS, "concept.")
     if command.concepts is not None:
-        conflicts = {
-            "--anchor": command.anchor,
-            "--kind": command.kind != "object",
-            "concept": details,
-        }
-        if any(conflicts.values()):
-            names = ", ".join(name for name, is_given in conflicts.items() if is_given)
-            raise ValueError(f"with --concepts the list says what {names} would")
+        is_changed = command.kind != "object"
+        given = {"--anchor": command.anchor, "--kind": is_changed, "concept": details}
+        if names := [name for name, value in given.items() if value]:
+            raise ValueError(f"with --concepts the list says what {', '.join(names)} would")
         return read_concepts(command.concepts)
     if len(anchors) == 1:
         anchors = [*anchors] * len(targets)
@@ -131,7 +122,7 @@ def launched_sharding() -> bool:
 def unlearn_together(job: UnlearnJob) -> None:
     """Train one adapter for all concepts."""
     folder = job.command.output_dir
-    unlearner = _unlearner(job, _load(job), data_parallel=launched())
+    unlearner = FDUnlearner(_load(job), **job.options, data_parallel=launched())
     if unlearner.processes.is_main:
         writable_folder(folder)
     _train(job, unlearner, [listed.concept for listed in job.concepts], folder)
@@ -149,25 +140,22 @@ def unlearn_together(job: UnlearnJob) -> None:
 def unlearn_each(job: UnlearnJob) -> None:
     """Train an adapter for each concept that has none yet; every process takes its share.
 
-    Processes that shard the denoiser go through the list together.
-
-    Raises:
-        ValueError: after the others were trained, with the concepts that were not, and why.
+    Processes that shard the denoiser go through the list together. A concept that fails does not
+    stop the others; a ValueError names it at the end.
     """
-    folder, together = job.command.output_dir, launched_sharding()
+    folder, together = job.command.output_dir, job.options["shard"]
     processes = Processes(together=launched())
     rank, count = (0, 1) if together else (processes.rank, processes.count)
     is_done = [listed.is_done(folder, job.f) for listed in job.concepts]
     if any(is_done) and processes.is_main:
         typer.echo(f"{sum(is_done)} of {len(is_done)} concepts are done already")
-    indices = range(rank, len(is_done), count)
-    share = [job.concepts[i] for i in indices if not is_done[i]]
+    share = [job.concepts[i] for i in range(rank, len(is_done), count) if not is_done[i]]
     writable_folder(folder)
     pipe = _load(job) if share else None
     failures = []
     for listed in share:
         place = writable_folder(folder / listed.name)
-        unlearner = _unlearner(job, pipe, data_parallel=together)
+        unlearner = FDUnlearner(pipe, **job.options, data_parallel=together)
         state_before = adapters.snapshot(unlearner.model)
         try:
             _train(job, unlearner, [listed.concept], place)
@@ -184,12 +172,7 @@ def unlearn_each(job: UnlearnJob) -> None:
 
 def _load(job: UnlearnJob) -> Any:
     command = job.command
-    return load_pipeline(command.model, command.device, command.dtype, launched_sharding())
-
-
-def _unlearner(job: UnlearnJob, pipe: Any, data_parallel: bool) -> FDUnlearner:
-    shard = launched_sharding()
-    return FDUnlearner(pipe, **job.options, data_parallel=data_parallel, shard=shard)
+    return load_pipeline(command.model, command.device, command.dtype, job.options["shard"])
 
 
 def _train(job: UnlearnJob, unlearner: FDUnlearner, targets: list[Concept], folder: Path) -> None:

@@ -11,14 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import (
-    broadcast,
-    gather_object,
-    parse_flag_from_env,
-    reduce,
-    wait_for_everyone,
-)
+from accelerate import PartialState, utils
 from torch import Tensor
 
 
@@ -37,7 +30,7 @@ class Processes:
     def __init__(self, together: bool = False) -> None:
         self.rank, self.count = 0, 1
         if together:
-            use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+            use_cpu = utils.parse_flag_from_env("ACCELERATE_USE_CPU")
             state = PartialState(cpu=use_cpu or not torch.accelerator.is_available())
             self.rank, self.count = state.process_index, state.num_processes
 
@@ -53,7 +46,7 @@ class Processes:
 
     def gather(self, items: Sequence[Any]) -> list[Any]:
         """The items of all processes, in the order of their ranks."""
-        return list(items) if self.count == 1 else gather_object(list(items))
+        return list(items) if self.count == 1 else utils.gather_object(list(items))
 
     def check_same(self, what: str, value: Any) -> None:
         """Raise a ValueError on every process if they do not have the same value."""
@@ -67,19 +60,19 @@ class Processes:
     def wait(self) -> None:
         """Block until every process reaches this point."""
         if self.count > 1:
-            wait_for_everyone()
+            utils.wait_for_everyone()
 
     @torch.no_grad()
     def mean_(self, tensors: Sequence[Tensor]) -> None:
         """Set tensors of one dtype to their mean over all processes."""
         if self.count > 1 and tensors:
-            _fill(tensors, reduce(_flat(tensors), reduction="mean"))
+            _fill(tensors, utils.reduce(_flat(tensors), reduction="mean"))
 
     @torch.no_grad()
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Set tensors of one dtype to what the main process has."""
         if self.count > 1 and tensors:
-            _fill(tensors, broadcast(_flat(tensors)))
+            _fill(tensors, utils.broadcast(_flat(tensors)))
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

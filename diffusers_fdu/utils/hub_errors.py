@@ -5,19 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub import constants
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import constants, errors
 
-Transport: type[Exception] = HfHubHTTPError.__bases__[0]
+Transport: type[Exception] = errors.HfHubHTTPError.__bases__[0]
 """Any failure of HTTP; which library it comes from depends on the client's version."""
 
 LOG_IN = "run `hf auth login`, or pass a token"
@@ -41,60 +31,53 @@ class Unreachable(HubError):
 
 @contextmanager
 def translated_errors(repo_id: str, action: str) -> Iterator[None]:
-    """Raise what the client raises as a `HubError` of one line.
-
-    Args:
-        repo_id: name of the repository, for the message.
-        action: what the client does: "push", "pull" or "list".
-    """
+    """Raise what the client raises on a "push", "pull" or "list" as a `HubError` of one line."""
     try:
         yield
     except (OSError, RuntimeError, Transport) as error:  # httpx's failures are no OSError
         cause = _telling_cause(error)
         if cause is None:
             raise
-        answered = isinstance(cause, HfHubHTTPError) and cause.response.status_code < 500
-        local = isinstance(cause, LocalTokenNotFoundError)
+        answered = isinstance(cause, errors.HfHubHTTPError) and cause.response.status_code < 500
+        local = isinstance(cause, errors.LocalTokenNotFoundError)
         kind = HubError if answered or local else Unreachable
         raise kind(f"cannot {action} {repo_id!r}: {_reason(cause, action)}") from error
 
 
 def _telling_cause(error: Exception) -> BaseException | None:
     """The exception that says most: uploads wrap it, downloads raise another from it."""
-    telling = (HfHubHTTPError, Transport, LocalTokenNotFoundError, OfflineModeIsEnabled)
+    telling = (Transport, errors.LocalTokenNotFoundError, errors.OfflineModeIsEnabled)
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, telling) and not isinstance(cause, LocalEntryNotFoundError):
+        if isinstance(cause, telling) and not isinstance(cause, errors.LocalEntryNotFoundError):
             return cause
         cause = cause.__cause__
-    return error if isinstance(error, LocalEntryNotFoundError) else None
+    return error if isinstance(error, errors.LocalEntryNotFoundError) else None
 
 
 def _reason(cause: BaseException, action: str) -> str:
     """What went wrong, and what helps."""
     retry = "try again" + (": what was uploaded is not uploaded twice" * (action == "push"))
-    if isinstance(cause, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
+    if isinstance(cause, errors.OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set: unset it and start again"
-    if isinstance(cause, LocalTokenNotFoundError):
+    if isinstance(cause, errors.LocalTokenNotFoundError):
         return f"you are not logged in: {LOG_IN}"
-    if isinstance(cause, HfHubHTTPError):
+    if isinstance(cause, errors.HfHubHTTPError):
         return _meaning(cause, action, retry)
     reason = " ".join(str(cause).split()) or type(cause).__name__
     return f"no connection to {constants.ENDPOINT} ({reason}): check the network and {retry}"
 
 
-def _meaning(error: HfHubHTTPError, action: str, retry: str) -> str:
+def _meaning(error: errors.HfHubHTTPError, action: str, retry: str) -> str:
     """What an error that the Hub answered means."""
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, errors.GatedRepoError):
         return f"it is gated: ask for access on its page, and {LOG_IN}"
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return "it has no such revision: name a branch, a tag or a commit"
-    if isinstance(error, EntryNotFoundError):
+    if isinstance(error, errors.EntryNotFoundError):
         return "a file is missing there: its listing and its files disagree"
-    if isinstance(error, RepositoryNotFoundError) and action != "push":
-        return (
-            "there is no such repository, or it is private: check the name; if private, " + LOG_IN
-        )
+    if isinstance(error, errors.RepositoryNotFoundError) and action != "push":
+        return f"there is no such repository, or it is private: check the name, and {LOG_IN}"
     status = error.response.status_code
     if status >= 500:
         return f"the Hub failed (HTTP {status}): {retry}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import socket
 import sys
 import time
@@ -41,24 +41,13 @@ def add(model: torch.nn.Module, name: str, layers: list[str] | None = None) -> N
 
 def picture(pipe, guided="guidance_scale", **more) -> Image.Image:
     """What a plain call of the pipeline draws of `REQUEST`."""
-    output = pipe(
-        prompt="a dog",
-        num_inference_steps=2,
-        generator=torch.Generator().manual_seed(3),
-        output_type="pil",
-        **{guided: 5.0, **more},
-    )
+    arguments = {"num_inference_steps": 2, "output_type": "pil", guided: 5.0, **more}
+    output = pipe(prompt="a dog", generator=torch.Generator().manual_seed(3), **arguments)
     return output.images[0] if hasattr(output, "images") else output.frames[0][0]
 
 
 def same(one: Image.Image, other: Image.Image) -> bool:
     return one.size == other.size and one.tobytes() == other.tobytes()
-
-
-@pytest.fixture
-def pipe(pipe):
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture
@@ -92,14 +81,17 @@ def test_pictures_are_those_of_the_pipeline(family: Family) -> None:
 def facts(pipe) -> list:
     """Everything about adapters that a call of the page might change."""
     layers = adapters.tuner_layers(pipe.unet)
-    found = [(list(layer.active_adapters), dict(layer.scaling)) for layer in layers]
-    flags = [(n, p.requires_grad) for n, p in pipe.unet.named_parameters()]
-    return [found, flags, [(n, m.training) for n, m in pipe.unet.named_modules()]]
+    return [
+        [(list(layer.active_adapters), dict(layer.scaling)) for layer in layers],
+        [(name, parameter.requires_grad) for name, parameter in pipe.unet.named_parameters()],
+        [(name, module.training) for name, module in pipe.unet.named_modules()],
+    ]
 
 
 def test_strengths_and_flags_are_given_back(pipe) -> None:
-    for name in ("one", "two", "off"):
-        add(pipe.unet, name, layers=None if name == "one" else ["attn2.to_k"])
+    add(pipe.unet, "one")
+    add(pipe.unet, "two", ["attn2.to_k"])
+    add(pipe.unet, "off", ["attn2.to_k"])
     pipe.set_adapters(["one", "two"], [0.7, -0.3])
     layer = adapters.tuner_layers(pipe.unet)[0]
     layer.scaling["one"] = 0.1  # one layer has a strength of its own
@@ -243,20 +235,19 @@ def test_other_adapters_stay_and_are_named_in_the_code(pipe) -> None:
         ([{"target": "dog", "anchor": "cat"}], "unlearns “dog” → “cat”, f = kl"),
         ([{"target": "dog", "anchor": None}], "unlearns “dog”, f = kl"),
         ([{"target": "dog", "anchor": {"scale": 1.0}}], "unlearns “dog”, f = kl"),
-        ([{"target": "a"}, {"target": "<b>![x](//y)"}], "unlearns “a”, “‹b›!(x)(//y)”, f = kl"),
+        ([{"target": "a"}, {"target": "<b>![x](//y)"}], "unlearns “a”, “‹b›!(x)(//y)”"),
     ],
 )
 def test_what_an_adapter_unlearns(concepts, text) -> None:
-    assert unlearns({"concepts": concepts, "f": "kl"}) == text
+    f = {"f": "kl"} if "f = kl" in text else {}
+    assert unlearns({"concepts": concepts, **f}) == text
 
 
 def test_without_gradio(pipe, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    spec = importlib.util.spec_from_file_location("diffusers_fdu.app.again", server.__file__)
-    again = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(again)  # which needs no gradio
+    importlib.reload(server)  # which needs no gradio
     with pytest.raises(ImportError, match=r'pip install "diffusers-fdu\[app\]"'):
-        again.build_page(pipe)
+        server.build_page(pipe)
 
 
 def test_fields_are_filled_in() -> None:
@@ -296,8 +287,8 @@ def test_a_port_that_is_taken(pipe) -> None:
 
 
 def test_the_command_refuses_at_once(monkeypatch, tmp_path) -> None:
-    def told(*more: str) -> str:
-        command = ["app", "--model", "emoji", "--adapters", str(tmp_path), *more]
+    def told() -> str:
+        command = ["app", "--model", "emoji", "--adapters", str(tmp_path)]
         return str(CliRunner().invoke(cli.app, command).exception)
 
     monkeypatch.setattr(commands, "load_pipeline", None)  # nothing is loaded
