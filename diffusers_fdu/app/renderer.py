@@ -1,7 +1,5 @@
 """Pictures of one pipe at any strengths of its adapters, one at a time, each drawn once."""
 
-from __future__ import annotations
-
 import html
 import inspect
 import json
@@ -94,10 +92,8 @@ class Renderer:
         guidance_scale = form["guidance_scale"] if self.guidance_name else None
         if self.guidance_name and (guidance_scale is None or not math.isfinite(guidance_scale)):
             raise ValueError("The guidance must be a number.")
-        negative_prompt = (form["negative_prompt"] or "").strip()
-        return GenerationRequest(
-            prompt.strip(), negative_prompt, int(seed), int(steps), guidance_scale
-        )
+        texts = (prompt.strip(), (form["negative_prompt"] or "").strip())
+        return GenerationRequest(*texts, int(seed), int(steps), guidance_scale)
 
     def draw(self, request: GenerationRequest, strengths: Sequence[float]) -> Image:
         """The picture of a request with a strength for each adapter; all 0 is the base model."""

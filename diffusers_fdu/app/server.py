@@ -1,7 +1,5 @@
 """What stands on the page, and the server that shows it; all that needs gradio."""
 
-from __future__ import annotations
-
 import html
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,9 +45,8 @@ def build_page(
 ) -> Any:
     """A `gradio.Blocks` that draws a prompt with the base model and with the unlearned one.
 
-    Every adapter has a slider for its strength. Pictures are drawn one at a time, whoever asks,
-    and after each the pipe's own strengths are as before. What was drawn is kept, so that moving
-    a slider draws one picture, not two.
+    Pictures are drawn one at a time, whoever asks, and the pipe's own strengths stay as they were.
+    What was drawn is kept, so that moving a slider draws one picture, not two.
 
     Args:
         pipe: a diffusers pipeline with adapters.
@@ -60,10 +57,6 @@ def build_page(
         guidance_scale: guidance scale at first; by default what the first recipe recorded with,
             or the pipeline's own, 4 of the embedded model.
         **pipeline_kwargs: other arguments of the pipeline, such as height and width.
-
-    Raises:
-        ImportError: if gradio is not installed.
-        ValueError: if an adapter is not on the pipe, there is none, or they are fused or off.
     """
     gr = check_gradio()
     renderer = Renderer(pipe, adapter_names, pipeline_kwargs)
@@ -198,7 +191,8 @@ def serve(
         The `gradio.Blocks`; `.local_url` is its address.
 
     Raises:
-        ImportError, ValueError: see `build_page`.
+        ImportError: if gradio is not installed.
+        ValueError: if an adapter is not on the pipe, there is none, or they are fused or off.
         OSError: if the port or the host cannot be used.
 
     Example:
@@ -208,9 +202,9 @@ def serve(
     page = build_page(pipe, adapter_names, **options)
     gr = check_gradio()
     # Fonts of the system, which are there without a network.
-    sans, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    theme = gr.themes.Default(**fonts)
     try:
-        theme = gr.themes.Default(font=sans, font_mono=mono)
         page.launch(server_name=host, server_port=port, theme=theme, **SERVER)
     except OSError as error:
         raise OSError(f"port {port} of {host} cannot be used: pass another") from error

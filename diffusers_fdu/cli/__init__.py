@@ -4,8 +4,6 @@ The modules of the commands import torch and diffusers inside their functions, s
 quick.
 """
 
-from __future__ import annotations
-
 import inspect
 import os
 import sys

@@ -1,7 +1,5 @@
 """Commands on adapters that are there: stack, merge, app, info, export."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

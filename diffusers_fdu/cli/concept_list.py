@@ -1,7 +1,5 @@
 """Concepts as the command line is given them: by options, or by a YAML list."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,8 +29,7 @@ class ListedConcept:
         if not path.exists():
             return False
         recipe = read_json(path)
-        expected = {"concepts": as_json([vars(self.concept)]), "f": f}
-        for key, value in expected.items():
+        for key, value in (("concepts", as_json([vars(self.concept)])), ("f", f)):
             if recipe.get(key) != value:
                 raise ValueError(
                     f"{str(path.parent)!r} holds an adapter with {key}={recipe.get(key)!r}, and "
@@ -44,12 +41,9 @@ class ListedConcept:
 def read_concepts(path: Path) -> list[ListedConcept]:
     """Read a YAML list of concepts, each with a `target` and any of the other `FIELDS`.
 
-        - {target: Snoopy, anchor: dog}
-        - {target: Van Gogh, anchor: painting, kind: style}
-        - {target: Garfield, negative_guidance: 1.0, name: no-garfield}
-
-    Raises:
-        ValueError: if the file is no such list; the message has the number of the entry.
+    - {target: Snoopy, anchor: dog}
+    - {target: Van Gogh, anchor: painting, kind: style}
+    - {target: Garfield, negative_guidance: 1.0, name: no-garfield}
     """
     entries = read_yaml_file(path)
     if not isinstance(entries, list) or not entries:
@@ -84,10 +78,5 @@ def make_concept(entry: Mapping[str, Any]) -> Concept:
         if anchor is not None:
             raise ValueError("an anchor and negative_guidance do not go together: pass one")
         anchor = NegativeGuidance(entry["negative_guidance"])
-    return Concept(
-        entry["target"],
-        anchor,
-        entry.get("kind", "object"),
-        entry.get("prompts"),
-        entry.get("aliases", ()),
-    )
+    kind, prompts = entry.get("kind", "object"), entry.get("prompts")
+    return Concept(entry["target"], anchor, kind, prompts, entry.get("aliases", ()))

@@ -1,7 +1,5 @@
 """`diffusers-fdu demo`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`diffusers-fdu evaluate`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +46,11 @@ class Evaluate(ConfigOptions):
 
     def __call__(self) -> None:
         config = named_options(self, {"seeds": self.seed or None}, CONFIG_NAMES)
+        from ..adapters.contents import EMBEDDED
         from ..adapters.download import local_folder
         from ..adapters.evaluation_file import write_evaluation
         from ..adapters.read import read_adapter
+        from ..adapters.summary import mapping
         from ..evaluation.adapter_under_test import concepts_of
         from ..evaluation.attacks.run import check_names
         from ..evaluation.evaluate import EvaluationConfig
@@ -66,8 +66,10 @@ class Evaluate(ConfigOptions):
         recipe = read_adapter(local_folder(self.adapter)).recipe
         concepts = concepts_of(recipe, self.target or ())
         folder = writable_folder(self.report)
-        model = self.model or _model_of(recipe, self.adapter)
-        pipe = load_pipeline(model, self.device, self.dtype)
+        model = self.model or mapping(recipe).get("base_model")
+        if not isinstance(model, str) or not model:
+            raise ValueError(f"the recipe of {self.adapter!r} names no model: pass --model")
+        pipe = load_pipeline("emoji" if model == EMBEDDED else model, self.device, self.dtype)
         evaluation = evaluate_adapter(
             pipe,
             self.adapter,
@@ -85,19 +87,6 @@ class Evaluate(ConfigOptions):
             write_evaluation(to_json(evaluation), Path(self.adapter))
         typer.echo(to_markdown(evaluation))
         typer.echo(f"written to {folder}: evaluation.json, report.md, report.html, pictures")
-
-
-def _model_of(recipe: object, adapter: str) -> str:
-    """The model that the adapter was trained on, by its recipe."""
-    from ..adapters.contents import EMBEDDED
-    from ..adapters.summary import mapping
-
-    base_model = mapping(recipe).get("base_model")
-    if base_model == EMBEDDED:
-        return "emoji"
-    if not isinstance(base_model, str) or not base_model:
-        raise ValueError(f"the recipe of {adapter!r} names no model: pass --model")
-    return base_model
 
 
 def _load_judge(source: str, device: Any) -> Any:

@@ -1,7 +1,5 @@
 """Commands for the Hub: push, pull, list."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

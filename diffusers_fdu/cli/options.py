@@ -1,7 +1,5 @@
 """Options that several commands share, and those that `--config` and `--set` reach by name."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -55,8 +53,7 @@ class ConfigOptions(PlacementOptions):
 
     config: Path | None = option("YAML file that sets options of the library by name.")
     assignments: list[str] | None = option(
-        "An option of the library, such as batch_size=8, robust.every=3 or "
-        "pipeline_kwargs.height=512; it may be repeated.",
+        "Option of the library, such as batch_size=8 or robust.every=3; it may be repeated.",
         None,
         "--set",
         metavar="NAME=VALUE",
@@ -67,10 +64,9 @@ SHARED = [each.name for each in fields(ConfigOptions)]
 
 
 def as_function(command: type[Any]) -> Callable[..., None]:
-    """A function that makes a command of its options and calls it, as Typer wants it.
+    """A function that makes a command of its options and calls it.
 
-    Typer reads the options from the signature, so that has the command's fields as keyword
-    arguments, the shared ones last.
+    Typer reads options from a signature, so this one has the command's fields, shared ones last.
     """
     hints = get_type_hints(command)
     parameters = [
@@ -129,15 +125,8 @@ def named_options(
 ) -> dict[str, Any]:
     """Options by name: those of `--config`, over them the command's own, over them `--set`.
 
-    Args:
-        options: the command's options.
-        explicit: the library's options that the command has as its own, by their dotted names;
-            one that is None was not given.
-        known: names that may be used; what stands below a name is checked where it is used.
-
-    Raises:
-        ValueError: if the file is no mapping, or a `--set` has no "=".
-        TypeError: if a name is unknown; the message has the nearest one.
+    The command's own are `explicit`, by their dotted names; one that is None was not given. All
+    names must be `known`; what stands below a name is checked where it is used.
     """
     from ..utils.nested import unflatten  # imports torch
 

@@ -1,7 +1,5 @@
 """The pipeline that a command loads: where it runs, in which dtype, and how it is called."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

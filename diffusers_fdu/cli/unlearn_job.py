@@ -4,8 +4,6 @@ Processes that `accelerate launch` or `torchrun` started train one adapter toget
 list of concepts. If they shard the denoiser (FSDP), they train every adapter together.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Sequence
@@ -33,7 +31,6 @@ from .options import named_options
 from .pipeline import guidance_arguments, load_pipeline, resolve_placement
 from .unlearn import Unlearn
 
-CHECKPOINTS, LOGS = "checkpoints", "logs"  # folders beside the adapter
 # Names that `--config` and `--set` may use besides the options of a training.
 RUN_NAMES = ("pipeline_kwargs", "component", "concept", "checkpoint_every", "log_with", "prefer")
 LAUNCH_NAMES = ("data_parallel", "shard")
@@ -176,13 +173,15 @@ def _load(job: UnlearnJob) -> Any:
 
 
 def _train(job: UnlearnJob, unlearner: FDUnlearner, targets: list[Concept], folder: Path) -> None:
-    place, checkpoint = folder / CHECKPOINTS, None
+    place, checkpoint = folder / "checkpoints", None
     if job.checkpoint_every is not None:
         checkpoint = CheckpointConfig(place, job.checkpoint_every, job.command.resume)
     is_main = unlearner.processes.is_main
     is_logged = is_main and job.log_with
     config = vars(unlearner.config)
-    with tracked(job.log_with, folder / LOGS, config) if is_logged else nullcontext() as callback:
+    with (
+        tracked(job.log_with, folder / "logs", config) if is_logged else nullcontext() as callback
+    ):
         unlearner.unlearn(targets, f=job.f, callback=callback, checkpoint=checkpoint)
     unlearner.save(folder, "diffusers" if has_loader(unlearner.pipe) else "peft")
     if checkpoint is not None and is_main:

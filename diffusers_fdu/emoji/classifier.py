@@ -1,7 +1,5 @@
 """The judge of the embedded model: which concept, in which style, does a picture show?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,9 +42,6 @@ class JudgeNetwork(nn.Module):
 
 class EmojiJudge:
     """Says which concept, in which style, each picture shows; `load_emoji_judge` loads one.
-
-    Args:
-        network: the trained classifier.
 
     Example:
         >>> from diffusers_fdu.emoji import caption, load_emoji_judge

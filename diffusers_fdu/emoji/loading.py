@@ -1,7 +1,5 @@
 """Loading the embedded model from package data; nothing is downloaded."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

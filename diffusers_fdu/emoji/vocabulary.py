@@ -1,7 +1,5 @@
 """What the embedded model can draw, and how it is asked."""
 
-from __future__ import annotations
-
 CONCEPTS = (
     "dog", "cat", "rabbit", "fox", "panda", "tiger", "cow", "pig",
     "frog", "monkey", "penguin", "owl", "horse", "octopus", "turtle", "apple",

@@ -5,8 +5,6 @@ processes of what each computes is what one process would compute on the whole. 
 the adapter (and of a critic) travel, and what was recorded.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,15 +14,9 @@ from torch import Tensor
 
 
 class Processes:
-    """The processes that take part; this one alone unless `together`.
+    """The processes that `accelerate launch` or `torchrun` started, if they work together.
 
-    Attributes:
-        rank: number of this process, from 0.
-        count: number of all processes.
-
-    Args:
-        together: whether the processes that `accelerate launch` or `torchrun` started train one
-            adapter; otherwise each trains its own.
+    Otherwise this one is alone: `rank` is its number, from 0, and `count` that of all.
     """
 
     def __init__(self, together: bool = False) -> None:

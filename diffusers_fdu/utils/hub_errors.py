@@ -1,7 +1,5 @@
 """What the Hub's client raises, in one line that names the fix."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

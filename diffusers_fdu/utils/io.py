@@ -1,7 +1,5 @@
 """Files written whole or not at all, values as JSON types, and JSON that others wrote."""
 
-from __future__ import annotations
-
 import json
 import numbers
 import os
@@ -73,12 +71,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON) -> dict[str, Any]:
-    """Read a JSON object that anyone may have written.
-
-    Raises:
-        ValueError: if the file cannot be read, is larger than `max_bytes`, or holds no JSON
-            object.
-    """
+    """Read a JSON object that anyone may have written; a ValueError says why that fails."""
     try:
         if path.stat().st_size > max_bytes:
             raise ValueError(f"{str(path)!r} has more than {max_bytes} bytes")

@@ -4,8 +4,6 @@ Whatever a template prints is cleaned and then escaped for its kind of page: a n
 cannot add a heading, a link, a tag or a table's cell. Only `Markup` is printed as it is.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import unicodedata
@@ -17,9 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 PACKAGE = Path(__file__).parents[1]
-LONGEST = 100
-"""Characters of a name or prompt that are shown."""
-LONGEST_SLUG = 40
+LONGEST, LONGEST_SLUG = 100, 40  # characters of a name or prompt that are shown
 JOINER = "\u200d"  # of emoji
 BREAKS = ("Cc", "Zl", "Zp")
 HIDDEN = ("Cf", "Cs", "Co", "Cn")
@@ -32,8 +28,7 @@ MARKS = re.compile(
 def render(template: str, **values: Any) -> str:
     """The page that a template of the package makes of these values.
 
-    Its ending, `.md` or `.html`, decides the escaping; `| short` in it cuts a text to `LONGEST`
-    characters.
+    Its ending, `.md` or `.html`, decides the escaping, and `| short` in it cuts a text.
     """
     return environment(Path(template).suffix).get_template(template).render(values)
 
@@ -82,14 +77,11 @@ def escaped(value: Any, longest: int | None = LONGEST) -> str:
 
 
 def slug(name: str) -> str:
-    """A name as part of a tag: "Mickey Mouse" is "mickey-mouse".
-
-    A name that is long, or has neither letters nor digits, gets a hash, so that its tag is its
-    own.
-    """
+    """A name as part of a tag: "Mickey Mouse" is "mickey-mouse"; a long one ends in a hash."""
     text = unicodedata.normalize("NFKC", cleaned(name, None)).casefold()
     words = re.sub(r"[\W_]+", "-", text).strip("-")
     if words and len(words) <= LONGEST_SLUG:
         return words
+    # With a hash, names that are cut, or have neither letters nor digits, keep tags of their own.
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{words[: LONGEST_SLUG - 9].strip('-')}-{digest}".strip("-")

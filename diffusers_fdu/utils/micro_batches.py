@@ -1,7 +1,5 @@
 """Many rows in parts that fit the memory: a part that does not is halved and done again."""
 
-from __future__ import annotations
-
 import gc
 import warnings
 from collections.abc import Callable, Sequence
@@ -51,8 +49,11 @@ class MicroBatches:
         results: list[Result] = []
         start = 0
 
+        def part() -> Result:
+            return function(items[start : start + self.size])
+
         while start < len(items):
-            results.append(self.retry(lambda: function(items[start : start + self.size])))  # noqa: B023
+            results.append(self.retry(part))
             start += self.size
         return results
 

@@ -1,7 +1,5 @@
 """Arguments of a denoiser: tensors, lists of tensors, numbers; compared, copied, sent."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

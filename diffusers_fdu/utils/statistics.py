@@ -6,8 +6,6 @@ count as independent, though those of one prompt are less so: intervals over few
 narrow.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -87,8 +85,7 @@ def bootstrap(
 
     A share of 0 or 1 has no spread to draw from, and would seem certain: its interval is Wilson's.
     """
-    first = values[0] if len(values) else None
-    if first in (0.0, 1.0) and all(value == first for value in values):
+    if set(values) in ({0.0}, {1.0}):
         return wilson(sum(map(int, values)), len(values))
     return bootstrap_of(means, [values], resamples, seed)
 
