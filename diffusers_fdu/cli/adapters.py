@@ -111,7 +111,9 @@ class ShowPage(PlacementOptions):
     """
 
     model: str = required(MODEL)
-    adapters: list[str] = required("Folder or Hub id of an adapter with a slider; repeatable.")
+    adapters: list[str] = required(
+        "Adapter with a slider: a folder or Hub id; it may be repeated."
+    )
     host: str = option("Address: 127.0.0.1 for this machine alone, 0.0.0.0 for all.", "127.0.0.1")
     port: int = option("Port that the page answers at.", 7860)
 
@@ -163,7 +165,7 @@ class Export:
     output: Path = required("File that is written; its name ends in .safetensors.")
     format: str = option("Format: kohya, for ComfyUI, A1111, Forge and sd-scripts.", "kohya")
     title: str | None = option("Title that other programs show; by default the adapter's name.")
-    family: str | None = option("Family if there is no recipe.json: sd, sdxl, flux or sd3.")
+    family: str | None = option("Family of the model without recipe.json: sd, sdxl, flux, sd3.")
 
     def __call__(self) -> None:
         from ..adapters.export.export import export as export_adapter

@@ -52,7 +52,7 @@ class Pull:
     """
 
     repo_id: str = argument("Repository on the Hub, user/name.")
-    output_dir: Path | None = option("New or empty folder; by default the Hub's cache has them.")
+    output_dir: Path | None = option("New or empty folder for the files; by default the cache.")
     revision: str | None = option("Branch, tag or commit that is pulled.")
     token: str | None = option(TOKEN)
 

@@ -128,21 +128,21 @@ def named_options(
     The command's own are `explicit`, by their dotted names; one that is None was not given. All
     names must be `known`; what stands below a name is checked where it is used.
     """
-    from ..utils.nested import unflatten  # imports torch
-
     values: dict[str, Any] = {}
     if options.config is not None:
         values = read_yaml_file(options.config)
         if not isinstance(values, dict):
             raise ValueError(f"{str(options.config)!r} is no mapping of names such as 'steps: 50'")
-    for path, value in explicit.items():
-        if value is not None:
-            _update(values, unflatten({path: value}))
+    changes = [(path, value) for path, value in explicit.items() if value is not None]
     for assignment in options.assignments or ():
         path, sign, text = assignment.partition("=")
         if not sign:
             raise ValueError(f"--set {assignment!r}: write name=value")
-        _update(values, unflatten({path: read_yaml(text, f"--set {assignment}")}))
+        changes.append((path, read_yaml(text, f"--set {assignment}")))
+    for path, value in changes:
+        for name in reversed(path.split(".")):
+            value = {name: value}
+        _update(values, value)
     check_names(values, known)
     for name in MAPPINGS:
         if not isinstance(values.get(name, {}), dict):
