@@ -17,6 +17,9 @@ DELETE_CACHE = (600, 3600)  # seconds: how often old pictures are deleted, and w
 # Where a label reads HTML or Markdown these are more than text, and a recipe may be a stranger's.
 PLAIN = str.maketrans("<>[]", "‹›()")
 
+# PNG, since the default loses what differs between two pictures that are nearly the same.
+PICTURE = {"format": "png", "interactive": False, "min_width": 120}
+PICTURE |= {"buttons": ["download", "fullscreen"]}
 CODE = {"language": "python", "interactive": False, "lines": 1, "buttons": ["copy"]}
 CODE |= {"wrap_lines": True, "show_line_numbers": False}
 # The server answers only with this page: it shares, watches and reports nothing.
@@ -72,13 +75,16 @@ def build_page(
                 sliders = _sliders(gr, renderer, recipes)
                 button = gr.Button("Draw", variant="primary", elem_id="draw")
             with gr.Column(scale=3, min_width=320):
-                pictures = _pictures(gr)
+                with gr.Row(elem_id="pictures"):
+                    base = gr.Image(label="Base model", elem_id="base", **PICTURE)
+                    unlearned = gr.Image(label="Unlearned", elem_id="unlearned", **PICTURE)
+                message = gr.HTML(elem_id="message", padding=False, visible=False)
                 line = renderer.code([slider.value for slider in sliders])
                 code = gr.Code(line, label="These strengths in code", elem_id="code", **CODE)
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         moved = [slider.change for slider in sliders]
         gr.on(moved, lambda *strengths: renderer.code(strengths), sliders, code, **quiet)
-        _connect_button(gr, renderer, button, fields, sliders, pictures)
+        _connect_button(gr, renderer, button, fields, sliders, [base, unlearned, message])
     return page
 
 
@@ -133,24 +139,13 @@ def unlearns(recipe: Mapping[str, Any]) -> str:
     return shortened(text).translate(PLAIN)
 
 
-def _pictures(gr: Any) -> list[Any]:
-    """The two pictures, and what went wrong."""
-    # PNG, since the default loses what differs between two pictures that are nearly the same.
-    picture = {"format": "png", "interactive": False, "min_width": 120}
-    picture["buttons"] = ["download", "fullscreen"]
-    with gr.Row(elem_id="pictures"):
-        base = gr.Image(label="Base model", elem_id="base", **picture)
-        unlearned = gr.Image(label="Unlearned", elem_id="unlearned", **picture)
-    return [base, unlearned, gr.HTML(elem_id="message", padding=False, visible=False)]
-
-
 def _connect_button(
     gr: Any,
     renderer: Renderer,
     button: Any,
     fields: Mapping[str, Any],
     sliders: Sequence[Any],
-    pictures: Sequence[Any],
+    outputs: list[Any],
 ) -> None:
     """Draw when the button is pressed, or Enter in a prompt."""
 
@@ -163,8 +158,8 @@ def _connect_button(
     triggers = [button.click, fields["prompt"].submit, fields["negative_prompt"].submit]
     # One queue for all that draws: the pipe is one object.
     queue = {"concurrency_limit": 1, "concurrency_id": "pipe", "api_visibility": "private"}
-    inputs, shown = [*fields.values(), *sliders], list(pictures[:2])
-    gr.on(triggers, draw, inputs, list(pictures), show_progress_on=shown, **queue)
+    inputs = [*fields.values(), *sliders]
+    gr.on(triggers, draw, inputs, outputs, show_progress_on=outputs[:2], **queue)
 
 
 def serve(

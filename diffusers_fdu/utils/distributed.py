@@ -5,7 +5,7 @@ processes of what each computes is what one process would compute on the whole. 
 the adapter (and of a critic) travel, and what was recorded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -54,23 +54,19 @@ class Processes:
         if self.count > 1:
             utils.wait_for_everyone()
 
-    @torch.no_grad()
     def mean_(self, tensors: Sequence[Tensor]) -> None:
         """Set tensors of one dtype to their mean over all processes."""
-        if self.count > 1 and tensors:
-            _fill(tensors, utils.reduce(_flat(tensors), reduction="mean"))
+        self._exchange(tensors, utils.reduce)
 
-    @torch.no_grad()
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Set tensors of one dtype to what the main process has."""
-        if self.count > 1 and tensors:
-            _fill(tensors, utils.broadcast(_flat(tensors)))
+        self._exchange(tensors, utils.broadcast)
 
-
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in tensors])
-
-
-def _fill(tensors: Sequence[Tensor], flat: Any) -> None:
-    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
+    @torch.no_grad()
+    def _exchange(self, tensors: Sequence[Tensor], operation: Callable[..., Any]) -> None:
+        if self.count == 1 or not tensors:
+            return
+        # They travel as one message: one for each tensor would wait for the network each time.
+        flat = operation(torch.cat([tensor.detach().flatten() for tensor in tensors]))
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
