@@ -85,8 +85,8 @@ def _list_concepts(command: Unlearn, details: dict[str, Any]) -> list[ListedConc
     check_names(details, DETAILS, "concept.")
     if command.concepts is not None:
         is_changed = command.kind != "object"
-        given = {"--anchor": command.anchor, "--kind": is_changed, "concept": details}
-        if names := [name for name, value in given.items() if value]:
+        unused = {"--anchor": command.anchor, "--kind": is_changed, "concept": details}
+        if names := [name for name, value in unused.items() if value]:
             raise ValueError(f"with --concepts the list says what {', '.join(names)} would")
         return read_concepts(command.concepts)
     if len(anchors) == 1:

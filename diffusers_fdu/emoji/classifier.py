@@ -67,7 +67,5 @@ class EmojiJudge:
 
 
 def _to_pixels(image: Image) -> Tensor:
-    image = image.convert("RGB")
-    if image.size != (64, 64):
-        image = image.resize((64, 64))
+    image = image.convert("RGB").resize((64, 64))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255

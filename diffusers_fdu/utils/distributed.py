@@ -16,7 +16,8 @@ from torch import Tensor
 class Processes:
     """The processes that `accelerate launch` or `torchrun` started, if they work together.
 
-    Otherwise this one is alone: `rank` is its number, from 0, and `count` that of all.
+    Otherwise this one is alone: `rank` is its number, from 0, and `count` that of all. `is_main`
+    says whether it speaks for all.
     """
 
     def __init__(self, together: bool = False) -> None:
@@ -25,11 +26,7 @@ class Processes:
             use_cpu = utils.parse_flag_from_env("ACCELERATE_USE_CPU")
             state = PartialState(cpu=use_cpu or not torch.accelerator.is_available())
             self.rank, self.count = state.process_index, state.num_processes
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process speaks for all."""
-        return self.rank == 0
+        self.is_main = self.rank == 0
 
     def share(self, items: Sequence[Any]) -> list[Any]:
         """This process's part of what all have, in equal parts where the number allows it."""

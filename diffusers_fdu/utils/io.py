@@ -93,17 +93,19 @@ def parse_json_object(text: str, name: str) -> dict[str, Any]:
 
 def as_json(value: Any) -> Any:
     """A value as JSON types; one that has no such type becomes text."""
+    if value is None or isinstance(value, str | bool):
+        return value
     if is_dataclass(value) and not isinstance(value, type):
         return {type(value).__name__: as_json(asdict(value))}
     if isinstance(value, Mapping):
         return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [as_json(item) for item in value]
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+    if isinstance(value, numbers.Integral):
         return int(value)
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+    if isinstance(value, numbers.Real):
         return float(value)
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     # Where something is in memory says nothing about it.
-    return value if isinstance(value, str | bool | None) else ADDRESS.sub("", repr(value))
+    return ADDRESS.sub("", repr(value))
