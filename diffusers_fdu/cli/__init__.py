@@ -33,18 +33,12 @@ COMMANDS = {
     "pull": hub.Pull,
     "list": hub.ListAdapters,
 }
-
-
-def _unwrapped(text: str) -> str:
-    """Join the lines of each paragraph, since typer keeps the line breaks of all but the first."""
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
-
-
 for name, command in COMMANDS.items():
-    description, heading, examples = (inspect.getdoc(command) or "").partition("Examples:\n")
-    examples = examples.replace("    diffusers-fdu", "\n\ndiffusers-fdu")
-    add = app.command(name, help=_unwrapped(description), epilog=_unwrapped(heading + examples))
-    add(as_function(command))
+    text = (inspect.getdoc(command) or "").replace("    diffusers-fdu", "\n\ndiffusers-fdu")
+    # Typer keeps the line breaks of all paragraphs but the first, so each becomes one line.
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    description, heading, examples = text.partition("Examples:")
+    app.command(name, help=description, epilog=heading + examples)(as_function(command))
 
 
 def main() -> None:

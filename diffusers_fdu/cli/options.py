@@ -60,15 +60,13 @@ class ConfigOptions(PlacementOptions):
     )
 
 
-SHARED = [each.name for each in fields(ConfigOptions)]
-
-
 def as_function(command: type[Any]) -> Callable[..., None]:
     """A function that makes a command of its options and calls it.
 
     Typer reads options from a signature, so this one has the command's fields, shared ones last.
     """
     hints = get_type_hints(command)
+    shared = [each.name for each in fields(ConfigOptions)]
     parameters = [
         Parameter(
             each.name,
@@ -76,7 +74,7 @@ def as_function(command: type[Any]) -> Callable[..., None]:
             default=Parameter.empty if each.default is MISSING else each.default,
             annotation=Annotated[hints[each.name], each.metadata["typer"]],
         )
-        for each in sorted(fields(command), key=lambda each: each.name in SHARED)
+        for each in sorted(fields(command), key=lambda each: each.name in shared)
     ]
 
     def function(**values: Any) -> None:
