@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from ..utils.hub_errors import HubError, Unreachable, explained
+from ..utils.hub_errors import HubError, Unreachable, translated_errors
 from ..utils.io import writable_folder
 from . import hub_files
 from .adapter_file import PEFT_WEIGHTS_NAME, WEIGHTS_NAME
@@ -80,7 +80,7 @@ def local_folder(source: Source) -> Source:
 
 def _download(repo_id: str, revision: str | None, token: str | None, max_bytes: int) -> Path:
     """The folder in the Hub's cache that then has the files which are taken."""
-    with explained(repo_id, "pull"):
+    with translated_errors(repo_id, "pull"):
         info = HfApi(token=token, library_name=LIBRARY).model_info(
             repo_id, revision=revision, files_metadata=True
         )

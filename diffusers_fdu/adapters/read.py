@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..pipelines.denoiser import DENOISERS
-from ..utils.io import json_object, read_json
+from ..utils.io import parse_json_object, read_json
 from .adapter_file import FILE_NAMES, PEFT_CONFIG_NAME, PEFT_PREFIX, AdapterFile, by_pattern
 from .recipe import RECIPE_NAME
 
@@ -51,7 +51,7 @@ def read_adapter(directory: str | Path) -> AdapterFile:
         tensors, header = read_safetensors(path)
         if format == "diffusers":
             component, state = _split_prefix(tensors)
-            named = json_object(header.get(METADATA_NAME, "{}"), "the header")
+            named = parse_json_object(header.get(METADATA_NAME, "{}"), "the header")
             metadata = {key.removeprefix(f"{component}."): value for key, value in named.items()}
         else:
             state = {key.removeprefix(PEFT_PREFIX): value for key, value in tensors.items()}

@@ -9,7 +9,7 @@ from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..utils.io import to_text
+from ..utils.io import json_text
 from .adapter_file import FILE_NAMES, PEFT_CONFIG_NAME, PEFT_PREFIX, Format
 
 
@@ -28,7 +28,7 @@ def write_adapter(
         if format == "peft":
             prefixed = {f"{PEFT_PREFIX}{key}": value for key, value in layers.items()}
             save_file(prefixed, temporary / weights_name, {"format": "pt"})
-            content = to_text({"peft_type": "LORA", "inference_mode": True, **config})
+            content = json_text({"peft_type": "LORA", "inference_mode": True, **config})
             (temporary / PEFT_CONFIG_NAME).write_text(content)
         else:
             # A file of a second denoiser looks like one of the first: who loads it says which.

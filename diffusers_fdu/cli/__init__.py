@@ -1,16 +1,17 @@
 """Command line: `diffusers-fdu <command>`.
 
-The modules of the commands import torch and diffusers where they run, so that help is quick.
+The modules of the commands import torch and diffusers inside their functions, so that help is
+quick.
 """
 
-from __future__ import annotations
-
+import inspect
 import os
 import sys
 
 import typer
 
 from . import adapters, compare, demo, evaluate, hub, unlearn
+from .options import as_function
 
 app = typer.Typer(
     help="Make a text-to-image model forget a concept, as a standard LoRA.",
@@ -18,22 +19,30 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command(epilog=demo.EXAMPLES)(demo.demo)
-app.command(epilog=unlearn.EXAMPLES)(unlearn.unlearn)
-app.command(epilog=compare.EXAMPLES)(compare.compare)
-app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
-app.command(epilog=adapters.STACK_EXAMPLES)(adapters.stack)
-app.command(epilog=adapters.MERGE_EXAMPLES)(adapters.merge)
-app.command(epilog=adapters.INFO_EXAMPLES)(adapters.info)
-app.command(epilog=adapters.EXPORT_EXAMPLES)(adapters.export)
-app.command("app", epilog=adapters.PAGE_EXAMPLES)(adapters.show_page)
-app.command(epilog=hub.PUSH_EXAMPLES)(hub.push)
-app.command(epilog=hub.PULL_EXAMPLES)(hub.pull)
-app.command("list", epilog=hub.LIST_EXAMPLES)(hub.list_adapters)
+COMMANDS = {
+    "demo": demo.Demo,
+    "unlearn": unlearn.Unlearn,
+    "compare": compare.Compare,
+    "evaluate": evaluate.Evaluate,
+    "stack": adapters.Stack,
+    "merge": adapters.Merge,
+    "info": adapters.Info,
+    "export": adapters.Export,
+    "app": adapters.ShowPage,
+    "push": hub.Push,
+    "pull": hub.Pull,
+    "list": hub.ListAdapters,
+}
+for name, command in COMMANDS.items():
+    text = (inspect.getdoc(command) or "").replace("    diffusers-fdu", "\n\ndiffusers-fdu")
+    # Typer keeps the line breaks of all paragraphs but the first, so each becomes one line.
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    description, heading, examples = text.partition("Examples:")
+    app.command(name, help=description, epilog=heading + examples)(as_function(command))
 
 
 def main() -> None:
-    """Entry point: errors that a user can fix are one line, and the exit code is 1."""
+    """Run the command line; an error that a user can fix is one line, and the exit code is 1."""
     # Without torchvision, transformers warns about image processors that nothing here uses, as
     # soon as it is imported.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,9 +1,7 @@
 """Concepts as the command line is given them: by options, or by a YAML list."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from ..adapters.recipe import RECIPE_NAME
 from ..data.concepts import Anchor, Concept, NegativeGuidance
 from ..settings import check_names
 from ..utils.io import as_json, read_json
-from .options import read_file
+from .options import read_yaml_file
 
 DETAILS = ("aliases", "prompts", "negative_guidance")
 FIELDS = ("target", "anchor", "kind", "name", *DETAILS)
@@ -20,50 +18,34 @@ FIELDS = ("target", "anchor", "kind", "name", *DETAILS)
 
 @dataclass(frozen=True)
 class ListedConcept:
-    """One concept of a list.
-
-    Args:
-        name: name of its folder.
-        concept: what is to be forgotten.
-    """
+    """A concept to forget, and the name of the folder that its adapter is written to."""
 
     name: str
     concept: Concept
 
     def is_done(self, folder: Path, f: str) -> bool:
-        """Whether its adapter is in a folder of adapters.
-
-        Raises:
-            ValueError: if another concept's is there, or one trained with another f.
-        """
-        path = folder / self.name / RECIPE_NAME  # written last
+        """Whether its adapter is in a folder of adapters; a ValueError if that differs."""
+        path = folder / self.name / RECIPE_NAME  # written last, so the adapter is whole
         if not path.exists():
             return False
-        facts = read_json(path)
-        wanted = {"concepts": as_json([vars(self.concept)]), "f": f}
-        for name, value in wanted.items():
-            if facts.get(name) != value:
+        recipe = read_json(path)
+        for key, value in (("concepts", as_json([vars(self.concept)])), ("f", f)):
+            if recipe.get(key) != value:
                 raise ValueError(
-                    f"{str(path.parent)!r} holds an adapter with {name}={facts.get(name)!r}, and "
+                    f"{str(path.parent)!r} holds an adapter with {key}={recipe.get(key)!r}, and "
                     f"{value!r} is wanted: use another folder, or remove it"
                 )
         return True
 
 
 def read_concepts(path: Path) -> list[ListedConcept]:
-    """The concepts of a YAML file.
+    """Read a YAML list of concepts, each with a `target` and any of the other `FIELDS`.
 
-        - {target: Snoopy, anchor: dog}
-        - {target: Van Gogh, anchor: painting, kind: style}
-        - {target: Garfield, negative_guidance: 1.0, name: no-garfield}
-
-    Args:
-        path: the file: a list of concepts, each with a `target` and any of the other `FIELDS`.
-
-    Raises:
-        ValueError: for a file that is no such list, with the entry.
+    - {target: Snoopy, anchor: dog}
+    - {target: Van Gogh, anchor: painting, kind: style}
+    - {target: Garfield, negative_guidance: 1.0, name: no-garfield}
     """
-    entries = read_file(path)
+    entries = read_yaml_file(path)
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{str(path)!r} is no list of concepts such as '- {{target: Snoopy}}'")
     listed = []
@@ -72,7 +54,7 @@ def read_concepts(path: Path) -> list[ListedConcept]:
             listed.append(_listed(entry))
         except (TypeError, ValueError) as error:
             raise ValueError(f"concept {number}: {error}") from error
-    names = [one.name for one in listed]
+    names = [concept.name for concept in listed]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"two concepts are named {name!r}: give one of them a `name`")
@@ -90,27 +72,11 @@ def _listed(entry: Any) -> ListedConcept:
 
 
 def make_concept(entry: Mapping[str, Any]) -> Concept:
-    """A concept of its `FIELDS`.
-
-    Raises:
-        ValueError: for a bad value, or an anchor beside negative guidance.
-    """
+    """Make a concept of its `FIELDS`; a bad value raises a ValueError."""
     anchor: Anchor = entry.get("anchor")
     if entry.get("negative_guidance") is not None:
         if anchor is not None:
             raise ValueError("an anchor and negative_guidance do not go together: pass one")
         anchor = NegativeGuidance(entry["negative_guidance"])
-    return Concept(
-        entry["target"],
-        anchor,
-        entry.get("kind", "object"),
-        entry.get("prompts"),
-        entry.get("aliases", ()),
-    )
-
-
-def unfinished(
-    listed: Sequence[ListedConcept], folder: Path, f: str, rank: int = 0, count: int = 1
-) -> list[ListedConcept]:
-    """What one process of `count` has to do: every `count`-th concept that is not done."""
-    return [one for one in listed[rank::count] if not one.is_done(folder, f)]
+    kind, prompts = entry.get("kind", "object"), entry.get("prompts")
+    return Concept(entry["target"], anchor, kind, prompts, entry.get("aliases", ()))

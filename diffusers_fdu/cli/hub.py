@@ -1,103 +1,89 @@
 """Commands for the Hub: push, pull, list."""
 
-from __future__ import annotations
-
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-PUSH_EXAMPLES = """
-Examples:
+from .options import argument, option
 
-  diffusers-fdu push runs/snoopy me/no-snoopy --private
-
-  diffusers-fdu push runs/snoopy me/no-snoopy
-  --base-model stable-diffusion-v1-5/stable-diffusion-v1-5 --license creativeml-openrail-m
-
-  diffusers-fdu push runs/dog me/no-dog-emoji --base-model ""
-"""
-
-PULL_EXAMPLES = """
-Examples:
-
-  diffusers-fdu pull me/no-snoopy --output-dir runs/snoopy
-
-  diffusers-fdu pull me/no-snoopy --revision v1 --output-dir runs/snoopy
-"""
-
-LIST_EXAMPLES = """
-Examples:
-
-  diffusers-fdu list
-
-  diffusers-fdu list --base-model stable-diffusion-v1-5/stable-diffusion-v1-5 --target Snoopy
-"""
-
-Token = Annotated[str | None, typer.Option(help="none: of whoever is logged in.")]
+TOKEN = "Token of the Hub; by default that of whoever is logged in."
 
 
-def push(
-    folder: Annotated[Path, typer.Argument(help="What an adapter was saved to.")],
-    repo_id: Annotated[str, typer.Argument(help="user/name on the Hub; made if missing.")],
-    private: Annotated[
-        bool | None,
-        typer.Option("--private/--public", help="none: as it is, or as the Hub makes new ones."),
-    ] = None,
-    base_model: Annotated[
-        str | None,
-        typer.Option(help='Its name on the Hub; "": it is not there; none: the recipe\'s.'),
-    ] = None,
-    license: Annotated[
-        str | None, typer.Option(help="Of the base model, as the Hub names it.")
-    ] = None,
-    commit_message: Annotated[str | None, typer.Option(help="Of the one commit.")] = None,
-    token: Token = None,
-) -> None:
-    """Put an adapter on the Hub, with a model card; plain diffusers loads it from there."""
-    from ..hub.push import push as run
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """Put an adapter on the Hub, with a model card; plain diffusers loads it from there.
 
-    url = run(
-        folder,
-        repo_id,
-        private=private,
-        token=token,
-        commit_message=commit_message,
-        base_model=base_model,
-        license=license,
+    Examples:
+        diffusers-fdu push runs/snoopy me/no-snoopy --private
+        diffusers-fdu push runs/snoopy me/no-snoopy --license creativeml-openrail-m
+            --base-model stable-diffusion-v1-5/stable-diffusion-v1-5
+        diffusers-fdu push runs/dog me/no-dog-emoji --base-model ""
+    """
+
+    folder: Path = argument("Folder that an adapter was saved to.")
+    repo_id: str = argument("Repository on the Hub, user/name; it is made if missing.")
+    private: bool | None = option(
+        "Whether the repository is private; by default as it is, or as the Hub makes new ones.",
+        None,
+        "--private/--public",
     )
-    typer.echo(f"pushed to {url}; load it with pipe.load_lora_weights({repo_id!r})")
+    base_model: str | None = option(
+        'Name of the base model on the Hub, or "" if it is not there; by default the recipe\'s.'
+    )
+    license: str | None = option("License of the base model, as the Hub names it.")
+    commit_message: str | None = option("Message of the commit.")
+    token: str | None = option(TOKEN)
+
+    def __call__(self) -> None:
+        from ..hub.push import push as push_adapter
+
+        url = push_adapter(**vars(self))
+        typer.echo(f"pushed to {url}; load it with pipe.load_lora_weights({self.repo_id!r})")
 
 
-def pull(
-    repo_id: Annotated[str, typer.Argument(help="user/name on the Hub.")],
-    output_dir: Annotated[
-        Path | None, typer.Option(help="A new or empty folder; none: the Hub's cache.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
-    token: Token = None,
-) -> None:
-    """Take an adapter from the Hub: safetensors, recipe and card alone, and checked."""
-    from ..adapters.download import pull as run
+@dataclass(frozen=True, kw_only=True)
+class Pull:
+    """Take an adapter from the Hub: its weights, recipe and card alone, which are checked.
 
-    folder = run(repo_id, output_dir, revision=revision, token=token)
-    typer.echo(f"pulled to {folder}")
+    Examples:
+        diffusers-fdu pull me/no-snoopy --output-dir runs/snoopy
+        diffusers-fdu pull me/no-snoopy --revision v1 --output-dir runs/snoopy
+    """
+
+    repo_id: str = argument("Repository on the Hub, user/name.")
+    output_dir: Path | None = option("New or empty folder for the files; by default the cache.")
+    revision: str | None = option("Branch, tag or commit that is pulled.")
+    token: str | None = option(TOKEN)
+
+    def __call__(self) -> None:
+        from ..adapters.download import pull as pull_adapter
+
+        typer.echo(f"pulled to {pull_adapter(**vars(self))}")
 
 
-def list_adapters(
-    base_model: Annotated[str | None, typer.Option(help="org/name that they are for.")] = None,
-    target: Annotated[str | None, typer.Option(help="What they forget.")] = None,
-    limit: Annotated[int, typer.Option(help="How many.")] = 50,
-    token: Token = None,
-) -> None:
-    """List adapters on the Hub that were pushed by this library, most downloaded first."""
-    from ..hub.search import find_adapters
-    from ..utils.markup import cleaned
+@dataclass(frozen=True, kw_only=True)
+class ListAdapters:
+    """List adapters on the Hub that were pushed by this library, most downloaded first.
 
-    found = find_adapters(base_model, target, token=token, limit=limit)
-    for one in found:
-        # Tags are anyone's.
-        names = [one.repo_id, one.base_model or "-", ", ".join(one.targets) or "?"]
-        typer.echo("  ".join([*map(cleaned, names), f"{one.downloads} downloads"]))
-    if not found:
-        typer.echo("none found")
+    Examples:
+        diffusers-fdu list
+        diffusers-fdu list --base-model stable-diffusion-v1-5/stable-diffusion-v1-5 --target Snoopy
+    """
+
+    base_model: str | None = option("Only adapters for this base model, org/name.")
+    target: str | None = option("Only adapters that forget this concept.")
+    limit: int = option("Number of adapters that are listed at most.", 50)
+    token: str | None = option(TOKEN)
+
+    def __call__(self) -> None:
+        from ..hub.search import find_adapters
+        from ..utils.markup import cleaned
+
+        adapters = find_adapters(**vars(self))
+        for adapter in adapters:
+            # Anyone may write these tags, so they are cleaned.
+            texts = [adapter.repo_id, adapter.base_model or "-", ", ".join(adapter.targets) or "?"]
+            typer.echo("  ".join([*map(cleaned, texts), f"{adapter.downloads} downloads"]))
+        if not adapters:
+            typer.echo("none found")

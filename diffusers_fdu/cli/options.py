@@ -1,13 +1,11 @@
 """Options that several commands share, and those that `--config` and `--set` reach by name."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 import yaml
@@ -15,113 +13,104 @@ import yaml
 from ..settings import check_names
 
 MAPPINGS = ("pipeline_kwargs", "concept")  # options that hold options
-Options = TypeVar("Options")
 
-Model = Annotated[str, typer.Option(help="Folder or Hub id of a pipeline, or `emoji`.")]
-Kind = Annotated[str, typer.Option(help="object, style or prompt.")]
-GuidanceScale = Annotated[
-    float | None,
-    typer.Option(help="Of the pipeline's runs; by default the pipeline's own, 4 for `emoji`."),
-]
+MODEL = "The pipeline: a folder, a Hub id, or `emoji` for the embedded model."
+KIND = "Kind of the concept: object, style or prompt."
+SEED = "Seed of the prompts, the noise and the initial weights."
+GUIDANCE_SCALE = "Guidance scale of the runs; by default the pipeline's own, 4 for `emoji`."
+
+
+def option(help: str, default: Any = None, *names: str, **details: Any) -> Any:
+    """A field of a command, which the command line shows as an option with this help text."""
+    return field(default=default, metadata={"typer": typer.Option(*names, help=help, **details)})
+
+
+def required(help: str) -> Any:
+    """An option that must be given."""
+    return option(help, MISSING)
+
+
+def argument(help: str) -> Any:
+    """A field of a command that the command line takes by its position."""
+    return field(metadata={"typer": typer.Argument(help=help)})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement:
+class PlacementOptions:
     """Options that say where a pipeline runs."""
 
-    device: Annotated[
-        str | None, typer.Option(help="cuda or cpu; by default cuda if it is there.")
-    ] = None
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="Of the pipeline: float32, bfloat16, float16, or auto: on CUDA bfloat16, or "
-            "float16 if the card has none; elsewhere float32."
-        ),
-    ] = "auto"
+    device: str | None = option("Device, such as cuda or cpu; by default cuda if there is one.")
+    dtype: str = option(
+        "Dtype of the pipeline: float32, bfloat16, float16 or auto. On CUDA, auto is bfloat16, "
+        "or float16 if the card lacks bfloat16; elsewhere it is float32.",
+        "auto",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Named(Placement):
+class ConfigOptions(PlacementOptions):
     """Options that reach every other option of the library by its name."""
 
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file with any option of the library, by name.")
-    ] = None
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Any option of the library, such as batch_size=8, robust.every=3 or "
-            "pipeline_kwargs.height=512; may be repeated.",
-        ),
-    ] = None
+    config: Path | None = option("YAML file that sets options of the library by name.")
+    assignments: list[str] | None = option(
+        "Option of the library, such as batch_size=8 or robust.every=3; it may be repeated.",
+        None,
+        "--set",
+        metavar="NAME=VALUE",
+    )
 
 
-def takes(options: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
-    """Give a command, a function of one dataclass, an option for each of its fields."""
-    hints = get_type_hints(options, include_extras=True)
-    own = [name for kind in options.__mro__ for name in vars(kind).get("__annotations__", ())]
-    defaults = {field.name: field.default for field in fields(options)}  # type: ignore[arg-type]
+def as_function(command: type[Any]) -> Callable[..., None]:
+    """A function that makes a command of its options and calls it.
+
+    Typer reads options from a signature, so this one has the command's fields, shared ones last.
+    """
+    hints = get_type_hints(command)
+    shared = [each.name for each in fields(ConfigOptions)]
     parameters = [
         Parameter(
-            name,
+            each.name,
             Parameter.KEYWORD_ONLY,
-            default=Parameter.empty if defaults[name] is MISSING else defaults[name],
-            annotation=hints[name],
+            default=Parameter.empty if each.default is MISSING else each.default,
+            annotation=Annotated[hints[each.name], each.metadata["typer"]],
         )
-        for name in dict.fromkeys(own)
+        for each in sorted(fields(command), key=lambda each: each.name in shared)
     ]
 
-    def decorated(run: Callable[[Options], None]) -> Callable[..., None]:
-        def command(**values: Any) -> None:
-            run(options(**values))
+    def function(**values: Any) -> None:
+        command(**values)()
 
-        command.__name__, command.__doc__ = run.__name__, run.__doc__
-        command.__module__ = run.__module__
-        command.__annotations__ = hints
-        command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-        return command
-
-    return decorated
+    function.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return function
 
 
 class _Loader(yaml.SafeLoader):
     """Reads booleans and numbers as YAML 1.2 has them: `no` is a text, and 1e-3 a number."""
 
 
-_OLD = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OLD]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOL, _FLOAT)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(_OLD[0], re.compile(r"(?:true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"(?:true|True|false|False)$"), list("tTfF"))
 _Loader.add_implicit_resolver(
-    _OLD[1],
+    _FLOAT,
     re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
     list("-+.0123456789"),
 )
 
 
 def read_yaml(text: str, source: str) -> Any:
-    """What a YAML text says.
-
-    Raises:
-        ValueError: if it is no YAML, with its source.
-    """
+    """Parse YAML; a ValueError names the source if it is none."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506  # a safe loader
     except yaml.YAMLError as error:
         raise ValueError(f"cannot read {source}: {' '.join(str(error).split())}") from error
 
 
-def read_file(path: Path) -> Any:
-    """What a YAML file says.
-
-    Raises:
-        ValueError: if it cannot be read, or is no YAML.
-    """
+def read_yaml_file(path: Path) -> Any:
+    """Read a YAML file; a ValueError says why if that fails."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -130,45 +119,39 @@ def read_file(path: Path) -> Any:
 
 
 def named_options(
-    given: Named, explicit: Mapping[str, Any], known: Collection[str]
+    options: ConfigOptions, explicit: Mapping[str, Any], known: Collection[str]
 ) -> dict[str, Any]:
     """Options by name: those of `--config`, over them the command's own, over them `--set`.
 
-    Args:
-        given: the command's options.
-        explicit: what the command's own options say of the library's; None is left out.
-        known: names that may be used; what stands below a name is checked where it is used.
-
-    Raises:
-        ValueError: for a file that is no mapping, or a `--set` without "=".
-        TypeError: for an unknown name, with the nearest one.
+    The command's own are `explicit`, by their dotted names; one that is None was not given. All
+    names must be `known`; what stands below a name is checked where it is used.
     """
-    found: dict[str, Any] = {}
-    if given.config is not None:
-        content = read_file(given.config)
-        if not isinstance(content, dict):
-            raise ValueError(f"{str(given.config)!r} is no mapping of names such as 'steps: 50'")
-        found = content
-    _update(found, {name: value for name, value in explicit.items() if value is not None})
-    for assignment in given.assignments or ():
+    values: dict[str, Any] = {}
+    if options.config is not None:
+        values = read_yaml_file(options.config)
+        if not isinstance(values, dict):
+            raise ValueError(f"{str(options.config)!r} is no mapping of names such as 'steps: 50'")
+    changes = [(path, value) for path, value in explicit.items() if value is not None]
+    for assignment in options.assignments or ():
         path, sign, text = assignment.partition("=")
         if not sign:
             raise ValueError(f"--set {assignment!r}: write name=value")
-        value = read_yaml(text, f"--set {assignment}")
+        changes.append((path, read_yaml(text, f"--set {assignment}")))
+    for path, value in changes:
         for name in reversed(path.split(".")):
             value = {name: value}
-        _update(found, value)
-    check_names(found, known)
+        _update(values, value)
+    check_names(values, known)
     for name in MAPPINGS:
-        if not isinstance(found.get(name, {}), dict):
-            raise ValueError(f"{name} must be a mapping of names, got {found[name]!r}")
-    return found
+        if not isinstance(values.get(name, {}), dict):
+            raise ValueError(f"{name} must be a mapping of names, got {values[name]!r}")
+    return values
 
 
-def _update(found: dict[str, Any], more: Mapping[str, Any]) -> None:
+def _update(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
     """Put values over others; mappings are joined name by name."""
-    for name, value in more.items():
-        if isinstance(value, Mapping) and isinstance(found.get(name), dict):
-            _update(found[name], value)
+    for name, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(values.get(name), dict):
+            _update(values[name], value)
         else:
-            found[name] = value
+            values[name] = value

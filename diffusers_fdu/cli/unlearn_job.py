@@ -1,15 +1,13 @@
 """What `diffusers-fdu unlearn` does: one adapter for all concepts, or one for each.
 
-Started by `accelerate launch` or `torchrun`, the processes train one adapter together, or share a
-list of concepts. Told to shard the denoiser (FSDP), they train every adapter together.
+Processes that `accelerate launch` or `torchrun` started train one adapter together, or share a
+list of concepts. If they shard the denoiser (FSDP), they train every adapter together.
 """
-
-from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,99 +22,73 @@ from ..data.concepts import Concept, concepts
 from ..divergences.choice import AutoDivergence
 from ..divergences.profiles import divergence
 from ..settings import check_names, option_names, settings
-from ..training.callbacks import Callback
 from ..training.tracking import check_trackers, tracked
 from ..unlearner import FDUnlearner
 from ..utils.distributed import Processes
 from ..utils.io import writable_folder
-from .concept_list import DETAILS, ListedConcept, make_concept, read_concepts, unfinished
+from .concept_list import DETAILS, ListedConcept, make_concept, read_concepts
 from .options import named_options
-from .pipeline import Placed, load_pipeline, resolve_placement, run_arguments
-from .unlearn import UnlearnOptions
+from .pipeline import guidance_arguments, load_pipeline, resolve_placement
+from .unlearn import Unlearn
 
-CHECKPOINTS, LOGS = "checkpoints", "logs"  # folders beside the adapter
+# Names that `--config` and `--set` may use besides the options of a training.
 RUN_NAMES = ("pipeline_kwargs", "component", "concept", "checkpoint_every", "log_with", "prefer")
-"""What `--config` and `--set` say besides the options of a training."""
-LAUNCHED = ("data_parallel", "shard")
+LAUNCH_NAMES = ("data_parallel", "shard")
 
 
 @dataclass(frozen=True)
 class UnlearnJob:
-    """Adapters that are to be trained, and how.
+    """Adapters that are to be trained, and how."""
 
-    Args:
-        given: the command's options.
-        placed: where the pipeline runs.
-        concepts: what one adapter is to forget; with `--concepts` an adapter for each.
-        f: name of the divergence.
-        options: of `FDUnlearner`: fields of its options, `pipeline_kwargs` and `component`.
-        checkpoint_every: steps between two checkpoints; None: none are kept.
-        log_with: see `tracked`.
-    """
-
-    given: UnlearnOptions
-    placed: Placed
-    concepts: Sequence[ListedConcept]
+    command: Unlearn
+    concepts: Sequence[ListedConcept]  # of one adapter; with `--concepts` each gets an adapter
     f: str
-    options: dict[str, Any]
-    checkpoint_every: int | None
+    options: dict[str, Any]  # of `FDUnlearner`
+    checkpoint_every: int | None  # None to keep no checkpoints
     log_with: Sequence[str]
 
 
-def resolve_job(given: UnlearnOptions) -> UnlearnJob:
-    """Refuse what can be refused before a model is loaded, and resolve the rest.
-
-    Raises:
-        ValueError, TypeError: for an option that is unknown or has a bad value.
-    """
-    explicit = {name: getattr(given, name) for name in ("rank", "steps", "seed")}
-    explicit |= {"pipeline_kwargs": run_arguments(given.guidance_scale)}
-    named = named_options(given, explicit, [*option_names(), *RUN_NAMES])
-    for name in LAUNCHED:
-        if name in named:
+def resolve_job(command: Unlearn) -> UnlearnJob:
+    """Resolve the options, and refuse all that can be refused before a model is loaded."""
+    explicit = {
+        **{name: getattr(command, name) for name in ("rank", "steps", "seed")},
+        "pipeline_kwargs.guidance_scale": command.guidance_scale,
+    }
+    options = named_options(command, explicit, [*option_names(), *RUN_NAMES])
+    for name in LAUNCH_NAMES:
+        if name in options:
             raise ValueError(f"{name} is for `accelerate launch` to say: leave it out")
-    run = {name: named.pop(name) for name in RUN_NAMES if name in named}
-    every = run.get("checkpoint_every") or (CheckpointConfig.every if given.resume else None)
+    run = {name: options.pop(name) for name in RUN_NAMES if name in options}
+    every = run.get("checkpoint_every") or (CheckpointConfig.every if command.resume else None)
     if every is not None:
-        CheckpointConfig(given.output_dir, every)
+        CheckpointConfig(command.output_dir, every)
     log_with = run.get("log_with") or []
     log_with = [log_with] if isinstance(log_with, str) else log_with
     check_trackers(log_with)
-    f = AutoDivergence(run.get("prefer", "balance")).f if given.f == "auto" else given.f
-    options = {"mixed_precision": launched_precision() or "no", **named}
+    f = AutoDivergence(run.get("prefer", "balance")).f if command.f == "auto" else command.f
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION")  # as `accelerate launch` was told
+    options = {"mixed_precision": precision if precision in ("fp16", "bf16") else "no", **options}
     settings(options)
-    return UnlearnJob(
-        given,
-        resolve_placement(given.device, given.dtype),
-        _concepts(given, run.get("concept") or {}),
-        divergence(f).name,
-        {
-            "pipeline_kwargs": run_arguments(None, given.model) | run["pipeline_kwargs"],
-            "component": run.get("component"),
-            **options,
-        },
-        every,
-        log_with,
-    )
+    resolve_placement(command.device, command.dtype)
+    options["pipeline_kwargs"] = guidance_arguments(command.model) | run.get("pipeline_kwargs", {})
+    options |= {"component": run.get("component"), "shard": launched_sharding()}
+    listed = _list_concepts(command, run.get("concept", {}))
+    return UnlearnJob(command, listed, divergence(f).name, options, every, log_with)
 
 
-def _concepts(given: UnlearnOptions, details: dict[str, Any]) -> list[ListedConcept]:
-    """The concepts that options name, or those of the list.
-
-    Raises:
-        ValueError: if both do, if anchors and targets do not fit, and for a bad concept.
-    """
-    targets = given.target or []
-    anchors: Sequence[str | None] = given.anchor or [None]
-    if (given.concepts is None) == (not targets):
+def _list_concepts(command: Unlearn, details: dict[str, Any]) -> list[ListedConcept]:
+    """The concepts that the options name, or those of the list."""
+    targets = command.target or []
+    anchors: Sequence[str | None] = command.anchor or [None]
+    if (command.concepts is None) == (not targets):
         raise ValueError("pass --target or --concepts, one of them")
     check_names(details, DETAILS, "concept.")
-    if given.concepts is not None:
-        said = {"--anchor": given.anchor, "--kind": given.kind != "object", "concept": details}
-        if any(said.values()):
-            names = ", ".join(name for name, value in said.items() if value)
-            raise ValueError(f"with --concepts the list says what {names} would")
-        return read_concepts(given.concepts)
+    if command.concepts is not None:
+        is_changed = command.kind != "object"
+        unused = {"--anchor": command.anchor, "--kind": is_changed, "concept": details}
+        if names := [name for name, value in unused.items() if value]:
+            raise ValueError(f"with --concepts the list says what {', '.join(names)} would")
+        return read_concepts(command.concepts)
     if len(anchors) == 1:
         anchors = [*anchors] * len(targets)
     if len(anchors) != len(targets):
@@ -124,10 +96,10 @@ def _concepts(given: UnlearnOptions, details: dict[str, Any]) -> list[ListedConc
     if details.get("aliases") and len(targets) > 1:
         raise ValueError("concept.aliases are for a single --target")
     entries = [
-        {"target": target, "anchor": anchor, "kind": given.kind, **details}
+        {"target": target, "anchor": anchor, "kind": command.kind, **details}
         for target, anchor in zip(targets, anchors, strict=True)
     ]
-    return [ListedConcept("", one) for one in concepts([make_concept(entry) for entry in entries])]
+    return [ListedConcept("", concept) for concept in concepts(list(map(make_concept, entries)))]
 
 
 def launched() -> bool:
@@ -135,18 +107,8 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def launched_precision() -> str | None:
-    """The mixed precision that `accelerate launch` was told; None if it was told none."""
-    found = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    return found if found in ("fp16", "bf16") else None
-
-
 def launched_sharding() -> bool:
-    """Whether several processes were told to shard by `accelerate launch`.
-
-    Raises:
-        ValueError: if they were told FSDP 1.
-    """
+    """Whether `accelerate launch` told several processes to shard; FSDP 1 is a ValueError."""
     if not (launched() and parse_flag_from_env("ACCELERATE_USE_FSDP")):
         return False
     if os.environ.get("FSDP_VERSION", "1") != "2":
@@ -155,83 +117,72 @@ def launched_sharding() -> bool:
 
 
 def unlearn_together(job: UnlearnJob) -> None:
-    """One adapter for all concepts."""
-    folder = job.given.output_dir
-    worker = _worker(job, _pipe(job), together=launched())
-    if worker.processes.is_main:
+    """Train one adapter for all concepts."""
+    folder = job.command.output_dir
+    unlearner = FDUnlearner(_load(job), **job.options, data_parallel=launched())
+    if unlearner.processes.is_main:
         writable_folder(folder)
-    _train(job, worker, [one.concept for one in job.concepts], folder)
-    if not worker.processes.is_main:
+    _train(job, unlearner, [listed.concept for listed in job.concepts], folder)
+    if not unlearner.processes.is_main:
         return
-    first, last = worker.history[0], worker.history[-1]
-    is_plain = has_loader(worker.pipe)
+    first, last = unlearner.history[0], unlearner.history[-1]
+    is_plain = has_loader(unlearner.pipe)
     call = "pipe.load_lora_weights(" if is_plain else "diffusers_fdu.load_unlearned(pipe, "
     typer.echo(
-        f"{len(worker.history)} steps, divergence {first.divergence:.4g} -> "
+        f"{len(unlearner.history)} steps, divergence {first.divergence:.4g} -> "
         f"{last.divergence:.4g}; load it with {call}{str(folder)!r})"
     )
 
 
 def unlearn_each(job: UnlearnJob) -> None:
-    """An adapter for each concept that has none yet; every process takes its share.
+    """Train an adapter for each concept that has none yet; every process takes its share.
 
-    Processes that shard the denoiser go through the list together.
-
-    Raises:
-        ValueError: after the others were trained, with the concepts that were not, and why.
+    Processes that shard the denoiser go through the list together. A concept that fails does not
+    stop the others; a ValueError names it at the end.
     """
-    folder, together = job.given.output_dir, launched_sharding()
+    folder, together = job.command.output_dir, job.options["shard"]
     processes = Processes(together=launched())
-    share = (0, 1) if together else (processes.rank, processes.count)
-    own = unfinished(job.concepts, folder, job.f, *share)
-    done = len(job.concepts) - len(unfinished(job.concepts, folder, job.f))
-    if done and processes.is_main:
-        typer.echo(f"{done} of {len(job.concepts)} concepts are done already")
+    rank, count = (0, 1) if together else (processes.rank, processes.count)
+    is_done = [listed.is_done(folder, job.f) for listed in job.concepts]
+    if any(is_done) and processes.is_main:
+        typer.echo(f"{sum(is_done)} of {len(is_done)} concepts are done already")
+    share = [job.concepts[i] for i in range(rank, len(is_done), count) if not is_done[i]]
     writable_folder(folder)
-    pipe = _pipe(job) if own else None
-    failed = []
-    for one in own:
-        place = writable_folder(folder / one.name)
-        worker = _worker(job, pipe, together)
-        before = adapters.snapshot(worker.model)
+    pipe = _load(job) if share else None
+    failures = []
+    for listed in share:
+        place = writable_folder(folder / listed.name)
+        unlearner = FDUnlearner(pipe, **job.options, data_parallel=together)
+        state_before = adapters.snapshot(unlearner.model)
         try:
-            _train(job, worker, [one.concept], place)
+            _train(job, unlearner, [listed.concept], place)
         except (ValueError, ArithmeticError) as error:
-            failed.append(f"{one.name}: {error}")
-            typer.echo(failed[-1])
+            failures.append(f"{listed.name}: {error}")
+            typer.echo(failures[-1])
             continue
-        adapters.remove(worker.model, str(worker.adapter_name), before)
-        if worker.processes.is_main:
-            typer.echo(f"{one.name}: {len(worker.history)} steps, written to {place}")
-    if failed:
-        raise ValueError(f"{len(failed)} of {len(own)} concepts failed: {'; '.join(failed)}")
+        adapters.remove(unlearner.model, str(unlearner.adapter_name), state_before)
+        if unlearner.processes.is_main:
+            typer.echo(f"{listed.name}: {len(unlearner.history)} steps, written to {place}")
+    if failures:
+        raise ValueError(f"{len(failures)} of {len(share)} concepts failed: {'; '.join(failures)}")
 
 
-def _pipe(job: UnlearnJob) -> Any:
-    streams = launched_sharding()
-    return load_pipeline(job.given.model, job.placed.device, job.placed.dtype, streams=streams)
+def _load(job: UnlearnJob) -> Any:
+    command = job.command
+    return load_pipeline(command.model, command.device, command.dtype, job.options["shard"])
 
 
-def _worker(job: UnlearnJob, pipe: Any, together: bool) -> FDUnlearner:
-    shard = together and launched_sharding()
-    return FDUnlearner(pipe, **job.options, data_parallel=together, shard=shard)
-
-
-def _train(job: UnlearnJob, worker: FDUnlearner, found: list[Concept], folder: Path) -> None:
-    place, checkpoint = folder / CHECKPOINTS, None
+def _train(job: UnlearnJob, unlearner: FDUnlearner, targets: list[Concept], folder: Path) -> None:
+    place, checkpoint = folder / "checkpoints", None
     if job.checkpoint_every is not None:
-        checkpoint = CheckpointConfig(place, job.checkpoint_every, job.given.resume)
-    with _logged(job, worker, folder) as callback:
-        worker.unlearn(found, f=job.f, callback=callback, checkpoint=checkpoint)
-    worker.save(folder, "diffusers" if has_loader(worker.pipe) else "peft")
-    if checkpoint is not None and worker.processes.is_main:
+        checkpoint = CheckpointConfig(place, job.checkpoint_every, job.command.resume)
+    is_main = unlearner.processes.is_main
+    is_logged = is_main and job.log_with
+    config = vars(unlearner.config)
+    with (
+        tracked(job.log_with, folder / "logs", config) if is_logged else nullcontext() as callback
+    ):
+        unlearner.unlearn(targets, f=job.f, callback=callback, checkpoint=checkpoint)
+    unlearner.save(folder, "diffusers" if has_loader(unlearner.pipe) else "peft")
+    if checkpoint is not None and is_main:
         shutil.rmtree(place, ignore_errors=True)
-
-
-@contextmanager
-def _logged(job: UnlearnJob, worker: FDUnlearner, folder: Path) -> Iterator[Callback | None]:
-    if not job.log_with or not worker.processes.is_main:
-        yield None
-        return
-    with tracked(job.log_with, folder / LOGS, vars(worker.config)) as callback:
-        yield callback

@@ -159,7 +159,7 @@ class _Recording:
         scheduler = getattr(recorder.pipe, "scheduler", None)
         with tqdm(total=0, desc="record", disable=not progress, unit="image") as bar:
             for number, own in enumerate(plan):
-                bar.total += sum(len(groups[i]) for i in self.processes.own(own))
+                bar.total += sum(len(groups[i]) for i in self.processes.share(own))
                 self._draw_groups(own, groups, scheduler, bar)
                 config: Any = getattr(scheduler, "config", {})
                 length = config.get("num_train_timesteps", 1000)
@@ -175,7 +175,7 @@ class _Recording:
         """Draw these groups, each process its own, and keep what all have seen."""
         recorder, found = self.recorder, []
         low, high = (recorder.steps + 1) // 2, recorder.steps
-        for i in self.processes.own(numbers):
+        for i in self.processes.share(numbers):
             steps = low + int(i * GOLDEN % 1 * (high - low + 1))
             if scheduler is not None:  # half the runs visit the timesteps of the pipe itself
                 share = i * SQUARE % 1
@@ -246,7 +246,7 @@ class _Recording:
 
     def _asked(self, entries: list[Entry]) -> Tensor:
         """Answers to these, each process asking for its own part."""
-        own = self.processes.own(entries)
+        own = self.processes.share(entries)
         answers = (
             [ask(self.recorder.model, self.buffer, own, 2 * self.recorder.micro.size)]
             if own

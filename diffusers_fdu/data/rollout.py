@@ -13,7 +13,7 @@ from ..pipelines.call_signature import CallSignature
 from ..pipelines.denoiser import timestep_name
 from ..pipelines.recorder import Call, Recorder, entry
 from ..pipelines.timestep_convention import TimestepConvention
-from ..utils.nested import RowInputs, close, same, to_cpu
+from ..utils.nested import RowInputs, nearly_same, same, to_cpu
 from .concepts import Pair
 from .replay_buffer import ReplayBuffer
 from .rows import Entry
@@ -164,7 +164,7 @@ class _Group:
             block = slice(start, start + len(part.runs))
             given = {name: call.inputs.get(name) for name in self.names}
             texts = {name: v if v is None else v[block] for name, v in given.items()}
-            is_own = all(close(texts[name], part.own[name]) for name in self.names)
+            is_own = all(nearly_same(texts[name], part.own[name]) for name in self.names)
             found.append(
                 _Ask(
                     {name: value[block] for name, value in state.items()},

@@ -103,8 +103,8 @@ class Sampler:
 
     def draw(self) -> Draw:
         """Random rows, this process's part of them."""
-        unlearn = self.processes.own(self._unlearn(self.size))
-        return Draw(unlearn, self.processes.own(self._retain(self.size)) if self.retains else [])
+        unlearn = self.processes.share(self._unlearn(self.size))
+        return Draw(unlearn, self.processes.share(self._retain(self.size)) if self.retains else [])
 
     def gather(self, rows: Draw) -> Batch:
         """These rows as a batch."""
@@ -132,7 +132,7 @@ class Sampler:
         rows = [*unlearn, *retain]
         calls, target = self.buffer.batch(rows, *placement(self.model))
         if self._alike:
-            missing = self.processes.most(len(calls)) - len(calls)
+            missing = max(self.processes.gather([len(calls)])) - len(calls)
             calls += [Part(calls[0].inputs, [])] * missing
         entries = [self.buffer.entry(row) for row in rows]
         states = [entry.state for entry in entries]

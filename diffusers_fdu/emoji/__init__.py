@@ -1,7 +1,7 @@
 """The embedded model: a small, trained text-to-image pipeline of emoji, and its judge.
 
-It plays the part that UnlearnCanvas plays for large models: concepts x styles, so that one can
-unlearn a concept or a style and measure what happened to everything else, without a download.
+It draws 32 concepts in 4 styles, and plays the part that UnlearnCanvas plays for large models: one
+can unlearn a concept or a style and measure what happened to all others, without a download.
 """
 
 from .classifier import EmojiJudge

@@ -1,7 +1,5 @@
 """The judge of the embedded model: which concept, in which style, does a picture show?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,9 +11,9 @@ from .vocabulary import CONCEPTS, STYLES
 
 
 class JudgeNetwork(nn.Module):
-    """A small convolutional classifier with two heads.
+    """A small convolutional classifier with two heads, for concepts and for styles.
 
-    Trained on random compositions of the same art as the embedded model, never on what the
+    It was trained on random compositions of the same art as the embedded model, never on what the
     model generates.
     """
 
@@ -43,29 +41,31 @@ class JudgeNetwork(nn.Module):
 
 
 class EmojiJudge:
-    """Names the concept and the style of pictures: `judge(images) -> [(concept, style), ...]`."""
+    """Says which concept, in which style, each picture shows; `load_emoji_judge` loads one.
+
+    Example:
+        >>> from diffusers_fdu.emoji import caption, load_emoji_judge
+        >>> from diffusers_fdu.pipelines.generate import generate
+        >>> images = generate(pipe, [caption("panda", "noto")], seeds=[0], guidance_scale=4.0)
+        >>> load_emoji_judge()(images)
+        [('panda', 'noto')]
+    """
 
     def __init__(self, network: JudgeNetwork) -> None:
         self.network = network.eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image]) -> list[tuple[str, str]]:
-        """The concept and the style that each PIL image shows most likely.
-
-        Args:
-            images: pictures of any size; they are resized to 64x64.
-        """
-        answers: list[tuple[str, str]] = []
+        """The most likely (concept, style) of each PIL image, which is resized to 64x64."""
+        names: list[tuple[str, str]] = []
         for start in range(0, len(images), 256):
             pixels = torch.stack([_to_pixels(image) for image in images[start : start + 256]])
             concept, style = self.network(pixels)
             indices = zip(concept.argmax(1).tolist(), style.argmax(1).tolist(), strict=True)
-            answers += [(CONCEPTS[c], STYLES[s]) for c, s in indices]
-        return answers
+            names += [(CONCEPTS[c], STYLES[s]) for c, s in indices]
+        return names
 
 
 def _to_pixels(image: Image) -> Tensor:
-    image = image.convert("RGB")
-    if image.size != (64, 64):
-        image = image.resize((64, 64))
+    image = image.convert("RGB").resize((64, 64))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255

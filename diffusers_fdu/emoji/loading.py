@@ -1,7 +1,5 @@
 """Loading the embedded model from package data; nothing is downloaded."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +21,10 @@ CLIP_WEIGHTS = Path(__file__).parent / "clip"
 """Folder of the tiny CLIP."""
 
 ORACLE = "dog"
-"""What the oracle never saw."""
+"""The concept that the oracle never saw."""
+
 ORACLE_WEIGHTS = Path(__file__).parent / "oracle" / "model.safetensors"
-"""Its denoiser and text encoder, in 8 bits."""
+"""File of the oracle's denoiser and text encoder, in 8 bits."""
 
 PARTS: dict[str, tuple[Any, str]] = {
     "unet": (UNet2DConditionModel, "torch_dtype"),
@@ -36,7 +35,7 @@ PARTS: dict[str, tuple[Any, str]] = {
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the bar that transformers draws while it loads weights."""
+    """Hide the bar that transformers draws while it loads weights."""
     is_on = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -49,13 +48,19 @@ def _quiet() -> Iterator[None]:
 def load_emoji_pipeline(
     folder: Path | str = WEIGHTS, torch_dtype: torch.dtype = torch.float32
 ) -> StableDiffusionPipeline:
-    """The embedded text-to-image pipeline: 32 concepts in 4 styles, images of 64x64.
+    """Load the embedded text-to-image pipeline: 32 concepts in 4 styles, images of 64x64.
 
-    It was made for guidance_scale 3 to 5 and 25 steps.
+    It was made for a guidance scale of 3 to 5 and 25 steps.
 
     Args:
-        folder: another folder that `examples/train_emoji.py` wrote.
+        folder: folder of the weights, as `examples/train_emoji.py` writes it.
         torch_dtype: dtype of the weights in memory; they are stored in float16.
+
+    Example:
+        >>> from diffusers_fdu.emoji import caption, load_emoji_pipeline
+        >>> pipe = load_emoji_pipeline()
+        >>> pipe(caption("dog"), num_inference_steps=2, guidance_scale=4.0).images[0].size
+        (64, 64)
     """
     # Part by part: diffusers' own from_pretrained warns that the autoencoder is a tiny one.
     modules: dict[str, Any] = {}
@@ -79,14 +84,19 @@ def load_emoji_pipeline(
 def load_emoji_oracle(
     file: Path | str = ORACLE_WEIGHTS, torch_dtype: torch.dtype = torch.float32
 ) -> StableDiffusionPipeline:
-    """The embedded pipeline as if it had never seen a dog: the floor of every attack.
+    """Load the embedded pipeline as if it had never seen a dog: the floor of every attack.
 
     It was trained from nothing on the same art without dogs, by `examples/train_emoji.py --without
     dog`, for fewer steps than the embedded model. Autoencoder and tokenizer are the same.
 
     Args:
-        file: of another oracle.
-        torch_dtype: of all models.
+        file: file of the oracle's weights.
+        torch_dtype: dtype of all models.
+
+    Example:
+        >>> from diffusers_fdu.emoji import load_emoji_oracle
+        >>> load_emoji_oracle().name_or_path
+        'diffusers_fdu/emoji-oracle'
     """
     pipe: Any = load_emoji_pipeline(torch_dtype=torch_dtype)
     tensors = load_file(file)
@@ -99,26 +109,32 @@ def load_emoji_oracle(
 
 
 def from_8_bits(tensors: dict[str, Tensor], name: str) -> Tensor:
-    """A tensor that `to_8_bits` kept, float32."""
+    """Restore a tensor that `to_8_bits` stored, in float32."""
     scale = tensors.get(f"{name}.scale")
     value = tensors[name].float()
     return value if scale is None else value * scale.float().reshape(-1, *[1] * (value.dim() - 1))
 
 
 def to_8_bits(name: str, value: Tensor) -> dict[str, Tensor]:
-    """A weight as integers with a scale for each output channel; others in half precision."""
+    """Store a weight as integers with a scale for each output channel; others as float16."""
     if value.dim() < 2 or not value.is_floating_point():
         return {name: value.half() if value.is_floating_point() else value}
     scale = value.float().flatten(1).abs().amax(1).clamp(min=1e-8) / 127
-    whole = value.float() / scale.reshape(-1, *[1] * (value.dim() - 1))
-    return {name: whole.round().to(torch.int8).contiguous(), f"{name}.scale": scale}
+    scaled = value.float() / scale.reshape(-1, *[1] * (value.dim() - 1))
+    return {name: scaled.round().to(torch.int8).contiguous(), f"{name}.scale": scale}
 
 
 def load_emoji_clip() -> tuple[CLIPModel, CLIPTokenizer, Any]:
-    """A tiny CLIP of the embedded model's pictures: model, tokenizer and image processor.
+    """Load a tiny CLIP of the embedded model's pictures: model, tokenizer and image processor.
 
     It was trained on the same art and captions as the embedded model, by
     `examples/train_emoji_clip.py`, and on nothing that the model drew.
+
+    Example:
+        >>> from diffusers_fdu.emoji import caption, load_emoji_clip
+        >>> model, tokenizer, processor = load_emoji_clip()
+        >>> tokens = tokenizer([caption("dog")], return_tensors="pt")
+        >>> features = model.get_text_features(**tokens)
     """
     from transformers import CLIPImageProcessor  # warns, where there is no torchvision
 
@@ -131,12 +147,15 @@ def load_emoji_clip() -> tuple[CLIPModel, CLIPTokenizer, Any]:
 
 
 def load_emoji_judge(folder: Path | str = WEIGHTS) -> EmojiJudge:
-    """The classifier that says which concept, in which style, a picture shows.
+    """Load the classifier that says which concept, in which style, a picture shows.
 
     Args:
-        folder: another folder that `examples/train_emoji.py` wrote.
+        folder: folder of the weights, as `examples/train_emoji.py` writes it.
+
+    Example:
+        >>> from diffusers_fdu.emoji import load_emoji_judge
+        >>> [(concept, style)] = load_emoji_judge()(pipe("a dog emoji").images)
     """
     network = JudgeNetwork()
-    tensors = load_file(Path(folder) / "judge.safetensors")
-    network.load_state_dict(tensors)
+    network.load_state_dict(load_file(Path(folder) / "judge.safetensors"))
     return EmojiJudge(network)

@@ -1,7 +1,5 @@
 """What the embedded model can draw, and how it is asked."""
 
-from __future__ import annotations
-
 CONCEPTS = (
     "dog", "cat", "rabbit", "fox", "panda", "tiger", "cow", "pig",
     "frog", "monkey", "penguin", "owl", "horse", "octopus", "turtle", "apple",
@@ -36,11 +34,14 @@ SYNONYMS = {
 
 
 def caption(concept: str, style: str | None = None, background: str | None = None) -> str:
-    """The prompt for a concept, such as "a dog emoji in blob style on a red background"."""
+    """The prompt for a concept, and for a style and a background if they are given.
+
+    Example:
+        >>> from diffusers_fdu.emoji import caption
+        >>> caption("owl", style="blob", background="red")
+        'an owl emoji in blob style on a red background'
+    """
     article = "an" if concept[0] in "aeiou" else "a"
-    text = f"{article} {concept} emoji"
-    if style is not None:
-        text += f" in {style} style"
-    if background is not None:
-        text += f" on a {background} background"
-    return text
+    in_style = "" if style is None else f" in {style} style"
+    on_background = "" if background is None else f" on a {background} background"
+    return f"{article} {concept} emoji{in_style}{on_background}"

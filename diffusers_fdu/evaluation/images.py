@@ -92,7 +92,7 @@ def draw(
     store = _ImageStore(writable_folder(folder), as_json(about))
     missing = [i for i, request in enumerate(requests) if not store.has(i, request)]
     processes.wait()  # no process writes before all have seen what is missing
-    own_indices = processes.own(missing)
+    own_indices = processes.share(missing)
     next_index = iter(own_indices)
 
     def keep(images: Sequence[Image.Image]) -> None:

@@ -10,8 +10,8 @@ from ..adapters.download import LIBRARY
 from ..adapters.hub_files import CARD_NAME, check_repo_id, files_to_push, is_pushed
 from ..adapters.read import read_adapter
 from ..adapters.recipe import EMBEDDED, RECIPE_NAME, rename_base_models
-from ..utils.hub_errors import explained
-from ..utils.io import to_text
+from ..utils.hub_errors import translated_errors
+from ..utils.io import json_text
 from ..utils.markup import cleaned
 from .card import base_model_id, card_text
 
@@ -69,10 +69,10 @@ def push(
         adapter_file.recipe, lambda name: base if base or name != EMBEDDED else name
     )
     if recipe != adapter_file.recipe:
-        contents[RECIPE_NAME] = to_text(recipe).encode()
+        contents[RECIPE_NAME] = json_text(recipe).encode()
     name = cleaned(adapter_file.recipe.get("adapter_name") or "adapter", 60)
     api = HfApi(token=token, library_name=LIBRARY)
-    with explained(repo_id, "push"):
+    with translated_errors(repo_id, "push"):
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         info = api.model_info(repo_id)
         if private is not None and info.private is not None and info.private != private:

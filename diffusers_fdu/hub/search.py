@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 
 from ..adapters.download import LIBRARY
 from ..adapters.hub_files import check_repo_id
-from ..utils.hub_errors import explained
+from ..utils.hub_errors import translated_errors
 from ..utils.markup import slug
 from .card import OWN_TAG, TARGET_TAG
 
@@ -77,7 +77,7 @@ def find_adapters(
         raise ValueError(f"limit must be at least 1, got {limit}")
     api = HfApi(token=token, library_name=LIBRARY)
     fields: Any = ["tags", "downloads", "likes", "lastModified", "private"]
-    with explained(" ".join(tags), "list"):
+    with translated_errors(" ".join(tags), "list"):
         models = api.list_models(filter=tags, sort="downloads", limit=limit, expand=fields)
         return [_found_adapter(model) for model in models]
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..config import CheckpointConfig
-from ..utils.io import UNFINISHED, replacing, writable_folder
+from ..utils.io import UNFINISHED, atomic_write, writable_folder
 
 KEPT = 2  # checkpoints of a training: the last, and one should the last be damaged
 NAME = "step-{:06d}.state"
@@ -30,7 +30,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OSError: if it cannot be written; what was there is there.
     """
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         torch.save(content, file)
 
 

@@ -196,7 +196,7 @@ class Adversary:
         vectors = self.search(
             self.model, self.slots, self.recorder, marked, goal, self.generator, self.autocast
         )
-        self.processes.agree_(vectors)
+        self.processes.broadcast_(vectors)
         with torch.no_grad():
             inputs = self.slots.conditioning(self.recorder, marked, self.names, vectors)
         for text, k in places.items():

@@ -156,7 +156,7 @@ class Trainer:
                     is_plain = config.init == "lora" and self.plan.init_adapter is None
                     rate = learning_rate(model, config, is_plain)
                     config = replace(config, learning_rate=rate)
-                    self.context.processes.agree_(parameters)
+                    self.context.processes.broadcast_(parameters)
                 with (
                     streamed(model, device, streams and not shards),
                     sharded(model, parameters, device, shards) as asked,
@@ -201,7 +201,7 @@ class Trainer:
         if state is None:
             distances = initial_distances(self.context.model, sampler, self.plan.loss, size)
             for distance in distances:  # the last bits may differ between devices
-                self.context.processes.agree_([distance])
+                self.context.processes.broadcast_([distance])
         else:
             device = placement(self.context.model).device
             distances = [distance.to(device) for distance in state["objective"]["distances"]]

@@ -5,102 +5,65 @@ processes of what each computes is what one process would compute on the whole. 
 the adapter (and of a critic) travel, and what was recorded.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import (
-    broadcast,
-    gather_object,
-    parse_flag_from_env,
-    reduce,
-    wait_for_everyone,
-)
+from accelerate import PartialState, utils
 from torch import Tensor
 
 
 class Processes:
-    """Those that take part; this one alone unless `together`.
+    """The processes that `accelerate launch` or `torchrun` started, if they work together.
 
-    Args:
-        together: whether the processes that `accelerate launch` or `torchrun` started train one
-            adapter; otherwise each trains its own.
-
-    Attributes:
-        rank: which one this is.
-        count: how many there are.
+    Otherwise this one is alone: `rank` is its number, from 0, and `count` that of all. `is_main`
+    says whether it speaks for all.
     """
 
     def __init__(self, together: bool = False) -> None:
-        state = _state() if together else None
-        self.rank: int = state.process_index if state else 0
-        self.count: int = state.num_processes if state else 1
+        self.rank, self.count = 0, 1
+        if together:
+            use_cpu = utils.parse_flag_from_env("ACCELERATE_USE_CPU")
+            state = PartialState(cpu=use_cpu or not torch.accelerator.is_available())
+            self.rank, self.count = state.process_index, state.num_processes
+        self.is_main = self.rank == 0
 
-    @property
-    def is_main(self) -> bool:
-        """Whether this one speaks for all."""
-        return self.rank == 0
-
-    def own(self, items: Sequence[Any]) -> list[Any]:
-        """This one's part of what all have, in equal parts where the number allows it."""
-        return list(
-            items[self._start(self.rank, len(items)) : self._start(self.rank + 1, len(items))]
-        )
-
-    def _start(self, rank: int, length: int) -> int:
-        return rank * length // self.count
+    def share(self, items: Sequence[Any]) -> list[Any]:
+        """This process's part of what all have, in equal parts where the number allows it."""
+        start, end = (rank * len(items) // self.count for rank in (self.rank, self.rank + 1))
+        return list(items[start:end])
 
     def gather(self, items: Sequence[Any]) -> list[Any]:
-        """What all have, in the order of their ranks."""
-        return list(items) if self.count == 1 else gather_object(list(items))
+        """The items of all processes, in the order of their ranks."""
+        return list(items) if self.count == 1 else utils.gather_object(list(items))
 
     def check_same(self, what: str, value: Any) -> None:
-        """Refuse to go on if processes do not have the same.
-
-        Raises:
-            ValueError: on every process.
-        """
-        found = self.gather([value])
-        if any(other != found[0] for other in found):
+        """Raise a ValueError on every process if they do not have the same value."""
+        values = self.gather([value])
+        if any(other != values[0] for other in values):
             raise ValueError(
-                f"processes differ in {what}: {', '.join(map(str, found))}; all of them need to "
+                f"processes differ in {what}: {', '.join(map(str, values))}; all of them need to "
                 "see the same files"
             )
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Block until every process reaches this point."""
         if self.count > 1:
-            wait_for_everyone()
+            utils.wait_for_everyone()
 
-    def most(self, count: int) -> int:
-        """The largest count that any has."""
-        return max(self.gather([count]))
-
-    @torch.no_grad()
     def mean_(self, tensors: Sequence[Tensor]) -> None:
-        """Set tensors of one dtype to their mean over all."""
-        if self.count > 1 and tensors:
-            _put(tensors, reduce(_flat(tensors), reduction="mean"))
+        """Set tensors of one dtype to their mean over all processes."""
+        self._exchange(tensors, utils.reduce)
+
+    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
+        """Set tensors of one dtype to what the main process has."""
+        self._exchange(tensors, utils.broadcast)
 
     @torch.no_grad()
-    def agree_(self, tensors: Sequence[Tensor]) -> None:
-        """Set tensors of one dtype to what the main process has."""
-        if self.count > 1 and tensors:
-            _put(tensors, broadcast(_flat(tensors)))
-
-
-def _state() -> PartialState:
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    return PartialState(cpu=on_cpu)
-
-
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in tensors])
-
-
-def _put(tensors: Sequence[Tensor], flat: Any) -> None:
-    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
+    def _exchange(self, tensors: Sequence[Tensor], operation: Callable[..., Any]) -> None:
+        if self.count == 1 or not tensors:
+            return
+        # They travel as one message: one for each tensor would wait for the network each time.
+        flat = operation(torch.cat([tensor.detach().flatten() for tensor in tensors]))
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))

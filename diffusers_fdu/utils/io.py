@@ -1,7 +1,5 @@
 """Files written whole or not at all, values as JSON types, and JSON that others wrote."""
 
-from __future__ import annotations
-
 import json
 import numbers
 import os
@@ -14,18 +12,12 @@ from pathlib import Path
 from typing import IO, Any
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-UNFINISHED = ".unfinished-"
-"""Begins the names of files that are being written."""
-MAX_JSON = 64 * 2**20
-"""Bytes of a JSON file that is read at most; a recipe has a few thousand."""
+UNFINISHED = ".unfinished-"  # begins the names of files that are being written
+MAX_JSON = 64 * 2**20  # bytes of a JSON file; a recipe has a few thousand
 
 
 def writable_folder(directory: str | Path) -> Path:
-    """The folder, made if missing.
-
-    Raises:
-        ValueError: if it cannot be made or written.
-    """
+    """The folder, made if missing; a ValueError if it cannot be made or written."""
     folder = Path(directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,14 +29,11 @@ def writable_folder(directory: str | Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that takes the place of `path` once it is written, or never.
 
     It is written beside its place, flushed to the disk and moved there, so that a crash at any
     time leaves the older file.
-
-    Raises:
-        OSError: if it cannot be written.
     """
     temporary = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}.tmp")
     try:
@@ -66,49 +55,33 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8, see `replacing`."""
-    with replacing(path) as file:
+    """Write a text in UTF-8, whole or not at all."""
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 
-def to_text(content: Any) -> str:
+def json_text(content: Any) -> str:
     """JSON as every file of this library has it."""
     return json.dumps(content, indent=2) + "\n"
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, see `replacing`."""
-    write_text(path, to_text(content))
+    """Write JSON, whole or not at all."""
+    write_text(path, json_text(content))
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON) -> dict[str, Any]:
-    """Read a JSON object that anyone may have written.
-
-    Args:
-        path: the file.
-        max_bytes: a larger file is refused.
-
-    Raises:
-        ValueError: if the file cannot be read, is too large, or holds no JSON object.
-    """
+    """Read a JSON object that anyone may have written; a ValueError says why that fails."""
     try:
         if path.stat().st_size > max_bytes:
             raise ValueError(f"{str(path)!r} has more than {max_bytes} bytes")
-        return json_object(path.read_text(encoding="utf-8"), repr(str(path)))
+        return parse_json_object(path.read_text(encoding="utf-8"), repr(str(path)))
     except OSError as error:
         raise ValueError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
 
 
-def json_object(text: str, name: str) -> dict[str, Any]:
-    """Parse a JSON object.
-
-    Args:
-        text: its JSON.
-        name: what the text is, for messages.
-
-    Raises:
-        ValueError: if it is none.
-    """
+def parse_json_object(text: str, name: str) -> dict[str, Any]:
+    """Parse a JSON object; a ValueError calls the text by its name if it is none."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -119,18 +92,20 @@ def json_object(text: str, name: str) -> dict[str, Any]:
 
 
 def as_json(value: Any) -> Any:
-    """A value as JSON types; what has none is written as text."""
+    """A value as JSON types; one that has no such type becomes text."""
+    if value is None or isinstance(value, str | bool):
+        return value
     if is_dataclass(value) and not isinstance(value, type):
         return {type(value).__name__: as_json(asdict(value))}
     if isinstance(value, Mapping):
         return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [as_json(item) for item in value]
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+    if isinstance(value, numbers.Integral):
         return int(value)
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+    if isinstance(value, numbers.Real):
         return float(value)
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     # Where something is in memory says nothing about it.
-    return value if isinstance(value, str | bool | None) else ADDRESS.sub("", repr(value))
+    return ADDRESS.sub("", repr(value))

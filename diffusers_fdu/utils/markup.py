@@ -4,8 +4,6 @@ Whatever a template prints is cleaned and then escaped for its kind of page: a n
 cannot add a heading, a link, a tag or a table's cell. Only `Markup` is printed as it is.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import unicodedata
@@ -17,9 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 PACKAGE = Path(__file__).parents[1]
-LONGEST = 100
-"""Characters of a name or prompt that are shown."""
-LONGEST_SLUG = 40
+LONGEST, LONGEST_SLUG = 100, 40  # characters of a name or prompt that are shown
 JOINER = "\u200d"  # of emoji
 BREAKS = ("Cc", "Zl", "Zp")
 HIDDEN = ("Cf", "Cs", "Co", "Cn")
@@ -30,27 +26,24 @@ MARKS = re.compile(
 
 
 def render(template: str, **values: Any) -> str:
-    """A page.
+    """The page that a template of the package makes of these values.
 
-    Args:
-        template: file in the package that ends in `.md` or `.html`, which decides the escaping.
-        **values: what the template prints; `| short` in it cuts a text to `LONGEST` characters.
+    Its ending, `.md` or `.html`, decides the escaping, and `| short` in it cuts a text.
     """
     return environment(Path(template).suffix).get_template(template).render(values)
 
 
 @cache
 def environment(suffix: str) -> Environment:
-    """The templates of a kind of page: ".md" or ".html"."""
-    escape = {".md": escaped, ".html": cleaned}[suffix]
+    """The templates of one kind of page, ".md" or ".html"."""
 
     def finalize(value: Any) -> Any:
         if isinstance(value, Markup):
             return value
-        text = escape(value, None)
-        return Markup(text) if suffix == ".md" else text  # HTML is escaped by Jinja itself
+        # HTML is escaped by Jinja itself.
+        return Markup(escaped(value, None)) if suffix == ".md" else cleaned(value, None)
 
-    found = Environment(
+    templates = Environment(
         autoescape=True,
         finalize=finalize,
         keep_trailing_newline=True,
@@ -59,42 +52,36 @@ def environment(suffix: str) -> Environment:
         trim_blocks=True,
         undefined=StrictUndefined,
     )
-    found.filters["short"] = cleaned
-    return found
+    templates.filters["short"] = cleaned
+    return templates
 
 
 def cleaned(value: Any, longest: int | None = LONGEST) -> str:
-    """One line that can be read: no control characters, none hidden or turning text round.
+    """The text of a value as one line that can be read, cut to a number of characters.
 
-    Args:
-        value: any; what is no text is shown as `str` does.
-        longest: characters from which on the text is cut; None: it is not.
+    It has no control characters, and none that are hidden or turn the text round.
     """
-    shown = []
-    for character in str(value):
-        category = unicodedata.category(character)
-        if category in BREAKS:
-            shown.append(" ")
-        elif category not in HIDDEN or character == JOINER:
-            shown.append(character)
+    categories = [(character, unicodedata.category(character)) for character in str(value)]
+    shown = (
+        " " if category in BREAKS else character
+        for character, category in categories
+        if category not in HIDDEN or character == JOINER
+    )
     text = " ".join("".join(shown).split())
     return text if longest is None or len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def escaped(value: Any, longest: int | None = LONGEST) -> str:
-    """For a line of Markdown or a cell of a table: nothing in it is markup, HTML or a link."""
+    """The text for a line of Markdown or a cell of a table, with no markup, HTML or link."""
     return MARKS.sub(lambda match: f"\\{match.group()}", cleaned(value, longest))
 
 
 def slug(name: str) -> str:
-    """A name as part of a tag: "Mickey Mouse" is "mickey-mouse".
-
-    Names that are long, or have neither letters nor digits, end with a hash, so that each has a
-    tag of its own.
-    """
+    """A name as part of a tag: "Mickey Mouse" is "mickey-mouse"; a long one ends in a hash."""
     text = unicodedata.normalize("NFKC", cleaned(name, None)).casefold()
     words = re.sub(r"[\W_]+", "-", text).strip("-")
     if words and len(words) <= LONGEST_SLUG:
         return words
+    # With a hash, names that are cut, or have neither letters nor digits, keep tags of their own.
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{words[: LONGEST_SLUG - 9].strip('-')}-{digest}".strip("-")

@@ -1,7 +1,5 @@
 """Many rows in parts that fit the memory: a part that does not is halved and done again."""
 
-from __future__ import annotations
-
 import gc
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,9 +9,8 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 Result = TypeVar("Result")
+# These errors mean the same as those that Accelerate knows.
 MESSAGES = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "std::bad_alloc")
-"""Of errors that mean the same as those which Accelerate knows."""
-
 HELP = (
     "call pipe.enable_model_cpu_offload(), load the denoiser quantised, or pass a smaller height "
     "and width in pipeline_kwargs"
@@ -30,16 +27,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class MicroBatches:
-    """How many rows are computed at once, which halves whenever the memory runs out.
+    """The number of rows that are computed at once, which halves whenever the memory runs out.
 
     Args:
-        size: rows at first.
-        what: the rows' name in messages.
+        size: number of rows at first; the attribute has the present one.
+        what: name of the rows in messages.
         relief: called when a single row does not fit; returns True if it freed memory in another
             way, so that the work is worth another try.
-
-    Attributes:
-        size: rows now.
     """
 
     def __init__(
@@ -48,35 +42,25 @@ class MicroBatches:
         self.size, self.what, self.relief = size, what, relief
 
     def map(self, function: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
-        """Results of consecutive parts of the items; a part that fails is halved and repeated.
+        """Results of a function of at most `size` consecutive items, which may be repeated.
 
-        Args:
-            function: called with at most `size` of the items; has no effect if it fails.
-            items: all of them.
-
-        Raises:
-            RuntimeError: if a single item does not fit.
+        A part that does not fit is halved; if a single item does not, that is a RuntimeError.
         """
         results: list[Result] = []
         start = 0
 
-        def part() -> None:
-            nonlocal start
-            results.append(function(items[start : start + self.size]))
-            start += self.size
+        def part() -> Result:
+            return function(items[start : start + self.size])
 
         while start < len(items):
-            self.retry(part)
+            results.append(self.retry(part))
+            start += self.size
         return results
 
     def retry(self, function: Callable[[], Result]) -> Result:
-        """What a function returns that works on `size` rows at a time, repeated until it fits.
+        """The result of a function that works on `size` rows at a time, repeated until it fits.
 
-        Args:
-            function: looks at `size`; has no effect if it fails.
-
-        Raises:
-            RuntimeError: if it does not fit with a size of 1.
+        If it does not fit with a size of 1, that is a RuntimeError.
         """
         while True:
             try:
@@ -92,11 +76,11 @@ class MicroBatches:
     def _shrink(self, error: Exception) -> None:
         if self.size > 1:
             self.size = (self.size + 1) // 2
-            doing = f"{self.size} {self.what} at a time"
+            manner = f"{self.size} {self.what} at a time"
         elif self.relief is not None and self.relief():
-            doing = "with gradient checkpointing"
+            manner = "with gradient checkpointing"
         else:
             raise RuntimeError(
                 f"out of memory with 1 of the {self.what} at a time: free some memory, {HELP}"
             ) from error
-        warnings.warn(f"out of memory: going on {doing}", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"out of memory: going on {manner}", RuntimeWarning, stacklevel=4)

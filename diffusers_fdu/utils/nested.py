@@ -1,8 +1,6 @@
 """Arguments of a denoiser: tensors, lists of tensors, numbers; compared, copied, sent."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +8,9 @@ from accelerate.utils.operations import recursively_apply
 from torch import Tensor
 
 RowInputs = dict[str, Any]
-"""Arguments of one row, by dotted name: tensors, or what else is given; None: left out."""
+"""Arguments of one row by dotted name: tensors or any other values; None where left out."""
 
-CLOSE = 0.01  # one text encoded twice differs by rounding, relative; two texts by far more
+ROUNDING = 0.01  # relative; one text encoded twice differs by less, two texts by far more
 
 
 def chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
@@ -43,26 +41,24 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any, is_equal: Callable[[Tensor, Tensor], bool] = torch.equal) -> bool:
     """Whether two values are equal, tensors within lists and their shapes included."""
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(same(*pair, is_equal) for pair in zip(a, b, strict=True))
     if torch.is_tensor(a) and torch.is_tensor(b):
-        return a.shape == b.shape and torch.equal(a, b)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    if torch.is_tensor(a) or torch.is_tensor(b):
-        return False
-    return a == b
+        return a.shape == b.shape and is_equal(a, b)
+    return not torch.is_tensor(a) and not torch.is_tensor(b) and a == b
 
 
-def close(a: Any, b: Any) -> bool:
+def nearly_same(a: Any, b: Any) -> bool:
     """Whether two values are one text, encoded twice."""
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(close, a, b))
-    if not (torch.is_tensor(a) and torch.is_tensor(b)):
-        return same(a, b)
-    if a.shape != b.shape or not a.is_floating_point():
-        return same(a, b)
-    return bool((a - b).float().norm() <= CLOSE * b.float().norm())
+    return same(a, b, _differ_by_rounding)
+
+
+def _differ_by_rounding(a: Tensor, b: Tensor) -> bool:
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    return bool((a - b).float().norm() <= ROUNDING * b.float().norm())
 
 
 def to_cpu(value: Any) -> Any:
@@ -76,20 +72,17 @@ def clone_tensors(value: Any) -> Any:
 
 
 def to_device(value: Any, device: torch.device, floating: torch.dtype | None) -> Any:
-    """A value with its tensors on a device.
+    """A value with its tensors on a device, the floating ones in another dtype unless it is None.
 
-    Args:
-        value: a tensor, a list, or anything else, which stays as it is.
-        device: where the tensors go; from the CPU to CUDA through pinned memory, so that the copy
-            does not wait for running kernels, which accelerate's `send_to_device` does.
-        floating: dtype of floating tensors; None: their own.
+    From the CPU to CUDA they go through pinned memory, so that the copy does not wait for running
+    kernels, which accelerate's `send_to_device` does.
     """
 
-    def sent(tensor: Tensor) -> Tensor:
+    def move(tensor: Tensor) -> Tensor:
         if device.type == "cuda" and tensor.device.type == "cpu":
             moved = tensor.pin_memory().to(device, non_blocking=True)
         else:
             moved = tensor.to(device)
         return moved.to(floating) if floating and tensor.is_floating_point() else moved
 
-    return recursively_apply(sent, value)
+    return recursively_apply(move, value)

@@ -6,8 +6,6 @@ count as independent, though those of one prompt are less so: intervals over few
 narrow.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -16,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLES = 2000
-SHARE = (2.5, 97.5)
+PERCENTILES = (2.5, 97.5)
 Statistic = Callable[..., np.ndarray]
-"""From one array (resamples, N) for each group to the figure of each resample, (resamples,)."""
+"""Maps one array (resamples, N) for each group to the figure of each resample, (resamples,)."""
 
 # 0.975 quantiles of Student's t distribution by degrees of freedom.
 _QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -26,23 +24,18 @@ _NORMAL = 1.959964
 
 
 class Estimate(NamedTuple):
-    """A mean and the half-width of its 95 % confidence interval; NaN of a single value."""
+    """A mean and the half-width of its 95 % confidence interval, NaN for a single value."""
 
     mean: float
     margin: float
 
     def __str__(self) -> str:
-        if math.isnan(self.margin):
-            return f"{self.mean:.3f}"
-        return f"{self.mean:.3f} ± {self.margin:.3f}"
+        margin = "" if math.isnan(self.margin) else f" ± {self.margin:.3f}"
+        return f"{self.mean:.3f}{margin}"
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and Student's 95 % confidence interval of independent values.
-
-    Raises:
-        ValueError: if there is none.
-    """
+    """Mean and Student's 95 % confidence interval of independent values."""
     if not values:
         raise ValueError("no values to average")
     mean = statistics.fmean(values)
@@ -53,11 +46,9 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def t_quantile(freedom: int) -> float:
-    """The 0.975 quantile of Student's t distribution.
+    """The 0.975 quantile of Student's t distribution with so many degrees of freedom.
 
-    Args:
-        freedom: degrees of freedom, at least 1; beyond 10 by the Cornish-Fisher expansion, whose
-            error is below 1e-4 there.
+    Beyond 10 it is the Cornish-Fisher expansion, whose error is below 1e-4 there.
     """
     if freedom <= len(_QUANTILES):
         return _QUANTILES[freedom - 1]
@@ -69,21 +60,13 @@ def t_quantile(freedom: int) -> float:
 
 
 def wilson(hits: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % confidence interval of a share, of independent trials.
-
-    Args:
-        hits: trials that count.
-        total: all trials.
-
-    Raises:
-        ValueError: if there is none, or more hits than trials.
-    """
+    """Wilson's 95 % confidence interval of the share of hits among independent trials."""
     if not 0 <= hits <= total or total < 1:
         raise ValueError(f"{hits} of {total} is no share")
     share, z2 = hits / total, _NORMAL**2
     middle = (share + z2 / (2 * total)) / (1 + z2 / total)
-    spread = share * (1 - share) / total + z2 / (4 * total**2)
-    margin = _NORMAL * math.sqrt(spread) / (1 + z2 / total)
+    variance = share * (1 - share) / total + z2 / (4 * total**2)
+    margin = _NORMAL * math.sqrt(variance) / (1 + z2 / total)
     # At either end the bound is the end itself, but for rounding.
     low = 0.0 if hits == 0 else middle - margin
     high = 1.0 if hits == total else middle + margin
@@ -98,20 +81,11 @@ def means(values: np.ndarray) -> np.ndarray:
 def bootstrap(
     values: Sequence[float], resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of a mean.
+    """95 % interval of the mean of independent values.
 
     A share of 0 or 1 has no spread to draw from, and would seem certain: its interval is Wilson's.
-
-    Args:
-        values: of independent pictures.
-        resamples: how often they are drawn.
-        seed: of the draws.
-
-    Raises:
-        ValueError: if there are none.
     """
-    first = values[0] if len(values) else None
-    if first in (0.0, 1.0) and all(value == first for value in values):
+    if set(values) in ({0.0}, {1.0}):
         return wilson(sum(map(int, values)), len(values))
     return bootstrap_of(means, [values], resamples, seed)
 
@@ -122,17 +96,7 @@ def bootstrap_of(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % interval of a figure of several groups, each drawn from by itself.
-
-    Args:
-        statistic: see `Statistic`.
-        groups: values of independent pictures.
-        resamples: how often they are drawn.
-        seed: of the draws.
-
-    Raises:
-        ValueError: if a group is empty.
-    """
+    """95 % interval of a figure of several groups of independent values, each drawn by itself."""
     if not groups or not all(len(group) for group in groups):
         raise ValueError("no values to draw from")
     rng = np.random.default_rng(seed)
@@ -140,5 +104,5 @@ def bootstrap_of(
     for group in groups:
         values = np.asarray(group, dtype=np.float64)
         drawn.append(values[rng.integers(len(values), size=(resamples, len(values)))])
-    low, high = np.percentile(statistic(*drawn), SHARE)
+    low, high = np.percentile(statistic(*drawn), PERCENTILES)
     return float(low), float(high)

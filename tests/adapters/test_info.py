@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import typer
 from conftest import latents
 from safetensors.torch import load_file, save_file
 from tiny import unlearner
@@ -20,7 +19,7 @@ from diffusers_fdu.adapters import summary
 from diffusers_fdu.adapters.export.export import export
 from diffusers_fdu.adapters.info import describe
 from diffusers_fdu.adapters.write import write_adapter
-from diffusers_fdu.cli import adapters as commands
+from diffusers_fdu.cli import app
 from diffusers_fdu.utils.io import as_json
 
 LAYERS = [f"mid_block.attentions.0.transformer_blocks.0.attn2.to_{p}" for p in "kv"]
@@ -263,9 +262,6 @@ def test_folders_without_an_adapter_are_refused(tmp_path) -> None:
 
 
 def command(*arguments: str) -> Any:
-    app = typer.Typer()
-    app.command(epilog=commands.INFO_EXAMPLES)(commands.info)
-    app.command(epilog=commands.EXPORT_EXAMPLES)(commands.export)
     return CliRunner().invoke(app, arguments)
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from diffusers_fdu import NegativeGuidance
-from diffusers_fdu.cli.concept_list import read_concepts, unfinished
+from diffusers_fdu.cli.concept_list import read_concepts
 from diffusers_fdu.utils.io import as_json
 
 LIST = """
@@ -56,20 +56,15 @@ def test_lists_that_are_refused(tmp_path, text, message) -> None:
         listed(tmp_path, text)
 
 
-def test_processes_share_the_list_and_leave_out_what_is_done(tmp_path) -> None:
-    found = listed(tmp_path)
-    shares = [unfinished(found, tmp_path, "kl", rank, 2) for rank in range(2)]
-    assert [[job.name for job in share] for share in shares] == [
-        ["snoopy", "no_garfield"],
-        ["van-gogh"],
-    ]
+def test_a_concept_is_done_once_its_adapter_is_whole(tmp_path) -> None:
+    snoopy, gogh, _ = listed(tmp_path)
     (tmp_path / "snoopy").mkdir()
-    assert len(unfinished(found, tmp_path, "kl", 0, 2)) == 2  # begun is not done
-    facts = {"concepts": as_json([vars(found[0].concept)]), "f": "kl"}
+    assert not snoopy.is_done(tmp_path, "kl")
+    facts = {"concepts": as_json([vars(snoopy.concept)]), "f": "kl"}
     (tmp_path / "snoopy" / "recipe.json").write_text(json.dumps(facts))
-    assert [job.name for job in unfinished(found, tmp_path, "kl", 0, 2)] == ["no_garfield"]
+    assert snoopy.is_done(tmp_path, "kl") and not gogh.is_done(tmp_path, "kl")
     with pytest.raises(ValueError, match="an adapter with f='kl', and 'tv' is wanted"):
-        unfinished(found, tmp_path, "tv", 0, 2)
-    other = listed(tmp_path, LIST.replace("anchor: dog", "anchor: cat"))
+        snoopy.is_done(tmp_path, "tv")
+    other, *_ = listed(tmp_path, LIST.replace("anchor: dog", "anchor: cat"))
     with pytest.raises(ValueError, match="an adapter with concepts="):
-        unfinished(other, tmp_path, "kl", 0, 2)
+        other.is_done(tmp_path, "kl")

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from diffusers_fdu import Robust, Variational
 from diffusers_fdu.cli import app, unlearn_job
-from diffusers_fdu.cli.options import Named, named_options, read_yaml
-from diffusers_fdu.cli.unlearn import UnlearnOptions
+from diffusers_fdu.cli.options import ConfigOptions, named_options, read_yaml
+from diffusers_fdu.cli.unlearn import Unlearn
 from diffusers_fdu.settings import option_names, settings
 
 KNOWN = [*option_names(), "pipeline_kwargs"]
@@ -34,15 +34,16 @@ def config(tmp_path) -> Path:
 
 
 def resolved(config=None, explicit=None, *assignments: str) -> dict:
-    return named_options(Named(config=config, assignments=[*assignments]), explicit or {}, KNOWN)
+    options = ConfigOptions(config=config, assignments=[*assignments])
+    return named_options(options, explicit or {}, KNOWN)
 
 
 def test_set_goes_over_options_and_those_over_the_file(config) -> None:
-    explicit = {"steps": 30, "seed": 5, "rank": None}
+    explicit = {"steps": 30, "seed": 5, "rank": None, "pipeline_kwargs.guidance_scale": 2.0}
     found = resolved(config, explicit, "seed=7", "robust.every=4", "pipeline_kwargs.width=128")
     assert (found["rank"], found["steps"], found["seed"]) == (2, 30, 7)
     assert found["robust"] == {"every": 4, "steps": 9}
-    assert found["pipeline_kwargs"] == {"height": 512, "width": 128}
+    assert found["pipeline_kwargs"] == {"height": 512, "width": 128, "guidance_scale": 2.0}
     assert found["learning_rate"] == 0.001 and found["mixed_precision"] == "no"
 
 
@@ -119,7 +120,7 @@ def test_files_that_are_refused(tmp_path, content, message) -> None:
 
 
 def test_unlearn_resolves_its_options(tmp_path, config) -> None:
-    given = UnlearnOptions(
+    command = Unlearn(
         model="emoji",
         output_dir=tmp_path / "out",
         target=["dog"],
@@ -130,12 +131,12 @@ def test_unlearn_resolves_its_options(tmp_path, config) -> None:
         assignments=["prefer=erase", "component=unet", "log_with=[]"],
         f="auto",
     )
-    job = unlearn_job.resolve_job(given)
+    job = unlearn_job.resolve_job(command)
     assert job.f == "chi2" and job.checkpoint_every == 20
     kwargs = {"guidance_scale": 4.0, "height": 512, "width": 256}
     assert job.options["pipeline_kwargs"] == kwargs and job.options["component"] == "unet"
     assert (job.options["rank"], job.options["steps"]) == (4, 20)
-    assert [one.concept.target for one in job.concepts] == ["dog"]
+    assert [listed.concept.target for listed in job.concepts] == ["dog"]
     assert not (tmp_path / "out").exists()
 
 

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from diffusers_fdu.adapters import download, read
 from diffusers_fdu.app import server
-from diffusers_fdu.cli import adapters, app, compare, demo, evaluate, unlearn_job
+from diffusers_fdu.cli import app
 from diffusers_fdu.cli.pipeline import load_pipeline, resolve_placement
+from diffusers_fdu.emoji import loading
 from diffusers_fdu.evaluation import adapter_under_test as subjects
 
 COMMANDS = typer.main.get_command(app).commands
@@ -30,7 +31,7 @@ LOADING = {  # every command that loads a pipeline, and the least that makes it 
 
 
 class Loaded(Exception):
-    """What a command would have loaded."""
+    """The device and the dtype of the pipeline that a command would have loaded."""
 
 
 @pytest.fixture
@@ -65,13 +66,16 @@ def precision():
 
 
 def loaded(monkeypatch, command: str, *extra: str) -> tuple:
-    """What a command asks `load_pipeline` for, nothing loaded and no adapter read."""
+    """Where a command puts its pipeline, and in which dtype: nothing is loaded or read."""
 
-    def spy(*args, **kwargs):
-        raise Loaded(*args)
+    def load(*args, torch_dtype):
+        def to(device):
+            raise Loaded(device, str(torch_dtype).removeprefix("torch."))
 
-    for module in (adapters, compare, demo, evaluate, unlearn_job):
-        monkeypatch.setattr(module, "load_pipeline", spy)
+        return SimpleNamespace(to=to)
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", load)
+    monkeypatch.setattr(loading, "load_emoji_pipeline", load)
     monkeypatch.setattr(server, "check_gradio", lambda: None)
     monkeypatch.setattr(download, "local_folder", lambda source: source)
     recipe = {"base_model": "a/model"}
@@ -100,19 +104,21 @@ def test_every_command_that_loads_a_pipeline_is_known_here() -> None:
 
 
 @pytest.mark.parametrize("command", LOADING)
-def test_commands_settle_device_and_dtype_alike(monkeypatch, tmp_path, cuda, command) -> None:
+def test_commands_settle_device_and_dtype_alike(
+    monkeypatch, tmp_path, cuda, precision, command
+) -> None:
     assert options(command)["dtype"].default == "auto"
     assert options(command)["device"].default is None
     given = arguments(command, tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert loaded(monkeypatch, command, *given)[1:] == ("cpu", "float32")
-    assert loaded(monkeypatch, command, *given, "--dtype", "float16")[1:] == ("cpu", "float16")
+    assert loaded(monkeypatch, command, *given) == ("cpu", "float32")
+    assert loaded(monkeypatch, command, *given, "--dtype", "float16") == ("cpu", "float16")
     cuda(is_bf16=True)
-    assert loaded(monkeypatch, command, *given)[1:] == ("cuda:0", "bfloat16")
-    assert loaded(monkeypatch, command, *given, "--dtype", "float32")[1:] == ("cuda:0", "float32")
-    assert loaded(monkeypatch, command, *given, "--device", "cpu")[1:] == ("cpu", "float32")
+    assert loaded(monkeypatch, command, *given) == ("cuda:0", "bfloat16")
+    assert loaded(monkeypatch, command, *given, "--dtype", "float32") == ("cuda:0", "float32")
+    assert loaded(monkeypatch, command, *given, "--device", "cpu") == ("cpu", "float32")
     cuda(is_bf16=False)  # a card that only emulates it
-    assert loaded(monkeypatch, command, *given)[1:] == ("cuda:0", "float16")
+    assert loaded(monkeypatch, command, *given) == ("cuda:0", "float16")
 
 
 def test_the_device_that_is_used_is_asked_for_bfloat16(monkeypatch, cuda) -> None:
@@ -141,7 +147,10 @@ def test_an_unknown_dtype_is_refused() -> None:
         ("cpu", "float32", "highest"),
     ],
 )
-def test_tf32_is_for_float32_on_cuda(monkeypatch, precision, device, dtype, expected) -> None:
+def test_tf32_is_for_float32_on_cuda(
+    monkeypatch, cuda, precision, device, dtype, expected
+) -> None:
+    cuda(is_bf16=True)
     made = SimpleNamespace(to=lambda device: device)
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda *args, **kwargs: made)
     with warnings.catch_warnings():

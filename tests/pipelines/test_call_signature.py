@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusers_fdu.pipelines.call_signature import find_call_signature
-from diffusers_fdu.utils.nested import clone_tensors, close, same
+from diffusers_fdu.utils.nested import clone_tensors, nearly_same, same
 
 LENGTHS = (2, 2, 5)  # tokens of each prompt
 
@@ -47,13 +47,13 @@ def test_text_without_a_row_is_refused() -> None:
 
 def test_values_are_compared_within_lists() -> None:
     a = [torch.ones(2), (3, None)]
-    assert same(a, [torch.ones(2), (3, None)]) and close(a, [torch.ones(2), (3, None)])
+    assert same(a, [torch.ones(2), (3, None)]) and nearly_same(a, [torch.ones(2), (3, None)])
     assert not same(a, [torch.ones(2), (4, None)])
     assert not same(torch.ones(2), [1.0, 1.0])
     assert not same(torch.ones(2), torch.ones(1, 2))
-    assert close([torch.ones(9)], [torch.ones(9) + 1e-4])
-    assert not close([torch.ones(9)], [torch.ones(9) + 0.1])
-    assert not close(torch.ones(9, dtype=torch.long), 2 * torch.ones(9, dtype=torch.long))
+    assert nearly_same([torch.ones(9)], [torch.ones(9) + 1e-4])
+    assert not nearly_same([torch.ones(9)], [torch.ones(9) + 0.1])
+    assert not nearly_same(torch.ones(9, dtype=torch.long), 2 * torch.ones(9, dtype=torch.long))
 
 
 def test_copies_do_not_follow() -> None:

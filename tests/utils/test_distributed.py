@@ -53,7 +53,7 @@ def test_two_processes_do_what_one_does(runs, name) -> None:
 def test_one_process_is_alone() -> None:
     alone = Processes()
     assert (alone.rank, alone.count, alone.is_main) == (0, 1, True)
-    assert alone.own([1, 2, 3]) == alone.gather([1, 2, 3]) == [1, 2, 3]
+    assert alone.share([1, 2, 3]) == alone.gather([1, 2, 3]) == [1, 2, 3]
     value = torch.ones(2)
     alone.mean_([value])
     assert torch.equal(value, torch.ones(2))
@@ -65,5 +65,5 @@ def test_parts_are_disjoint_and_whole(length) -> None:
     for rank in range(3):
         one = Processes()
         one.rank, one.count = rank, 3
-        parts += one.own(range(length))
+        parts += one.share(range(length))
     assert parts == list(range(length))

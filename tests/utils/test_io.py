@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from diffusers_fdu.utils.io import read_json, replacing, write_json, write_text
+from diffusers_fdu.utils.io import atomic_write, read_json, write_json, write_text
 
 
 def test_what_is_written_is_read(tmp_path) -> None:
@@ -17,7 +17,7 @@ def test_what_is_written_is_read(tmp_path) -> None:
 def test_a_failure_leaves_the_older_file_and_nothing_else(tmp_path, monkeypatch) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "older")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as file:
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as file:
         file.write(b"half")
         raise KeyboardInterrupt
     with pytest.raises(TypeError):

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from safetensors.torch import save
 
-from ...utils.io import json_object, replacing, writable_folder
+from ...utils.io import atomic_write, parse_json_object, writable_folder
 from ..adapter_file import Layer
 from ..download import Source, local_folder
 from ..read import read_adapter, read_safetensors
@@ -91,7 +91,7 @@ def export(
     digest = hashlib.sha256(plain[8 + int.from_bytes(plain[:8], "little") :]).hexdigest()
     metadata = header(adapter_file, model_family, layers, path.stem, digest, title)
     writable_folder(path.parent)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(with_sorted_header(save(tensors, metadata)))
     return path
 
@@ -121,7 +121,7 @@ def read_exported(path: str | Path) -> Exported:
         other = min(tensors, default="nothing")
         raise ValueError(f"{str(path)!r} is no LoRA in kohya's layout: it holds {other!r}")
     try:
-        recipe = json_object(metadata.get(RECIPE_KEY) or "{}", "the recipe")
+        recipe = parse_json_object(metadata.get(RECIPE_KEY) or "{}", "the recipe")
     except ValueError:
         recipe = {}
     return Exported(path, layers, metadata, recipe)
