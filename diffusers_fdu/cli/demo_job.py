@@ -1,7 +1,5 @@
 """The main job on the embedded model: unlearn, measure, and show what happened."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
