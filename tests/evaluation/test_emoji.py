@@ -21,6 +21,7 @@ from diffusers_fdu.evaluation.emoji import (
 )
 
 DRAWING = {"num_inference_steps": 15}  # the stated figures are of 25, and hold with these
+HALF = [i for i in range(len(cells())) if (i + i // len(STYLES)) % 2]  # of every row and column
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +113,9 @@ def test_unlearning_a_style_with_the_defaults(base, judge) -> None:
     pipe = load_emoji_pipeline()
     worker = FDUnlearner(pipe, {"guidance_scale": 4.0}, progress=False)
     worker.unlearn(Concept("blob", "noto", kind="style"))
-    after, before = (
-        scores(judge_cells(pipe, judge, cells(), [7], **DRAWING), "blob"),
-        scores(base, "blob"),
-    )
+    asked = [cells()[i] for i in HALF]
+    after = scores(judge_cells(pipe, judge, asked, [7], **DRAWING), "blob")
+    before = scores([base[i] for i in HALF], "blob")
     assert before.ua < 0.25 and after.ua > 0.8
     assert after.ira >= 0.88 * before.ira and after.cra >= 0.9 * before.cra
 
@@ -125,8 +125,9 @@ def test_unlearning_a_concept_with_the_defaults(base, judge) -> None:
     pipe = load_emoji_pipeline()
     worker = FDUnlearner(pipe, {"guidance_scale": 4.0}, progress=False)
     worker.unlearn("dog", "cat", f="kl")
-    after = scores(judge_cells(pipe, judge, cells(), [7], **DRAWING), "dog")
-    before = scores(base, "dog")
+    asked = [cells()[i] for i in HALF]
+    after = scores(judge_cells(pipe, judge, asked, [7], **DRAWING), "dog")
+    before = scores([base[i] for i in HALF], "dog")
     dogs = judge_cells(pipe, judge, [("dog", style) for style in STYLES], range(5), **DRAWING)
     assert sum(v.seen[0] == "dog" for v in dogs) <= 1
     assert after.ira >= 0.88 * before.ira and after.cra >= 0.88 * before.cra
