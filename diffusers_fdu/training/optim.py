@@ -1,14 +1,19 @@
-"""The optimizer: AdamW, its learning rate, and clipped gradients."""
+"""The optimizer of an adapter's weights, and what happens to their gradients on the way to it."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .callbacks import StepRecord
+
+WARMUP = 0.05  # share of the steps
+BLOCKED = "frozen layers after it compute without gradients, as kernels made for inference do"
+"""Why weights in front of a quantised layer, for one, would stay as they are without a word."""
 
 
 def make_optimizer(
@@ -23,9 +28,6 @@ def make_optimizer(
     return torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0, fused=is_cuda or None)
 
 
-WARMUP = 0.05  # share of the steps
-
-
 def learning_rate_factor(step: int, steps: int) -> float:
     """Linear warm-up over `WARMUP` of the steps, then a cosine to 0."""
     warmup = max(1, round(WARMUP * steps))
@@ -34,14 +36,54 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale gradients down to a norm; exponential divergences would overflow its square.
+def check_depends(value: Tensor) -> None:
+    """Raise a RuntimeError for a loss that depends on no weight."""
+    if not value.requires_grad:
+        raise RuntimeError(f"no gradient reaches the adapter: {BLOCKED}")
 
-    Returns:
-        The largest absolute element before, (); NaN or infinite if any is.
+
+def warn_if_left_out(parameters: Sequence[nn.Parameter]) -> None:
+    """Say, as a RuntimeWarning, how many weights got no gradient."""
+    missing = sum(p.grad is None for p in parameters)
+    if missing:
+        warnings.warn(
+            f"no gradient reaches {missing} of the adapter's {len(parameters)} weights, which "
+            f"stay as they are: {BLOCKED}, or the denoiser does not use them",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def gradient_of(parameter: nn.Parameter) -> Tensor:
+    """A weight's gradient; zeros if it has none."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def project(gradient: Sequence[Tensor], other: Sequence[Tensor]) -> None:
+    """Take the part of a gradient g that points against another, h, out of it, in place.
+
+        g <- g - min(<g, h>, 0) / |h|^2 h
+
+    over all tensors as one vector (Yu et al., "Gradient Surgery for Multi-Task Learning", arXiv
+    2001.06782, here in one direction: the retain gradient stays whole). Both have to be complete
+    gradients, summed over micro-batches and processes before.
+    """
+    dot = torch.stack(
+        [(g.float() * h.float()).sum() for g, h in zip(gradient, other, strict=True)]
+    ).sum()
+    square = torch.stack(torch._foreach_norm(list(other))).float().norm().square()
+    share = dot.clamp(max=0) / square.clamp(min=torch.finfo(torch.float32).tiny)
+    torch._foreach_sub_(list(gradient), [h * share for h in other])
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale gradients down to a norm, and return their largest absolute element, ().
+
+    It is NaN or infinite if any element is.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    # All tensors in one launch each: a UNet's adapter has hundreds.
+    # All tensors go in one launch each, since a UNet's adapter has hundreds. The largest element
+    # is divided out first: gradients of exponential divergences would overflow the norm's square.
     largest = torch.stack(torch._foreach_norm(gradients, math.inf)).max()
     torch._foreach_div_(gradients, largest.clamp(min=torch.finfo(largest.dtype).tiny))
     norm = torch.stack(torch._foreach_norm(gradients)).norm()
@@ -50,15 +92,9 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tenso
 
 
 def check_finite(record: StepRecord, largest_gradient: float, is_scaled: bool) -> None:
-    """Refuse a step whose figures are not finite.
+    """Raise a FloatingPointError for a step whose loss or gradient is not finite.
 
-    Args:
-        record: of the step.
-        largest_gradient: largest absolute element of its gradients.
-        is_scaled: whether the gradients are those of a scaled loss, which may overflow.
-
-    Raises:
-        FloatingPointError: with what could be changed.
+    Gradients of a scaled loss, as in float16, may overflow: the scaler leaves such a step out.
     """
     if not math.isfinite(record.loss):
         raise FloatingPointError(

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator, utils
+
 from ..utils.io import as_json
 from .callbacks import Callback, StepRecord
 
@@ -16,23 +18,13 @@ PROJECT = "diffusers-fdu"
 
 
 def check_trackers(log_with: Sequence[Any]) -> None:
-    """Refuse trackers that cannot be had.
-
-    Raises:
-        ValueError: for an unknown name.
-        ImportError: if a tracker's package is not installed.
-    """
-    from accelerate.utils import is_tensorboard_available, is_trackio_available, is_wandb_available
-
-    installed = {
-        "tensorboard": is_tensorboard_available,
-        "wandb": is_wandb_available,
-        "trackio": is_trackio_available,
-    }
+    """Raise a ValueError for an unknown tracker, an ImportError for one that is not installed."""
     for name in log_with:
-        if isinstance(name, str) and name not in TRACKERS:
+        if not isinstance(name, str):  # a tracker of the user's own
+            continue
+        if name not in TRACKERS:
             raise ValueError(f"unknown tracker {name!r}: choose {', '.join(TRACKERS)}")
-        if isinstance(name, str) and not installed[name]():
+        if not getattr(utils, f"is_{name}_available")():
             raise ImportError(f"logging with {name} needs it: pip install {name}")
 
 
@@ -40,21 +32,16 @@ def check_trackers(log_with: Sequence[Any]) -> None:
 def tracked(
     log_with: Sequence[Any], folder: str | Path, config: dict[str, Any] | None = None
 ) -> Iterator[Callback]:
-    """A callback for `FDUnlearner.unlearn` that logs every step.
-
-        with tracked(["tensorboard"], "runs/logs") as callback:
-            unlearner.unlearn("Snoopy", "dog", callback=callback)
+    """Yield a callback for `FDUnlearner.unlearn` that logs every step.
 
     Args:
         log_with: names of `TRACKERS`, or trackers of Accelerate.
-        folder: where those that write files do.
-        config: shown with the run; nested values as text.
+        folder: the folder for trackers that write files.
+        config: values that are shown with the run, nested ones as text.
 
     Raises:
         ValueError, ImportError: see `check_trackers`.
     """
-    from accelerate import Accelerator
-
     check_trackers(log_with)
     Path(folder).mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(log_with=list(log_with), project_dir=str(folder))

@@ -21,8 +21,8 @@ from torch import nn
 from diffusers_fdu import NegativeGuidance, Robust, Variational
 from diffusers_fdu.settings import Settings, settings
 from diffusers_fdu.training import auto_fit
-from diffusers_fdu.training.auto_fit import SHARE, choose, free_memory, taking_turns
-from diffusers_fdu.training.estimate import GIB, Estimate
+from diffusers_fdu.training.auto_fit import SHARE, choose, free_memory, model_offload
+from diffusers_fdu.training.memory import GIB, Estimate
 
 
 class Checkpointable(nn.Module):
@@ -255,7 +255,7 @@ def test_checkpointing_is_the_last_resort_of_auto(pipe) -> None:
 
 
 def test_models_that_take_turns_train_the_same_and_go_back(pipe) -> None:
-    with taking_turns(pipe, torch.device("cpu"), True):
+    with model_offload(pipe, torch.device("cpu"), True):
         assert pipe._all_hooks
         found = trained(pipe)
     assert not pipe._all_hooks and not hasattr(pipe.text_encoder, "_hf_hook")

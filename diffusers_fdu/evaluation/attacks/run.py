@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tqdm.auto import tqdm
 
-from ...training.gradients import without_cudnn_attention
+from ...training.acceleration import without_cudnn_attention
 from ...utils.statistics import bootstrap
 from ..result import AttackResult, Metric
 from .attack import Attack, AttackOutcome, AttackTarget
