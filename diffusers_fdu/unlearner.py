@@ -94,13 +94,9 @@ class FDUnlearner:
     @property
     def context(self) -> RunContext:
         """The pipe and the options, as recording and training take them."""
+        options = Settings(self.config, self.data, self.performance)
         return RunContext(
-            self.pipe,
-            self.component,
-            Settings(self.config, self.data, self.performance),
-            self.pipeline_kwargs,
-            self.processes,
-            self.progress,
+            self.pipe, self.component, options, self.pipeline_kwargs, self.processes, self.progress
         )
 
     def estimate(self) -> Estimate | None:
@@ -132,8 +128,7 @@ class FDUnlearner:
             A buffer that any number of trainings of these concepts can take.
 
         Raises:
-            ValueError: for a bad target or anchor, and for prompts longer than the tokenizer
-                takes.
+            ValueError: for a bad target or anchor, or prompts longer than the tokenizer takes.
 
         Example:
             >>> unlearner = FDUnlearner(pipe, steps=2, trajectories=2, progress=False)
@@ -174,8 +169,7 @@ class FDUnlearner:
             anchor: what takes its place: words, a `NegativeGuidance`, or by default what an
                 empty prompt gives. For a list of targets one for each, or one for all.
             f: the divergence, see `divergence`; for the variational estimator a name of
-                `CONJUGATES` or a `Conjugate`. "auto" or an `AutoDivergence` chooses it by
-                preference.
+                `CONJUGATES` or a `Conjugate`; "auto" or an `AutoDivergence` to choose one.
             adapter_name: name of the LoRA; by default it is made from the targets.
             buffer: what `record` returned for these concepts; by default it is recorded now.
             init_adapter: folder or Hub name of an adapter to go on from, with its weights, rank,
@@ -189,9 +183,8 @@ class FDUnlearner:
             The same pipe, the adapter loaded and active beside those that were.
 
         Raises:
-            ValueError: for a bad target, anchor, divergence or name, and for prompts longer
-                than the tokenizer takes; for a missing or damaged checkpoint, or one of another
-                training.
+            ValueError: for a bad target, anchor, divergence or name, for prompts longer than the
+                tokenizer takes, and for a damaged checkpoint, or one of another training.
             FloatingPointError: if the loss is not finite.
 
         Example:

@@ -91,10 +91,7 @@ def start_checkpointing(model: nn.Module) -> bool:
 
 @contextmanager
 def checkpointed(model: nn.Module, enabled: bool | Auto) -> Iterator[None]:
-    """Begin with gradient checkpointing if it is enabled, and end as the model was.
-
-    `start_checkpointing` may be called on the model in between.
-    """
+    """Begin with gradient checkpointing if it is enabled, and end as the model was."""
     names = ("gradient_checkpointing", "_gradient_checkpointing_func")
     flags = [(m, {n: m.__dict__[n] for n in names if n in m.__dict__}) for m in model.modules()]
     try:

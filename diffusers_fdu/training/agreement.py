@@ -69,47 +69,33 @@ class Agreement:
 
     def cosine(self, buffer: ReplayBuffer, halves: Half) -> float:
         """Cosine between the halves' mean gradients; 0 where one cannot be told from noise."""
-        seed = self.settings.train.seed
-        sampler = Sampler(self.model, buffer, SIZE, seed, retains=False)
-        loss = DivergenceLoss("kl", "auto")
-        size = 2 * self.settings.performance.micro_batch(self.settings.train.batch_size)
-        distances = initial_distances(self.model, sampler, loss, size)
+        train, performance = self.settings.train, self.settings.performance
+        sampler = Sampler(self.model, buffer, SIZE, train.seed, retains=False)
+        loss, size = DivergenceLoss("kl", "auto"), performance.micro_batch(train.batch_size)
+        distances = initial_distances(self.model, sampler, loss, 2 * size)
         objective = Objective(loss, distances, 0.0)
-        generator = torch.Generator().manual_seed(seed)
-        gradients = []
+        autocast, _ = precision(self.model, performance.mixed_precision)
+        micro = MicroBatches(min(SIZE, self.settings.roles * size))
+        generator = torch.Generator().manual_seed(train.seed)
+
+        def part_of_gradient(rows: Sequence[Row]) -> Tensor:
+            batch = sampler.batch(rows, [])
+            with torch.enable_grad():
+                value, _ = objective(answer_batch(self.model, batch, autocast), batch)
+                gradients = torch.autograd.grad(SCALE * value, parameters)
+            return torch.cat([g.flatten() for g in gradients]) * (len(rows) / SIZE)
+
+        half_gradients = []
         with self._attached() as parameters:
             for half in halves:
                 places = torch.randint(len(half), (CALLS, SIZE), generator=generator).tolist()
-                calls = [[half[i] for i in call] for call in places]
-                gradients.append(
-                    torch.stack([self._gradient(parameters, sampler, objective, c) for c in calls])
-                )
-        first, second = gradients
+                calls = [micro.map(part_of_gradient, [half[i] for i in call]) for call in places]
+                sums = [torch.stack(parts).sum(0).double().cpu() for parts in calls]
+                half_gradients.append(torch.stack(sums))
+        first, second = half_gradients
         within = max(_product(first), 0.0) * max(_product(second), 0.0)
         across = (first @ second.T).mean().item()
         return across / within**0.5 if within else 0.0
-
-    def _gradient(
-        self,
-        parameters: Sequence[nn.Parameter],
-        sampler: Sampler,
-        objective: Objective,
-        rows: Sequence[Row],
-    ) -> Tensor:
-        """The objective's gradient on these rows, (P,), float64, on the CPU."""
-        performance = self.settings.performance
-        autocast, _ = precision(self.model, performance.mixed_precision)
-
-        def partial_gradient(part: Sequence[Row]) -> Tensor:
-            batch = sampler.batch(part, [])
-            with torch.enable_grad():
-                value, _ = objective(answer_batch(self.model, batch, autocast), batch)
-                gradients = torch.autograd.grad(SCALE * value, list(parameters))
-            return torch.cat([g.flatten() for g in gradients]) * (len(part) / len(rows))
-
-        limit = self.settings.roles * performance.micro_batch(self.settings.train.batch_size)
-        parts = MicroBatches(min(SIZE, limit)).map(partial_gradient, rows)
-        return torch.stack(parts).sum(0).double().cpu()
 
     @contextmanager
     def _attached(self) -> Iterator[list[nn.Parameter]]:

@@ -40,14 +40,10 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Fit:
-    """What was chosen.
+    """What was chosen: options with a value for every "auto".
 
-    Args:
-        performance: the options, with a value for every "auto".
-        available: bytes of the device that the training may count on.
-        estimate: its memory; None if there is so much that nothing was traced.
-        offloads_recording: whether models take turns on the device while it records.
-        seconds: time that recording and all steps take at most, as far as known.
+    The training may count on `available` bytes. Its estimate is None if there is so much that
+    nothing was traced, and `seconds` is the time that recording and all steps take at most.
     """
 
     performance: PerformanceConfig
@@ -80,11 +76,10 @@ class Fit:
 
 @contextmanager
 def fitted(context: RunContext, pictures: int = 0, tells: bool = True) -> Iterator[RunContext]:
-    """Yield the context of a training that fits, with a value for every "auto".
+    """Yield the context with a value for every "auto", see `fit_together`.
 
     Meanwhile the denoiser is in evaluation mode, gradients are on, and the models take turns on
-    the device if they have to. `pictures` is the most that will be recorded, for an estimate of
-    the time; `tells` says whether the choice is shown.
+    the device if they have to. `tells` says whether the choice is shown.
     """
     fit = fit_together(context, pictures if context.progress else 0)
     if tells and context.progress:
@@ -106,34 +101,31 @@ def fitted(context: RunContext, pictures: int = 0, tells: bool = True) -> Iterat
 
 
 def fit_together(context: RunContext, pictures: int = 0, traces: bool = False) -> Fit:
-    """`auto_fit`; the same on all processes that share a denoiser."""
-    fit = auto_fit(context, pictures, traces)
-    if context.settings.performance.shard:
-        fit = min(context.processes.gather([fit]), key=lambda fit: fit.available)
-    return fit
-
-
-def auto_fit(context: RunContext, pictures: int, traces: bool) -> Fit:
     """Values for what `PerformanceConfig` leaves to the machine.
 
-    `pictures` is how many will be recorded, and 0 for no measurement of the time. With `traces`
-    the memory is estimated even where there is plenty.
+    They are the same on all processes that share a denoiser. `pictures` is how many will be
+    recorded, and 0 for no measurement of the time. With `traces` the memory is estimated even
+    where there is plenty.
     """
-    pipe, settings, kwargs = context.pipe, context.settings, context.pipeline_kwargs
-    available = available_memory(pipe, placement(context.model).device)
-    measured = footprint(pipe, context.model, settings, kwargs)
-    if not traces and measured.bound(settings.train.batch_size) < SHARE * available:
-        options = settings.performance
+    options, train = context.settings.performance, context.settings.train
+    available = available_memory(context.pipe, placement(context.model).device)
+    kwargs = context.pipeline_kwargs
+    measured = footprint(context.pipe, context.model, context.settings, kwargs)
+    if not traces and measured.bound(train.batch_size) < SHARE * available:
         chosen = replace(
             options,
-            micro_batch_size=options.micro_batch(settings.train.batch_size),
+            micro_batch_size=options.micro_batch(train.batch_size),
             record_batch=BATCH if options.record_batch == "auto" else options.record_batch,
             offload=options.offload is True,
         )
-        return Fit(chosen, available)
-    fit = choose(measured, available)
-    steps = kwargs.get("num_inference_steps", STEPS)
-    return with_time(fit, measured, pictures * steps) if pictures else fit
+        fit = Fit(chosen, available)
+    else:
+        fit = choose(measured, available)
+        if pictures:
+            fit = with_time(fit, measured, pictures * kwargs.get("num_inference_steps", STEPS))
+    if options.shard:
+        fit = min(context.processes.gather([fit]), key=lambda fit: fit.available)
+    return fit
 
 
 def choose(measured: Footprint, available: int) -> Fit:
@@ -172,9 +164,9 @@ def choose(measured: Footprint, available: int) -> Fit:
 
 
 def _choices(option: bool | Auto, is_possible: bool) -> list[bool]:
-    if option == "auto":
-        return [False, True] if is_possible else [False]
-    return [option]
+    if option != "auto":
+        return [option]
+    return [False, True] if is_possible else [False]
 
 
 def _halvings(size: int) -> list[int]:
@@ -186,17 +178,14 @@ def _halvings(size: int) -> list[int]:
 
 
 def with_time(fit: Fit, measured: Footprint, recorded_steps: int) -> Fit:
-    """The fit with the time that the training takes at most, by one pass of a few rows.
-
-    `recorded_steps` are the most steps of all recorded runs together.
-    """
+    """The fit with the time of so many recorded and all trained steps, by one pass of few rows."""
     train = measured.settings.train
     try:
         forward, both = measured.seconds(fit.performance.gradient_checkpointing is True)
     except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        return fit
+        if is_out_of_memory(error):
+            return fit
+        raise
     recording = MEAN_SHARE * recorded_steps * GUIDED * forward
     training = train.steps * train.batch_size * measured.roles * both
     return replace(fit, seconds=measured.rows * (recording + training))

@@ -102,10 +102,9 @@ def step_files(folder: Path) -> list[Path]:
 
 
 class Checkpoints:
-    """A training's checkpoints in a folder.
+    """A training's checkpoints in a folder; `state` is what to go on from, if anything.
 
-    `fingerprint` is what the training depends on, as JSON types; checkpoints of another one are
-    refused. `state` is what to go on from, None from the beginning.
+    The fingerprint is what the training depends on, as JSON types.
 
     Raises:
         ValueError: if the folder cannot be written, or the file to go on from is missing,
@@ -123,21 +122,15 @@ class Checkpoints:
         path = self._file_to_resume(config.resume)
         self.state = None if path is None else self._read_own(path)
 
-    @property
-    def step(self) -> int:
-        """The step to go on from."""
-        return 0 if self.state is None else len(self.state["history"])
-
     def _file_to_resume(self, resume: bool | str | Path) -> Path | None:
-        if resume is False:
-            return None
-        folder = self.folder if resume is True else Path(resume)
-        if resume is not True and not folder.is_dir():
-            return folder
-        files = step_files(folder)
-        if not files and resume is not True:
-            raise ValueError(f"no checkpoint in {str(folder)!r}")
-        return files[-1] if files else None
+        if isinstance(resume, bool):
+            return max(step_files(self.folder), default=None) if resume else None
+        path = Path(resume)
+        if not path.is_dir():
+            return path
+        if not step_files(path):
+            raise ValueError(f"no checkpoint in {str(path)!r}")
+        return max(step_files(path))
 
     def recorded(self) -> dict[str, Any] | None:
         """The state of the buffer that this training had recorded; None if there is none."""
@@ -152,10 +145,7 @@ class Checkpoints:
             return None
 
     def begin(self, recorded: dict[str, Any] | None) -> None:
-        """Keep a newly recorded buffer; if this is a new training, an earlier one's files go.
-
-        `recorded` is None for a buffer that the user has, or that is kept already.
-        """
+        """Keep a newly recorded buffer; a new training deletes an earlier one's files."""
         if not self.writes:
             return
         if recorded is not None and not self._write(self.folder / RECORDED, recorded):
@@ -170,10 +160,7 @@ class Checkpoints:
             path.unlink(missing_ok=True)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Keep the state before a step, if it is time.
-
-        A full disk does not end the training: a RuntimeWarning says that this one is missing.
-        """
+        """Keep the state before a step, if it is time; a full disk does not end the training."""
         if step % self.every or not self.writes:
             return
         if self._write(self.folder / NAME.format(step), state):

@@ -44,7 +44,7 @@ TOGETHER = 2**28  # bytes of answers that are decomposed at once
 
 @dataclass
 class Moments:
-    """The means over tokens that the least squares need: P and M above, (D, D), float64."""
+    """P and M above, (D, D), float64."""
 
     pull: Tensor
     metric: Tensor

@@ -31,8 +31,8 @@ def sharded(
     """Yield what to call: a copy of the denoiser with its frozen weights shared out.
 
     All processes must call it equally often. The `parameters` that are trained stay whole and are
-    the copy's, too; meanwhile the whole frozen weights wait in the CPU's memory. The model must
-    have no hooks that bring its weights layer by layer. If not enabled, it is yielded itself.
+    the copy's, too; meanwhile the frozen weights wait in the CPU's memory. The model must have no
+    hooks that bring its weights layer by layer.
     """
     if not enabled:
         yield model
@@ -56,10 +56,10 @@ def sharded(
 
 
 def blocks(model: nn.Module, names: Sequence[str] | None = None) -> list[nn.Module]:
-    """What is brought together at a time: the members of the denoiser's lists of modules.
+    """What is brought together at a time: modules of the named classes, or of the lists in it.
 
-    Modules of the classes with these names are taken instead, if any are given. If there are
-    none, it raises a ValueError.
+    Raises:
+        ValueError: if there are none.
     """
     if names:
         found = [m for m in model.modules() if type(m).__name__ in names]
@@ -73,7 +73,6 @@ def blocks(model: nn.Module, names: Sequence[str] | None = None) -> list[nn.Modu
 
 
 def _twin(model: nn.Module, trained: set[nn.Parameter]) -> nn.Module:
-    """The same modules again, around the same weights; the trained ones are the same objects."""
     memo = {id(p): p for p in trained}
     for parameter in model.parameters():
         # FSDP moves the data of the parameters that it is given.

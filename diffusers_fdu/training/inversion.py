@@ -31,13 +31,10 @@ from ..utils.nested import flatten, unflatten
 
 @dataclass(frozen=True)
 class Goal:
-    """States, and what is to be answered there.
+    """Rows of a buffer: states, and what is to be answered there.
 
-    Args:
-        buffer: holds the states and the answers.
-        entries: rows of it, whose own texts are not asked.
-        names: the denoiser's arguments that depend on the text.
-        template_of: says which of several prompts a row is asked with.
+    `names` are the denoiser's arguments that depend on the text, and `template_of` says which of
+    several prompts a row is asked with.
     """
 
     buffer: ReplayBuffer
@@ -96,11 +93,8 @@ class Inversion:
     ) -> list[Tensor]:
         """The vectors that come nearest to the goal, starting from where the slots' are.
 
-        `marked` are prompts with the slots' marker, one for each of the goal's templates, whose
-        conditioning the recorder makes. The generator draws the rows.
-
-        Returns:
-            One tensor (count, width) for each text encoder, float32, without gradient.
+        `marked` are prompts with the slots' marker, one for each of the goal's templates. The
+        generator draws the rows. There is one tensor (count, width), float32, for each encoder.
         """
         vectors = [vector.clone().requires_grad_() for vector in slots.vectors]
         groups: list[dict[str, Any]] = [

@@ -15,81 +15,19 @@ from ..data.rows import Row
 from ..data.sampler import Batch, Draw, Sampler
 from ..settings import Settings
 from ..utils.micro_batches import MicroBatches
-from .acceleration import (
-    checkpointed,
-    compiled,
-    precision,
-    start_checkpointing,
-    without_cudnn_attention,
-)
+from . import acceleration, optim
 from .callbacks import Hooks, StepRecord
 from .objective import Objective, answer_batch
-from .optim import (
-    check_depends,
-    check_finite,
-    clip_gradients,
-    gradient_of,
-    learning_rate_factor,
-    make_optimizer,
-    project,
-    warn_if_left_out,
-)
 
 SMOOTHING = 0.8  # of the difference that early stop looks at
 SHOWN = ("loss", "divergence", "retain")  # beside the progress bar
 
 
-@without_cudnn_attention()
-def train(
-    model: nn.Module,
-    parameters: Sequence[nn.Parameter],
-    sampler: Sampler,
-    objective: Objective,
-    settings: Settings,
-    hooks: Hooks,
-) -> tuple[list[StepRecord], PerformanceConfig]:
-    """Train adapter weights until the divergence has fallen, or the steps are used up.
+class TrainingLoop:
+    """Trains the adapter that is active on a model; `history` has a record of every step.
 
-    The adapter is active on the model, its weights are float32, and the learning rate of the
-    settings is a number.
-
-    Returns:
-        A record of every step, and the options with the micro-batches that it ended with.
-
-    Raises:
-        FloatingPointError: if the loss or its gradient is not finite; nothing was updated
-            with it.
-        ValueError: if a checkpoint is damaged, or of another training.
+    The adapter's weights are float32, and the learning rate of the settings is a number.
     """
-    performance = settings.performance
-    size = performance.micro_batch(settings.train.batch_size)
-    autocast, _ = precision(model, performance.mixed_precision)
-
-    def trial() -> None:
-        sampler_state = sampler.state_dict()
-        batch = sampler.gather(sampler.draw().part(0, size))
-        sampler.load_state_dict(sampler_state)
-        answer_batch(model, batch, autocast).float().square().mean().backward()
-
-    with (
-        checkpointed(model, performance.gradient_checkpointing),
-        compiled(model, performance.compile, trial),
-    ):
-        loop = _Loop(model, parameters, sampler, objective, settings, hooks)
-        state = hooks.checkpoints.state if hooks.checkpoints is not None else None
-        if state is not None:
-            loop.load_state_dict(state)
-        elif objective.critic is not None:
-            loop.warm_up_critic(objective.critic.options.warmup_steps)
-        history = loop.run()
-        checkpoints = getattr(model, "is_gradient_checkpointing", False)
-        return history, replace(
-            performance, micro_batch_size=loop.micro.size, gradient_checkpointing=checkpoints
-        )
-
-
-class _Loop:
-    """The optimizer's steps."""
 
     def __init__(
         self,
@@ -100,27 +38,55 @@ class _Loop:
         settings: Settings,
         hooks: Hooks,
     ) -> None:
-        config, _, performance = settings
+        self.config, _, self.performance = settings
         self.hooks, self.adversary = hooks, hooks.adversary
         self.model, self.parameters, self.sampler = model, parameters, sampler
-        self.objective, self.config = objective, config
-        self.peak_rate = float(config.learning_rate)
-        self.optimizer = make_optimizer(parameters, self.peak_rate, performance.optimizer)
-        self.autocast, self.scaler = precision(model, performance.mixed_precision)
-        self.processes = sampler.processes
-        can_checkpoint = performance.gradient_checkpointing == "auto"
-        self.micro = MicroBatches(
-            performance.micro_batch(config.batch_size),
-            "rows of each role",
-            lambda: can_checkpoint and start_checkpointing(model),
+        self.objective, self.processes = objective, sampler.processes
+        self.peak_rate = float(self.config.learning_rate)
+        kind = self.performance.optimizer
+        self.optimizer = optim.make_optimizer(parameters, self.peak_rate, kind)
+        self.autocast, self.scaler = acceleration.precision(
+            model, self.performance.mixed_precision
         )
-        # Processes that share a denoiser out must call it equally often.
-        self.retries = not (performance.shard and self.processes.count > 1)
+        can_checkpoint = self.performance.gradient_checkpointing == "auto"
+        self.micro = MicroBatches(
+            self.performance.micro_batch(self.config.batch_size),
+            "rows of each role",
+            lambda: can_checkpoint and acceleration.start_checkpointing(model),
+        )
         self.history: list[StepRecord] = []
         self.smooth, self.seen = 0.0, 0.0  # an average of the last steps, and the weight in it
         self.upcoming: tuple[Draw, Batch] | None = None
         self.state_before_draw = sampler.state_dict()  # of the upcoming rows
         self.critic_is_due = False
+
+    @acceleration.without_cudnn_attention()
+    def train(self) -> PerformanceConfig:
+        """Take steps until the divergence has fallen, or the steps are used up.
+
+        Returns:
+            The options, with the micro-batches that it ended with.
+
+        Raises:
+            FloatingPointError: if the loss or its gradient is not finite; nothing was updated
+                with it.
+        """
+        options, critic = self.performance, self.objective.critic
+        checkpoints = self.hooks.checkpoints
+        state = None if checkpoints is None else checkpoints.state
+        with (
+            acceleration.checkpointed(self.model, options.gradient_checkpointing),
+            acceleration.compiled(self.model, options.compile, self._try_once),
+        ):
+            if state is not None:
+                self.load_state_dict(state)
+            elif critic is not None:
+                self._warm_up_critic(critic.options.warmup_steps)
+            self._run()
+            is_checkpointed = getattr(self.model, "is_gradient_checkpointing", False)
+        return replace(
+            options, micro_batch_size=self.micro.size, gradient_checkpointing=is_checkpointed
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on."""
@@ -147,15 +113,19 @@ class _Loop:
         if self.adversary is not None:
             self.adversary.load_state_dict(state["adversary"])
 
+    def _try_once(self) -> None:
+        _, batch = self._draw_next()
+        self.sampler.load_state_dict(self.state_before_draw)
+        answer_batch(self.model, batch, self.autocast).float().square().mean().backward()
+
     @torch.no_grad()
-    def warm_up_critic(self, steps: int) -> None:
+    def _warm_up_critic(self, steps: int) -> None:
         """Take steps of the critic alone, and set the scale of its pull."""
         for _ in range(steps):
             self.objective.update_critic(*self._predict(self.sampler.draw()), steps=1)
         self.objective.balance(*self._predict(self.sampler.draw()))
 
-    def run(self) -> list[StepRecord]:
-        """Take steps until early stop."""
+    def _run(self) -> None:
         steps, done, hooks = self.config.steps, len(self.history), self.hooks
         bar = tqdm(range(done, steps), "unlearn", steps, initial=done, disable=not hooks.progress)
         for step in bar:
@@ -175,7 +145,6 @@ class _Loop:
                 if any(self.processes.gather([wants_to_stop])):  # all must stop together
                     break
         bar.close()
-        return self.history
 
     def _draw_next(self) -> tuple[Draw, Batch]:
         """The rows of a step, and their first micro-batch."""
@@ -184,8 +153,8 @@ class _Loop:
         return rows, self.sampler.gather(rows.part(0, self.micro.size))
 
     def _step(self, step: int) -> StepRecord:
-        config, scaler = self.config, self.scaler
-        rate = self.peak_rate * learning_rate_factor(step, config.steps)
+        scaler = self.scaler
+        rate = self.peak_rate * optim.learning_rate_factor(step, self.config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         figures, retain_parts = self._accumulate(*(self.upcoming or self._draw_next()))
@@ -195,12 +164,12 @@ class _Loop:
         if retain_parts:
             self._operate(retain_parts)
         scaler.unscale_(self.optimizer)
-        largest = clip_gradients(self.parameters, config.max_grad_norm)
+        largest = optim.clip_gradients(self.parameters, self.config.max_grad_norm)
         # Read together, since every read waits for the device.
         self.processes.mean_([figures])
         loss, divergence, distance, retain, peak = torch.cat([figures, largest[None]]).tolist()
         record = StepRecord(step, loss, divergence, distance, retain, rate)
-        check_finite(record, peak, scaler.is_enabled())
+        optim.check_finite(record, peak, scaler.is_enabled())
         scaler.step(self.optimizer)  # leaves out steps whose gradients overflowed in float16
         scaler.update()
         return record
@@ -230,7 +199,9 @@ class _Loop:
                     figures.append(self._apart(batch, batch.held, share, retain_parts))
             return torch.stack(figures).sum(0), retain_parts
 
-        return self.micro.retry(accumulate) if self.retries else accumulate()
+        # Processes that share a denoiser out must call it equally often.
+        shares_out = self.performance.shard and self.processes.count > 1
+        return accumulate() if shares_out else self.micro.retry(accumulate)
 
     @torch.no_grad()
     def _predict(self, rows: Draw) -> tuple[Tensor, Batch]:
@@ -250,10 +221,10 @@ class _Loop:
             self.critic_is_due = False
 
     def _backward(self, value: Tensor, share: float) -> None:
-        check_depends(value)
+        optim.check_depends(value)
         self.scaler.scale(value * share).backward()
         if not self.history:
-            warn_if_left_out(self.parameters)
+            optim.warn_if_left_out(self.parameters)
 
     def _together(self, batch: Batch, share: float) -> Tensor:
         """Gradients of the whole objective, in one pass."""
@@ -271,12 +242,12 @@ class _Loop:
         self._update_critic(answer, batch)
         unlearn, figures = self.objective.unlearn(answer, batch)
         self._backward(unlearn, share)
-        unlearn_gradients = [gradient_of(p) for p in self.parameters]
+        unlearn_gradients = [optim.gradient_of(p) for p in self.parameters]
         self.optimizer.zero_grad()
         answer = answer_batch(self.model, held, self.autocast)
         retain = self.objective.retain(answer, held)
         self._backward(retain, share)
-        retain_parts.append([gradient_of(p) for p in self.parameters])
+        retain_parts.append([optim.gradient_of(p) for p in self.parameters])
         # The next micro-batch adds to the unlearning gradients alone.
         for parameter, gradient in zip(self.parameters, unlearn_gradients, strict=True):
             parameter.grad = gradient
@@ -287,6 +258,6 @@ class _Loop:
         """Surgery on the whole step's gradients, which then are the sum of both roles'."""
         retain = [torch.stack(parts).sum(0) for parts in zip(*retain_parts, strict=True)]
         self.processes.mean_(retain)
-        unlearn = [gradient_of(p) for p in self.parameters]
-        project(unlearn, retain)
+        unlearn = [optim.gradient_of(p) for p in self.parameters]
+        optim.project(unlearn, retain)
         torch._foreach_add_(unlearn, retain)

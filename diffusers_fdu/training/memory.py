@@ -105,26 +105,21 @@ class Footprint:
         self._trace_once = cache(self._trace)
 
     def estimate(
-        self,
-        micro_batch: int,
-        record_batch: int,
-        checkpoints: bool,
-        offload: bool,
-        turns: bool = False,
+        self, size: int, record: int, checkpoints: bool, offload: bool, turns: bool = False
     ) -> Estimate | None:
         """The memory of a training with these choices; None if a pass could not be traced.
 
         Args:
-            micro_batch: rows of each role in one pass.
-            record_batch: pictures recorded at once.
+            size: rows of each role in one pass.
+            record: pictures recorded at once.
             checkpoints: whether gradients are checkpointed.
             offload: whether text encoders and autoencoder leave the device while it trains.
             turns: whether the models are on the device one at a time while it records.
         """
-        rows = micro_batch * self.roles * self.rows
+        rows = size * self.roles * self.rows
         step, forward = self.pass_bytes(rows, checkpoints), self.pass_bytes(rows, trains=False)
-        drawn = self.pass_bytes(GUIDED * record_batch * self.rows, trains=False)
-        checked = self.pass_bytes(min(SIZE, micro_batch * self.roles) * self.rows, checkpoints)
+        drawn = self.pass_bytes(GUIDED * record * self.rows, trains=False)
+        checked = self.pass_bytes(min(SIZE, size * self.roles) * self.rows, checkpoints)
         if step is None or forward is None or drawn is None or checked is None:
             return None
         workspace = WORKSPACE if self.device.type == "cuda" else 0

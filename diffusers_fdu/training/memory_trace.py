@@ -13,7 +13,6 @@ import logging
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -32,9 +31,8 @@ from .identity import plain_tensors
 class StorageCounter(TorchDispatchMode):
     """Counts the bytes of storages that operations make: `current` ones alive, and their `peak`.
 
-    Args:
-        uncounted: tensors that are there already.
-        plain: what operations are given in place of some tensors, by their ids.
+    Storages of `uncounted` tensors are there already. `plain` holds what operations are given in
+    place of some tensors, by their ids.
     """
 
     def __init__(
@@ -65,7 +63,6 @@ class StorageCounter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run an operation and count what it made."""
         if self.plain:
             args, kwargs = tree_map_only(
                 Tensor, lambda value: self.plain.get(id(value), value), (args, kwargs)
@@ -94,9 +91,7 @@ def twin(model: nn.Module) -> nn.Module:
 
 
 def denoiser_pass(
-    model: nn.Module,
-    autocast: Callable[[], AbstractContextManager],
-    trained: Sequence[nn.Parameter] = (),
+    model: nn.Module, autocast: Callable[[], Any], trained: Sequence[nn.Parameter] = ()
 ) -> Callable[[dict[str, Any]], None]:
     """A denoiser's forward pass; with its backward pass if there are weights that are trained."""
 
@@ -115,8 +110,7 @@ def peak_bytes(module: nn.Module, function: Callable[[Any], Any], inputs: Any) -
     """Most bytes alive while a function runs that calls a module, besides the module's weights.
 
     The module has to be a `twin`; the inputs are tensors in any nesting. The answer is None if
-    the function had to run for real and ran out of memory, or could not run at all, of which a
-    RuntimeWarning says why.
+    the function ran for real and out of memory, or could not run, as a RuntimeWarning says then.
     """
     weights = [*module.parameters(), *module.buffers()]
     device = weights[0].device

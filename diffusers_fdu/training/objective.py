@@ -30,16 +30,9 @@ class Objective:
     start at a difference of 0, where every profile has the shape of kl; their sigma is the
     median of the concepts'.
 
-    Args:
-        loss: measures the divergence; its sigma is a number for all concepts, or "auto".
-        distances: initial distances of the rows to unlearn, before sigma, one tensor (N,) for
-            each concept.
-        retain_weight: weight of the retain loss; 0 if no row is there to retain.
-        critic: the variational estimator, which takes the place of the profile; see `balance`.
-
-    Attributes:
-        sigmas: the sigma of each concept.
-        first: mean initial s.
+    `distances` are those of the rows to unlearn from their targets at first, before sigma: one
+    tensor (N,) for each concept. `first` is their mean s. The weight is 0 if no row is there to
+    retain. A critic, the variational estimator, takes the place of the profile; see `balance`.
 
     Raises:
         ValueError: if the divergence has no slope at this sigma, or a sigma cannot be calibrated.
@@ -76,11 +69,7 @@ class Objective:
         self._force = 1.0  # of the critic, see `balance`
 
     def __call__(self, answer: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The objective of the student's predictions (B, ...) on a batch.
-
-        Returns:
-            A scalar, and (objective, mean phi, mean s, mean retain s / 2), (4,), detached.
-        """
+        """The objective of the student's predictions (B, ...) on a batch, and its `metrics`."""
         objective, figures = self.unlearn(answer[: batch.size], batch)
         retain = torch.zeros_like(objective)
         if self._weight:
@@ -89,11 +78,7 @@ class Objective:
         return objective, self.metrics(objective, figures, retain)
 
     def unlearn(self, answer: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The part of the rows to unlearn, of which `answer` (size, ...) is predicted.
-
-        Returns:
-            A scalar, and (mean phi, mean s), (2,), detached.
-        """
+        """The part of the rows to unlearn, predicted as (size, ...), and (mean phi, mean s)."""
         target, shares = batch.target[: batch.size], None
         if self.critic is not None:
             return self._from_critic(self.critic, answer, target, batch)
@@ -140,11 +125,9 @@ class Objective:
         self._force = (pull / slope.clamp(min=tiny)).clamp(max=STRONGEST).item()
 
     def state_dict(self) -> dict[str, Any]:
-        """What it was made with and has learnt since, for a checkpoint."""
-        state: dict[str, Any] = {"distances": self.distances}
-        if self.critic is not None:
-            state |= {**self.critic.state_dict(), "force": self._force}
-        return state
+        """What it was made with and has learnt since."""
+        critic = {} if self.critic is None else self.critic.state_dict() | {"force": self._force}
+        return {"distances": self.distances, **critic}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as from the state of an objective that was made with the same distances."""

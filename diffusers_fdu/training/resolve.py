@@ -41,11 +41,9 @@ F = str | Divergence | Generator | Conjugate | AutoDivergence
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """One adapter that is to be trained, with a value for every option that a denoiser resolves.
+    """One adapter that is to be trained; the config's rank, alpha and layers are those of `lora`.
 
-    Rank, alpha and layers of the config are those of `lora`, PEFT's configuration of the adapter.
-    A conjugate takes part in the variational estimator alone, and `init_adapter` is the adapter
-    to go on from, if any.
+    The variational estimator has a conjugate, and a training that goes on `init_adapter`.
     """
 
     concepts: Sequence[Concept]
@@ -85,9 +83,8 @@ def resolve_plan(
     """Check everything about a training that can be checked before it begins.
 
     Raises:
-        TypeError: if f is of a kind that the estimator cannot take.
-        ValueError: for a bad f or name, if the adapter to go on from is not to be trusted or does
-            not fit, or if the denoiser cannot be trained with these options.
+        TypeError, ValueError: for a bad f or name, if the adapter to go on from is not to be
+            trusted or does not fit, or if the denoiser cannot be trained with these options.
     """
     model, config = context.model, context.settings.train
     origin = None
@@ -110,8 +107,8 @@ def resolve_plan(
 def build_loss(f: F, config: TrainConfig) -> tuple[DivergenceLoss, Conjugate | None]:
     """The loss that f gives, and what a critic of the variational estimator needs.
 
-    Raises a TypeError if f is of a kind that the estimator cannot take, and a ValueError for an
-    unknown name.
+    Raises:
+        TypeError, ValueError: if f is of a kind that the estimator cannot take, or unknown.
     """
     if f == "auto":
         f = AutoDivergence()
@@ -132,10 +129,7 @@ def build_loss(f: F, config: TrainConfig) -> tuple[DivergenceLoss, Conjugate | N
 
 
 def learning_rate(model: nn.Module, config: TrainConfig, is_plain: bool) -> float:
-    """The config's rate, or the one for the width of the adapted layers' input.
-
-    `is_plain` says that the adapter starts without effect.
-    """
+    """The config's rate, or that for the width; `is_plain` says that it starts without effect."""
     if config.learning_rate != "auto":
         return config.learning_rate
     width = input_width(model, config.target_modules or ())

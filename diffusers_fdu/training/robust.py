@@ -12,8 +12,7 @@ arXiv 2408.16807), here under any divergence.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
 from typing import Any
@@ -30,19 +29,19 @@ from ..data.rows import Entry
 from ..data.teacher import ask, guided
 from ..pipelines.placeholder_tokens import PlaceholderTokens
 from ..pipelines.recorder import Recorder, entry, preserve_pipeline_state
+from ..settings import Settings
 from ..utils.distributed import Processes
+from .acceleration import precision
 from .inversion import Goal, Inversion
 
 
-def record_attacks(plan: RecordingPlan, buffer: ReplayBuffer, robust: Robust) -> None:
+def record_attacks(plan: RecordingPlan, robust: Robust, buffer: ReplayBuffer) -> None:
     """Record what an adversary wants, and what it shall get, for every concept of the plan.
 
     The rows "attacked" join a state of the original's pictures of a target with its answer there;
     the rows "hidden" the same state with its answer to the anchor. Their text is that of the
     target's prompt with a marker in the place of its name, which `PlaceholderTokens` fills with
     embeddings.
-
-    Raises a ValueError as `PlaceholderTokens` and `data.recording.record` do.
     """
     context, recorder = plan.context, plan.recorder()
     rng = random.Random(context.settings.train.seed)
@@ -99,14 +98,8 @@ def _add_hidden(recorder: Recorder, recorded: ReplayBuffer, pairs: Mapping[str, 
 class Adversary:
     """Every few steps finds embeddings that bring a concept back, and adds rows against them.
 
-    Args:
-        model: the denoiser, the adapter active.
-        recorder: runs its pipe, whose text encoders are where they can be asked.
-        buffer: holds what `record_attacks` recorded, and gets the rows "adversarial".
-        robust: how often and how long to search.
-        seed: seed of the searches.
-        processes: all take what the main one found.
-        autocast: precision of the denoiser.
+    The adapter is active on the model. The buffer holds what `record_attacks` recorded, and gets
+    the rows "adversarial"; all processes take what the main one found.
     """
 
     def __init__(
@@ -114,16 +107,16 @@ class Adversary:
         model: nn.Module,
         recorder: Recorder,
         buffer: ReplayBuffer,
-        robust: Robust,
-        seed: int,
+        settings: Settings,
         processes: Processes,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
+        robust = settings.data.defence or Robust()
         self.model, self.recorder, self.buffer = model, recorder, buffer
-        self.every, self.processes, self.autocast = robust.every, processes, autocast
+        self.every, self.processes = robust.every, processes
+        self.autocast, _ = precision(model, settings.performance.mixed_precision)
         self.slots = PlaceholderTokens(recorder.pipe, robust.tokens, word=buffer.marker.split()[0])
         self.search = Inversion(robust.steps, robust.batch)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(settings.train.seed)
         self.found: list[tuple[str, int, dict[str, Any]]] = []
         self.names = buffer.text_names
 
@@ -154,14 +147,12 @@ class Adversary:
         """Ask the states of one prompt with what was found, too."""
         self.found.append((name, text, leaves))
         found_text = self.buffer.add_text(name, leaves)
-        for row in self.buffer.entries("hidden"):
-            if row.text == text:
-                self.buffer.add_row(
-                    "adversarial", row.state, found_text, row.prediction, row.concept
-                )
+        for state, hidden_text, prediction, concept in self.buffer.entries("hidden"):
+            if hidden_text == text:
+                self.buffer.add_row("adversarial", state, found_text, prediction, concept)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was found, and what the next searches depend on, for a checkpoint."""
+        """What was found, and what the next searches depend on."""
         return {"generator": self.generator.get_state(), "found": list(self.found)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

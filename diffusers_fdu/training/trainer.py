@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import set_peft_model_state_dict
-from torch import nn
 
 from ..adapters import lora as adapters
 from ..adapters.target_modules import has_cross_attention
@@ -24,14 +23,14 @@ from ..pipelines.denoiser import denoiser_names
 from ..pipelines.offload import is_streamed, onloaded, placement, streamed
 from ..settings import Settings
 from ..utils.io import as_json
-from .acceleration import precision, set_aside
+from .acceleration import set_aside
 from .agreement import Agreement, starts_in_closed_form
 from .callbacks import Callback, Hooks, StepRecord
 from .checkpoint import CheckpointConfig, Checkpoints
 from .closed_form import closed_form_start
 from .fsdp import sharded
 from .identity import active_strengths, pipe_facts
-from .loop import train
+from .loop import TrainingLoop
 from .objective import Objective, initial_distances
 from .resolve import TrainingPlan, learning_rate
 from .robust import Adversary, record_attacks
@@ -42,38 +41,27 @@ FARTHER = 2.0  # times the first distance, which one batch does not reach by cha
 def plan_recording(
     context: RunContext, concepts: Sequence[Concept], is_new: bool = True
 ) -> RecordingPlan:
-    """Say what is to be recorded.
+    """Say what is to be recorded; for a new adapter recording may stop early.
 
-    If the adapter is new, recording may stop early; how few pictures suffice without the closed
-    form was not measured.
+    How few pictures suffice without the closed form was not measured.
     """
     pipe, model, settings = context.pipe, context.model, context.settings
     stops_early = is_new and starts_in_closed_form(settings, model)
-    return RecordingPlan(
-        context,
-        concepts,
-        Agreement(pipe, model, settings) if stops_early else None,
-        has_cross_attention(model),
-        {name: active_strengths(getattr(pipe, name)) for name in denoiser_names(pipe)},
-    )
+    agreement = Agreement(pipe, model, settings) if stops_early else None
+    strengths = {name: active_strengths(getattr(pipe, name)) for name in denoiser_names(pipe)}
+    return RecordingPlan(context, concepts, agreement, has_cross_attention(model), strengths)
 
 
 def record(recording: RecordingPlan) -> ReplayBuffer:
-    """Draw what was planned, and for robust training what an adversary looks for.
-
-    Raises a ValueError as `data.recording.record` does.
-    """
+    """Draw what was planned, and for robust training what an adversary looks for."""
     buffer = recording.run()
     if (robust := recording.context.settings.data.defence) is not None:
-        record_attacks(recording, buffer, robust)
+        record_attacks(recording, robust, buffer)
     return buffer
 
 
 class TrainResult(NamedTuple):
-    """What a training left besides the adapter.
-
-    The settings hold what they had left open, and the micro-batches that it ended with.
-    """
+    """What a training left besides the adapter; its settings have no "auto" any more."""
 
     history: list[StepRecord]
     objective: Objective
@@ -104,16 +92,14 @@ class Trainer:
     plan: TrainingPlan
 
     def open_checkpoints(self, config: CheckpointConfig | None) -> Checkpoints | None:
-        """The training's checkpoints, the same step on all processes; None without a config.
-
-        Raises a ValueError as `Checkpoints` does.
-        """
+        """The training's checkpoints, the same step on all processes; None without a config."""
         if config is None:
             return None
         processes = self.context.processes
         fingerprint = {**self.recording.about(), **self._fingerprint()}
         checkpoints = Checkpoints(config, fingerprint, processes.is_main)
-        processes.check_same("the checkpoint's step", checkpoints.step)
+        step = 0 if checkpoints.state is None else len(checkpoints.state["history"])
+        processes.check_same("the checkpoint's step", step)
         return checkpoints
 
     def _fingerprint(self) -> dict[str, Any]:
@@ -140,10 +126,7 @@ class Trainer:
     def obtain_buffer(
         self, buffer: ReplayBuffer | None, checkpoints: Checkpoints | None
     ) -> ReplayBuffer:
-        """The buffer that was given, or one of a training that is gone on with, or a new one.
-
-        Raises a ValueError as `RecordingPlan.check` and `record` do.
-        """
+        """The buffer that was given, or one of a training that is gone on with, or a new one."""
         new_state = None
         if buffer is not None:
             buffer = self.recording.check(buffer)
@@ -166,13 +149,7 @@ class Trainer:
         callback: Callback | None,
         checkpoints: Checkpoints | None,
     ) -> TrainResult:
-        """Attach an adapter, train it, and leave it frozen and active.
-
-        Raises:
-            ValueError: if the closed form was asked for and cannot be had, and see `Sampler`,
-                `Objective` and `train`.
-            FloatingPointError: see `train`.
-        """
+        """Attach an adapter, train it, and leave it frozen and active."""
         context, model, name = self.context, self.context.model, self.plan.adapter_name
         config, _, performance = context.settings
         device, streams = placement(model).device, is_streamed(model)
@@ -194,11 +171,15 @@ class Trainer:
                     sharded(model, parameters, device, shards) as student,
                 ):
                     sampler.model = student
-                    adversary = self._adversary(student, buffer)
+                    adversary = None
+                    if settings.data.defence is not None:
+                        recorder = self.recording.recorder()
+                        adversary = Adversary(
+                            student, recorder, buffer, settings, context.processes
+                        )
                     hooks = Hooks(callback, context.progress, adversary, checkpoints)
-                    history, performance = train(
-                        student, parameters, sampler, objective, settings, hooks
-                    )
+                    loop = TrainingLoop(student, parameters, sampler, objective, settings, hooks)
+                    performance, history = loop.train(), loop.history
                 adapters.finish(model, name, state_before)
         if history and history[-1].distance > FARTHER * objective.first:
             warnings.warn(
@@ -241,15 +222,6 @@ class Trainer:
                 self.plan.conjugate, shape, config.critic, device, config.seed, processes
             )
         return sampler, Objective(self.plan.loss, distances, config.retain_weight, critic)
-
-    def _adversary(self, model: nn.Module, buffer: ReplayBuffer) -> Adversary | None:
-        """What searches for ways back while the model trains; None if nothing does."""
-        config, data, performance = self.context.settings
-        if data.defence is None:
-            return None
-        autocast, _ = precision(model, performance.mixed_precision)
-        recorder, processes = self.recording.recorder(), self.context.processes
-        return Adversary(model, recorder, buffer, data.defence, config.seed, processes, autocast)
 
     def _initialise(self, buffer: ReplayBuffer) -> TrainConfig:
         """Give the new adapter its start, and return the config that says which one it was."""
