@@ -30,8 +30,7 @@ def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's options as they are called now.
 
     Recipes of 0.1.0.dev0 have the rows of a micro-batch under "batch_size", how many of those a
-    step had, and an option for the least memory. A ValueError names an option that no longer
-    exists, if it has another value than the one that all trainings have now.
+    step had, and an option for the least memory.
     """
     current = dict(options)
     times = current.pop("gradient_accumulation_steps", None)
@@ -105,16 +104,10 @@ NEEDED = ("concepts", "config", "pipeline_kwargs", "active_adapters")
 def refine(pipe: Any, merged: Merged, progress: bool = True, **options: Any) -> Merged:
     """Replay the recipes of a merged adapter's parts for a few steps, all together.
 
-    What the frozen model does for all targets, anchors and things to retain is recorded once, as
-    `unlearn` with a list of concepts does, and the merged weights are trained on it. The pipe is
-    one as the adapters were trained on, and is left as it is.
-
-    The options are those of `FDUnlearner`, and f. By default there are `STEPS_PER_CONCEPT` steps
-    for each concept, at least `STEPS`, with the f and the pipeline_kwargs that all recipes share,
-    or hellinger if they share no f.
-
-    Returns:
-        The refined adapter, of the same rank and layers.
+    What the frozen model does for all of them is recorded once, as `unlearn` with a list of
+    concepts does, and the merged weights are trained on it; the pipe is left as it is. The options
+    are those of `FDUnlearner`, and f: by default the f and the pipeline_kwargs that all recipes
+    share, or hellinger if they share no f.
 
     Raises:
         ValueError: if a part has no recipe, its f is in no file, the runs' arguments differ, or

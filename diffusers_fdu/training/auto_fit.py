@@ -109,8 +109,7 @@ def fit_together(context: RunContext, pictures: int = 0, traces: bool = False) -
     """
     options, train = context.settings.performance, context.settings.train
     available = available_memory(context.pipe, placement(context.model).device)
-    kwargs = context.pipeline_kwargs
-    measured = footprint(context.pipe, context.model, context.settings, kwargs)
+    measured = footprint(context)
     if not traces and measured.bound(train.batch_size) < SHARE * available:
         chosen = replace(
             options,
@@ -122,7 +121,8 @@ def fit_together(context: RunContext, pictures: int = 0, traces: bool = False) -
     else:
         fit = choose(measured, available)
         if pictures:
-            fit = with_time(fit, measured, pictures * kwargs.get("num_inference_steps", STEPS))
+            steps = context.pipeline_kwargs.get("num_inference_steps", STEPS)
+            fit = with_time(fit, measured, pictures * steps)
     if options.shard:
         fit = min(context.processes.gather([fit]), key=lambda fit: fit.available)
     return fit

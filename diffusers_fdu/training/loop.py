@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -20,6 +21,8 @@ from .callbacks import Hooks, StepRecord
 from .objective import Objective, answer_batch
 
 SMOOTHING = 0.8  # of the difference that early stop looks at
+BLOCKED = "frozen layers after it compute without gradients, as kernels made for inference do"
+"""Why weights in front of a quantised layer, for one, would stay as they are without a word."""
 SHOWN = ("loss", "divergence", "retain")  # beside the progress bar
 
 
@@ -43,16 +46,11 @@ class TrainingLoop:
         self.model, self.parameters, self.sampler = model, parameters, sampler
         self.objective, self.processes = objective, sampler.processes
         self.peak_rate = float(self.config.learning_rate)
-        kind = self.performance.optimizer
-        self.optimizer = optim.make_optimizer(parameters, self.peak_rate, kind)
-        self.autocast, self.scaler = acceleration.precision(
-            model, self.performance.mixed_precision
-        )
-        can_checkpoint = self.performance.gradient_checkpointing == "auto"
+        options = self.performance
+        self.optimizer = optim.make_optimizer(parameters, self.peak_rate, options.optimizer)
+        self.autocast, self.scaler = acceleration.precision(model, options.mixed_precision)
         self.micro = MicroBatches(
-            self.performance.micro_batch(self.config.batch_size),
-            "rows of each role",
-            lambda: can_checkpoint and acceleration.start_checkpointing(model),
+            options.micro_batch(self.config.batch_size), "rows of each role", self._free_memory
         )
         self.history: list[StepRecord] = []
         self.smooth, self.seen = 0.0, 0.0  # an average of the last steps, and the weight in it
@@ -112,6 +110,10 @@ class TrainingLoop:
             getattr(self, part).load_state_dict(state[part])
         if self.adversary is not None:
             self.adversary.load_state_dict(state["adversary"])
+
+    def _free_memory(self) -> bool:
+        may_checkpoint = self.performance.gradient_checkpointing == "auto"
+        return may_checkpoint and acceleration.start_checkpointing(self.model)
 
     def _try_once(self) -> None:
         _, batch = self._draw_next()
@@ -221,10 +223,17 @@ class TrainingLoop:
             self.critic_is_due = False
 
     def _backward(self, value: Tensor, share: float) -> None:
-        optim.check_depends(value)
+        if not value.requires_grad:
+            raise RuntimeError(f"no gradient reaches the adapter: {BLOCKED}")
         self.scaler.scale(value * share).backward()
-        if not self.history:
-            optim.warn_if_left_out(self.parameters)
+        missing = sum(p.grad is None for p in self.parameters)
+        if missing and not self.history:
+            warnings.warn(
+                f"no gradient reaches {missing} of the adapter's {len(self.parameters)} weights, "
+                f"which stay as they are: {BLOCKED}, or the denoiser does not use them",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def _together(self, batch: Batch, share: float) -> Tensor:
         """Gradients of the whole objective, in one pass."""

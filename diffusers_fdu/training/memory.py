@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..adapters import lora as adapters
 from ..adapters.target_modules import input_width
+from ..pipelines.context import RunContext
 from ..pipelines.denoiser import sample_name
 from ..pipelines.offload import is_offloaded, is_streamed, onloaded, placement, streamed
 from ..pipelines.recorder import Recorder, preserve_pipeline_state
@@ -93,16 +94,15 @@ class Footprint:
         # Of a streamed denoiser one layer's own weights at a time are on the device.
         layers = model.modules() if self.streams else [model]
         self.denoiser = max(weight_bytes(layer, recurse=not self.streams) for layer in layers)
-        self.staying, self.leaving, self.whole = _weights(
-            pipe, model, self.denoiser, settings.data.defence is None
-        )
+        may_leave = settings.data.defence is None  # which searches with the text encoders
+        weights = _weights(pipe, model, self.denoiser, may_leave)
+        self.staying, self.leaving, self.whole = weights
         modules = [m for m in getattr(pipe, "components", {}).values() if isinstance(m, nn.Module)]
         self.largest = max([self.denoiser, *map(weight_bytes, modules)])
-        self.can_take_turns = hasattr(pipe, "enable_model_cpu_offload") and all(
-            map(can_set_aside, modules)
-        )
+        can_offload = hasattr(pipe, "enable_model_cpu_offload")
+        self.can_take_turns = can_offload and all(map(can_set_aside, modules))
         self._twin: tuple[nn.Module, list[nn.Parameter]] | None = None
-        self._trace_once = cache(self._trace)
+        self._traced: dict[tuple[bool, bool], tuple[int, int] | None] = {}
 
     def estimate(
         self, size: int, record: int, checkpoints: bool, offload: bool, turns: bool = False
@@ -176,7 +176,10 @@ class Footprint:
 
     def pass_bytes(self, rows: int, checkpoints: bool = False, trains: bool = True) -> int | None:
         """Bytes of a pass of so many rows, forward and, if it trains, backward."""
-        traced = self._trace_once(trains, checkpoints)
+        key = trains, checkpoints
+        if key not in self._traced:
+            self._traced[key] = self._trace(trains, checkpoints)
+        traced = self._traced[key]
         return None if traced is None else traced[0] + rows * traced[1]
 
     def _trace(self, trains: bool, checkpoints: bool) -> tuple[int, int] | None:
@@ -257,14 +260,12 @@ class Footprint:
             adapters.restore_flags(self.model, flags)
 
 
-def footprint(
-    pipe: Any, model: nn.Module, settings: Settings, kwargs: dict[str, Any]
-) -> Footprint:
-    """The footprint of a pipe whose runs take these arguments, such as height and width."""
-    with preserve_pipeline_state(pipe):
-        recorder = Recorder(pipe, kwargs)
+def footprint(context: RunContext) -> Footprint:
+    """The footprint of a pipe, whose denoiser is asked about one prompt and about two."""
+    with preserve_pipeline_state(context.pipe):
+        recorder = Recorder(context.pipe, context.pipeline_kwargs)
         calls = [unflatten(recorder.first_call(["a"] * count).inputs) for count in (1, 2)]
-    return Footprint(pipe, model, settings, calls)
+    return Footprint(context.pipe, context.model, context.settings, calls)
 
 
 def _has_blocks(module: nn.Module) -> bool:

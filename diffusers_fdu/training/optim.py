@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -12,8 +11,6 @@ from torch import Tensor, nn
 from .callbacks import StepRecord
 
 WARMUP = 0.05  # share of the steps
-BLOCKED = "frozen layers after it compute without gradients, as kernels made for inference do"
-"""Why weights in front of a quantised layer, for one, would stay as they are without a word."""
 
 
 def make_optimizer(
@@ -34,24 +31,6 @@ def learning_rate_factor(step: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def check_depends(value: Tensor) -> None:
-    """Raise a RuntimeError for a loss that depends on no weight."""
-    if not value.requires_grad:
-        raise RuntimeError(f"no gradient reaches the adapter: {BLOCKED}")
-
-
-def warn_if_left_out(parameters: Sequence[nn.Parameter]) -> None:
-    """Say, as a RuntimeWarning, how many weights got no gradient."""
-    missing = sum(p.grad is None for p in parameters)
-    if missing:
-        warnings.warn(
-            f"no gradient reaches {missing} of the adapter's {len(parameters)} weights, which "
-            f"stay as they are: {BLOCKED}, or the denoiser does not use them",
-            RuntimeWarning,
-            stacklevel=2,
-        )
 
 
 def gradient_of(parameter: nn.Parameter) -> Tensor:

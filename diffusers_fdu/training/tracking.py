@@ -34,13 +34,8 @@ def tracked(
 ) -> Iterator[Callback]:
     """Yield a callback for `FDUnlearner.unlearn` that logs every step.
 
-    Args:
-        log_with: names of `TRACKERS`, or trackers of Accelerate.
-        folder: the folder for trackers that write files.
-        config: values that are shown with the run, nested ones as text.
-
-    Raises:
-        ValueError, ImportError: see `check_trackers`.
+    It logs with named `TRACKERS` or trackers of Accelerate, of which some write into the folder.
+    The config is shown with the run, nested values as text.
     """
     check_trackers(log_with)
     Path(folder).mkdir(parents=True, exist_ok=True)

@@ -70,16 +70,13 @@ class TrainResult(NamedTuple):
     def facts(self, buffer: ReplayBuffer) -> dict[str, Any]:
         """What the recipe says of the training besides what it was told."""
         first, last = self.history[0], self.history[-1]
+        unlearn, retain = buffer.count("unlearn"), buffer.count("retain")
         return {
             "sigma": self.objective.sigmas,
             "steps_done": len(self.history),
             "divergence": {"first": first.divergence, "last": last.divergence},
             "distance": {"first": self.objective.first, "last": last.distance},
-            "buffer": {
-                "unlearn": buffer.count("unlearn"),
-                "retain": buffer.count("retain"),
-                "bytes": buffer.nbytes,
-            },
+            "buffer": {"unlearn": unlearn, "retain": retain, "bytes": buffer.nbytes},
         }
 
 

@@ -27,8 +27,7 @@ def truncated_svd(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     the result is deterministic. Matrices hardly wider than the space above are decomposed in full.
 
     Returns:
-        Left vectors (..., m, rank), values (..., rank) in descending order, right vectors
-        (..., rank, n), with at most min(m, n) as the rank.
+        Left vectors (..., m, rank), descending values (..., rank), right vectors (..., rank, n).
     """
     rows, columns = matrices.shape[-2:]
     rank = min(rank, rows, columns)
