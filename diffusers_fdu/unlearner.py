@@ -125,7 +125,8 @@ class FDUnlearner:
             anchor: what takes its place, see `unlearn`.
 
         Returns:
-            A buffer that any number of trainings of these concepts can take.
+            A buffer that any number of trainings of these concepts can take, on the same pipe
+            with the same adapters.
 
         Raises:
             ValueError: for a bad target or anchor, or prompts longer than the tokenizer takes.
@@ -133,8 +134,9 @@ class FDUnlearner:
         Example:
             >>> unlearner = FDUnlearner(pipe, steps=2, trajectories=2, progress=False)
             >>> buffer = unlearner.record("dog", "cat")
-            >>> pipe = unlearner.unlearn("dog", "cat", f="kl", buffer=buffer)
-            >>> pipe = unlearner.unlearn("dog", "cat", f="tv", buffer=buffer)
+            >>> for f in ("kl", "tv"):
+            ...     _ = unlearner.unlearn("dog", "cat", f=f, buffer=buffer)
+            ...     pipe.unload_lora_weights()
         """
         targets = concepts(target, anchor)
         adapters.check_denoiser(self.model)

@@ -1,10 +1,9 @@
 """Choose how a training uses the memory that its device has.
 
 A step's rows stay the same whatever is chosen, and with them the adapter, within rounding: they
-go through the denoiser in micro-batches, the largest whose estimate fits. The order of preference
-follows what each costs in time: nothing; text encoders and autoencoder on the CPU while training,
-a copy there and back; fewer rows at once, as good as nothing once a device is busy; gradient
-checkpointing, one more forward pass.
+go through the denoiser in micro-batches, the largest whose estimate fits. What costs the least
+time comes first: text encoders and autoencoder on the CPU while training, a copy there and back;
+fewer rows at once, nearly nothing once a device is busy; checkpointing, one more forward pass.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ class Fit:
         return self.estimate is None or self.estimate.peak <= SHARE * self.available
 
     def line(self, pipe: Any, batch_size: int) -> str:
-        """The choice in one line, such as "StableDiffusionXL on 12 GB: micro-batch 4, ..."."""
+        """The choice in one line, such as "StableDiffusionXL on 12 GiB: micro-batch 4, ..."."""
         chosen = self.performance
         name = type(pipe).__name__.removesuffix("Pipeline")
         parts = [f"micro-batch {chosen.micro_batch(batch_size)} of {batch_size}"]
@@ -85,12 +84,11 @@ def fitted(context: RunContext, pictures: int = 0, tells: bool = True) -> Iterat
     if tells and context.progress:
         print(fit.line(context.pipe, context.settings.train.batch_size), file=sys.stderr)
     if tells and fit.estimate is not None and not fit.fits:
-        warnings.warn(
+        message = (
             f"the training takes about {fit.estimate.peak / GIB:.1f} GiB, which may be more than "
-            f"the {fit.available / GIB:.1f} GiB here: if it runs out of memory, {HELP}",
-            RuntimeWarning,
-            stacklevel=5,
+            f"the {fit.available / GIB:.1f} GiB here: if it runs out of memory, {HELP}"
         )
+        warnings.warn(message, RuntimeWarning, stacklevel=5)
     context.model.eval()
     with (
         torch.inference_mode(False),
@@ -111,12 +109,9 @@ def fit_together(context: RunContext, pictures: int = 0, traces: bool = False) -
     available = available_memory(context.pipe, placement(context.model).device)
     measured = footprint(context)
     if not traces and measured.bound(train.batch_size) < SHARE * available:
-        chosen = replace(
-            options,
-            micro_batch_size=options.micro_batch(train.batch_size),
-            record_batch=BATCH if options.record_batch == "auto" else options.record_batch,
-            offload=options.offload is True,
-        )
+        size, offload = options.micro_batch(train.batch_size), options.offload is True
+        record = BATCH if options.record_batch == "auto" else options.record_batch
+        chosen = replace(options, micro_batch_size=size, record_batch=record, offload=offload)
         fit = Fit(chosen, available)
     else:
         fit = choose(measured, available)
@@ -151,15 +146,11 @@ def choose(measured: Footprint, available: int) -> Fit:
     turns = not records(record_batch) and options.offload == "auto" and measured.can_take_turns
     if turns:
         record_batch = next((n for n in record_batches if records(n, turns)), record_batches[-1])
-    chosen = replace(
-        options,
-        micro_batch_size=size,
-        record_batch=record_batch,
-        # "auto" stays where it was not needed: what runs out of memory after all may still use it.
-        gradient_checkpointing=checkpoint or options.gradient_checkpointing,
-        offload=offload or turns,
-    )
-    estimate = measured.estimate(size, record_batch, checkpoint, offload or turns, turns)
+    offload = offload or turns
+    estimate = measured.estimate(size, record_batch, checkpoint, offload, turns)
+    chosen = replace(options, micro_batch_size=size, record_batch=record_batch, offload=offload)
+    if checkpoint:  # else "auto" stays: what runs out of memory after all may still use it
+        chosen = replace(chosen, gradient_checkpointing=True)
     return Fit(chosen, available, estimate, turns)
 
 

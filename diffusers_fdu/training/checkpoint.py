@@ -1,8 +1,6 @@
 """Files that are whole or not there: a training's state, to go on from after a crash.
 
-A file is what `torch.save` writes, which is a zip archive with a checksum (CRC-32) of each of its
-members. It is written beside its place, flushed to the disk and moved there, so that a crash at
-any time leaves the older file.
+A file is what `torch.save` writes: a zip archive with a checksum (CRC-32) of each of its members.
 """
 
 from __future__ import annotations
@@ -10,6 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,14 +86,6 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} is damaged or no checkpoint") from error
 
 
-def _is_whole(path: Path) -> bool:
-    try:
-        read(path)
-    except ValueError:
-        return False
-    return True
-
-
 def step_files(folder: Path) -> list[Path]:
     """The checkpoints in a folder, the oldest first."""
     pattern = re.compile(r"step-\d{6,}\.state")
@@ -104,11 +95,8 @@ def step_files(folder: Path) -> list[Path]:
 class Checkpoints:
     """A training's checkpoints in a folder; `state` is what to go on from, if anything.
 
-    The fingerprint is what the training depends on, as JSON types.
-
-    Raises:
-        ValueError: if the folder cannot be written, or the file to go on from is missing,
-            damaged, or of another training.
+    A ValueError refuses a folder that cannot be written, and a file to go on from that is missing,
+    damaged, or of another training, with another fingerprint.
     """
 
     def __init__(
@@ -180,8 +168,11 @@ class Checkpoints:
         try:
             content = read(path)
         except ValueError as error:
-            whole = [str(other) for other in step_files(path.parent) if _is_whole(other)]
-            advice = f"go on from {whole[-1]!r}" if whole else "no other is whole: start anew"
+            advice = "no other is whole: start anew"
+            for other in step_files(path.parent):
+                with suppress(ValueError):
+                    read(other)
+                    advice = f"go on from {str(other)!r}"
             raise ValueError(f"{error}; {advice}") from error
         for name, value in self.fingerprint.items():
             if (other := content[ABOUT].get(name)) != value:

@@ -1,11 +1,9 @@
 """A denoiser whose frozen weights are shared out over the processes: FSDP2's `fully_shard`.
 
 Every process keeps its part of each frozen weight. A block's weights are brought together for its
-call, and once more for its gradients, and let go. The adapter's weights are few and stay whole,
-so that their gradients are averaged as without sharding.
-
-The training calls a copy of the denoiser's modules around the same weights. So the pipe's own
-modules stay as they are, and ending the training needs no word from the other processes.
+call, and once more for its gradients, and let go. The adapter's weights are few and stay whole.
+The training calls a copy of the denoiser's modules around the same weights, so that the pipe's own
+stay as they are, and ending the training needs no word from the other processes.
 """
 
 from __future__ import annotations
@@ -56,11 +54,7 @@ def sharded(
 
 
 def blocks(model: nn.Module, names: Sequence[str] | None = None) -> list[nn.Module]:
-    """What is brought together at a time: modules of the named classes, or of the lists in it.
-
-    Raises:
-        ValueError: if there are none.
-    """
+    """What is brought together at a time: modules of the named classes, or of the lists in it."""
     if names:
         found = [m for m in model.modules() if type(m).__name__ in names]
     else:

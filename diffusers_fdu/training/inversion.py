@@ -3,10 +3,9 @@
     v* = argmin_v E || eps(x_t, c(v), t) - goal(x_t, t) ||^2
 
 c(v) is the conditioning that the pipe makes of prompts with v in their slots; the goal is what was
-recorded at the same states, such as the original model's answers to an erased concept. Pham et
-al., "Circumventing Concept Erasure Methods For Text-to-Image Generative Models" (arXiv
-2308.01508), with that answer in place of the noise that was added to a picture: the same minimum
-in expectation, with less variance.
+recorded at the same states, such as the original model's answers to an erased concept. This is
+Circumventing Concept Erasure (Pham et al., arXiv 2308.01508), with that answer in place of the
+noise that was added to a picture: the same minimum in expectation, with less variance.
 """
 
 from __future__ import annotations

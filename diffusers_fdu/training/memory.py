@@ -44,14 +44,10 @@ GUIDED = 2  # rows that a guided pipeline asks about for each picture
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes that a training takes on its device; `print` shows them.
+    """Peaks of a training on its device, in bytes; `print` shows them.
 
-    Args:
-        recording: peak while pictures are recorded.
-        closed_form: peak while the adapter's start is computed.
-        training: peak while it trains.
-        drawing: peak while one picture is drawn and decoded; None if the decoder is not known.
-        parts: what `training` is made of, by name.
+    `closed_form` is that of the adapter's start, `drawing` that of one picture, None if the
+    decoder is not known, and `parts` are what `training` is made of.
     """
 
     recording: int

@@ -46,11 +46,9 @@ def record_attacks(plan: RecordingPlan, robust: Robust, buffer: ReplayBuffer) ->
     context, recorder = plan.context, plan.recorder()
     rng = random.Random(context.settings.train.seed)
     concepts = [replace(concept, aliases=()) for concept in plan.concepts]
-    pairs = [
-        pair
-        for i, concept in enumerate(concepts)
-        for pair in concept.prompt_pairs(robust.prompts, plan.words, rng, i)
-    ]
+    pairs: list[Pair] = []
+    for i, concept in enumerate(concepts):
+        pairs += concept.prompt_pairs(robust.prompts, plan.words, rng, i)
     slots = PlaceholderTokens(recorder.pipe, robust.tokens, [pair.target for pair in pairs])
     buffer.marker = slots.marker
     marked = [pair.target.replace(concepts[pair.concept].target, slots.marker) for pair in pairs]
@@ -59,14 +57,10 @@ def record_attacks(plan: RecordingPlan, robust: Robust, buffer: ReplayBuffer) ->
         pair._replace(target=prompt, anchor=pair.target, guidance=None)
         for pair, prompt in zip(pairs, marked, strict=True)
     ]
+    drawn = list(islice(cycle(attacks), robust.pictures * len(concepts)))
+    dtype, processes, keep_texts = buffer.dtype, context.processes, plan.keep_texts
     recorded = record(
-        recorder,
-        list(islice(cycle(attacks), robust.pictures * len(concepts))),
-        [],
-        buffer.dtype,
-        context.progress,
-        processes=context.processes,
-        keep_texts=plan.keep_texts,
+        recorder, drawn, [], dtype, context.progress, processes, keep_texts=keep_texts
     )
     recorded.clear("retain")
     recorded.recast("unlearn", "attacked")

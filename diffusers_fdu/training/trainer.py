@@ -179,12 +179,9 @@ class Trainer:
                     performance, history = loop.train(), loop.history
                 adapters.finish(model, name, state_before)
         if history and history[-1].distance > FARTHER * objective.first:
-            warnings.warn(
-                "the target is farther from its anchor than before the training: lower "
-                f"learning_rate, which was {rate:g}",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+            message = "the target is farther from its anchor than before the training: lower"
+            message = f"{message} learning_rate, which was {rate:g}"
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
         return TrainResult(history, objective, settings._replace(performance=performance))
 
     def _prepare(
