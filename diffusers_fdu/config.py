@@ -170,8 +170,9 @@ class DataConfig:
         ValueError: for a bad value.
 
     Example:
-        >>> DataConfig(trajectories=24).pictures(concepts=2)
-        120
+        >>> unlearner = FDUnlearner(pipe, trajectories=24, retain=["a cat", "a pizza"])
+        >>> unlearner.data.stages
+        (24,)
     """
 
     trajectories: int | Auto = "auto"
@@ -183,10 +184,6 @@ class DataConfig:
         _check(self, "a list", "retain", special=(None,))
         if not isinstance(self.robust, bool | Robust):
             raise ValueError(f"robust must be True, False or a Robust, got {self.robust!r}")
-
-    def pictures(self, concepts: int, retains: bool = True) -> int:
-        """How many pictures are recorded at most for so many concepts."""
-        return self.stages[-1] * (concepts + RETAIN_PER_TRAJECTORY * retains)
 
     @property
     def stages(self) -> tuple[int, ...]:

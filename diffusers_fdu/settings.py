@@ -7,7 +7,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple, TypeVar
 
-from .config import DataConfig, PerformanceConfig, Robust, TrainConfig, Variational
+from .config import (
+    RETAIN_PER_TRAJECTORY,
+    DataConfig,
+    PerformanceConfig,
+    Robust,
+    TrainConfig,
+    Variational,
+)
 
 
 class Settings(NamedTuple):
@@ -24,7 +31,8 @@ class Settings(NamedTuple):
 
     def pictures(self, concepts: int) -> int:
         """How many pictures are recorded at most for so many concepts."""
-        return self.data.pictures(concepts, self.train.retain_weight > 0)
+        retains = self.train.retain_weight > 0
+        return self.data.stages[-1] * (concepts + RETAIN_PER_TRAJECTORY * retains)
 
     @property
     def roles(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -171,7 +172,11 @@ class TrainingLoop:
         self.processes.mean_([figures])
         loss, divergence, distance, retain, peak = torch.cat([figures, largest[None]]).tolist()
         record = StepRecord(step, loss, divergence, distance, retain, rate)
-        optim.check_finite(record, peak, scaler.is_enabled())
+        if not math.isfinite(loss):
+            advice = "lower learning_rate, or use mixed_precision='no'"
+            raise FloatingPointError(f"the loss is {loss} at step {step}: {advice}")
+        if not math.isfinite(peak) and not scaler.is_enabled():
+            raise FloatingPointError(f"a gradient is {peak} at step {step}: set another sigma")
         scaler.step(self.optimizer)  # leaves out steps whose gradients overflowed in float16
         scaler.update()
         return record

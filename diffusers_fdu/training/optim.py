@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .callbacks import StepRecord
-
 WARMUP = 0.05  # share of the steps
 
 
@@ -68,19 +66,3 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tenso
     norm = torch.stack(torch._foreach_norm(gradients)).norm()
     torch._foreach_mul_(gradients, torch.minimum(largest, max_norm / norm.clamp(min=1.0)))
     return largest
-
-
-def check_finite(record: StepRecord, largest_gradient: float, is_scaled: bool) -> None:
-    """Raise a FloatingPointError for a step whose loss or gradient is not finite.
-
-    Gradients of a scaled loss, as in float16, may overflow: the scaler leaves such a step out.
-    """
-    if not math.isfinite(record.loss):
-        raise FloatingPointError(
-            f"the loss is {record.loss} at step {record.step}: "
-            "lower learning_rate, or use mixed_precision='no'"
-        )
-    if not is_scaled and not math.isfinite(largest_gradient):
-        raise FloatingPointError(
-            f"a gradient is {largest_gradient} at step {record.step}: set another sigma"
-        )
