@@ -81,13 +81,13 @@ def _build(kind: type[Config], values: Mapping[str, Any] | None, prefix: str) ->
     return kind(**(values or {}))
 
 
-def check_names(options: Mapping[str, Any], known: Collection[str], prefix: str = "") -> None:
+def check_names(options: Mapping[str, Any], valid: Collection[str], prefix: str = "") -> None:
     """Raise a TypeError for a name that is not known, with the nearest that is, or all of them.
 
     The error puts the prefix, such as "robust.", before each name.
     """
     for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            advice = f"did you mean {prefix}{near[0]}?" if near else "choose " + ", ".join(known)
+        if name not in valid:
+            near = difflib.get_close_matches(str(name), valid, n=1)
+            advice = f"did you mean {prefix}{near[0]}?" if near else "choose " + ", ".join(valid)
             raise TypeError(f"unknown option {prefix + str(name)!r}: {advice}")

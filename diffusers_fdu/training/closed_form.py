@@ -64,13 +64,13 @@ def closed_form_start(model: nn.Module, adapter_name: str, buffer: ReplayBuffer,
     # Entries of each target's text and its anchor's, and of each text to keep, in any one state.
     state = buffer.entries("unlearn")[0].state
     pairs = _spread([(Entry(state, t, -1), Entry(state, a, -1)) for t, a in buffer.pairs])
-    kept = _spread([Entry(state, text, -1) for text in buffer.kept_texts])
+    retained = _spread([Entry(state, text, -1) for text in buffer.kept_texts])
     same_text = _same_text(buffer)
     capture = _Capture(model, buffer, adapter_name)
     groups = capture.text_layers(*same_text) if pairs and same_text is not None else []
     if not groups:
         return 0
-    moments = _moments(capture, [group[0] for group in groups], pairs, kept, size)
+    moments = _moments(capture, [group[0] for group in groups], pairs, retained, size)
     dtype = placement(model).dtype
     for group in groups:
         layers = [capture.layers[name] for name in group]
@@ -157,7 +157,7 @@ def _moments(
     capture: _Capture,
     names: Sequence[str],
     pairs: Sequence[tuple[Entry, Entry]],
-    kept: Sequence[Entry],
+    retained: Sequence[Entry],
     size: int,
 ) -> dict[str, Moments]:
     """P and M of each layer, over all tokens of all prompts."""
@@ -177,13 +177,13 @@ def _moments(
 
     def keep(part: Sequence[Entry]) -> None:
         for name, value in capture.inputs(part, names).items():
-            tokens = len(kept) * value.shape[1]
+            tokens = len(retained) * value.shape[1]
             k = _exact(value).flatten(0, 1)
             held[name] += k.T @ k / tokens
 
     micro = MicroBatches(size)
     micro.map(change, pairs)
-    micro.map(keep, kept)
+    micro.map(keep, retained)
     moments = {}
     for name in names:
         metric = changed[name] + KEEP * held[name]
@@ -294,7 +294,7 @@ def _path_steps(cost: Tensor) -> Tensor:
     for diagonal in range(length + width - 1):
         i = torch.arange(max(0, diagonal - width + 1), min(length, diagonal + 1))
         j = diagonal - i
-        before = torch.stack([total[:, i, j], total[:, i, j + 1], total[:, i + 1, j]])
-        best, steps[:, i, j] = before.min(0)
+        predecessors = torch.stack([total[:, i, j], total[:, i, j + 1], total[:, i + 1, j]])
+        best, steps[:, i, j] = predecessors.min(0)
         total[:, i + 1, j + 1] = best + cost[:, i, j]
     return steps

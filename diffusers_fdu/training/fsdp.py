@@ -56,14 +56,14 @@ def sharded(
 def blocks(model: nn.Module, names: Sequence[str] | None = None) -> list[nn.Module]:
     """What is brought together at a time: modules of the named classes, or of the lists in it."""
     if names:
-        found = [m for m in model.modules() if type(m).__name__ in names]
+        modules = [m for m in model.modules() if type(m).__name__ in names]
     else:
         lists = [child for child in model.children() if isinstance(child, nn.ModuleList)]
-        found = [member for members in lists for member in members]
-    if not found:
+        modules = [member for members in lists for member in members]
+    if not modules:
         missing = f"of the classes {', '.join(names)}" if names else "to shard"
         raise ValueError(f"{type(model).__name__} has no blocks {missing}: use shard=False")
-    return found
+    return modules
 
 
 def _twin(model: nn.Module, trained: set[nn.Parameter]) -> nn.Module:

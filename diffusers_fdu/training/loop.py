@@ -265,8 +265,8 @@ class TrainingLoop:
         # The next micro-batch adds to the unlearning gradients alone.
         for parameter, gradient in zip(self.parameters, unlearn_gradients, strict=True):
             parameter.grad = gradient
-        whole = unlearn.detach() + retain.detach()
-        return share * self.objective.metrics(whole, figures, retain.detach())
+        objective = unlearn.detach() + retain.detach()
+        return share * self.objective.metrics(objective, figures, retain.detach())
 
     def _operate(self, retain_parts: list[list[Tensor]]) -> None:
         """Surgery on the whole step's gradients, which then are the sum of both roles'."""

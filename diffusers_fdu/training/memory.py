@@ -92,7 +92,7 @@ class Footprint:
         self.denoiser = max(weight_bytes(layer, recurse=not self.streams) for layer in layers)
         may_leave = settings.data.defence is None  # which searches with the text encoders
         weights = _weights(pipe, model, self.denoiser, may_leave)
-        self.staying, self.leaving, self.whole = weights
+        self.staying, self.leaving, self.all_weights = weights
         modules = [m for m in getattr(pipe, "components", {}).values() if isinstance(m, nn.Module)]
         self.largest = max([self.denoiser, *map(weight_bytes, modules)])
         can_offload = hasattr(pipe, "enable_model_cpu_offload")
@@ -129,11 +129,11 @@ class Footprint:
         training = sum(parts.values())
         # The closed form asks as many rows at once as a step, forward alone.
         start = training - step + forward + MOMENTS * self.width**2
-        recording = (self.largest if turns else self.whole) + drawn + workspace
+        recording = (self.largest if turns else self.all_weights) + drawn + workspace
         if starts_in_closed_form(self.settings, self.model):
             # Between two stages of recording gradients are computed to see whether to stop.
             recording = max(recording, training - step + checked)
-        besides = self.whole + self.adapter + workspace
+        besides = self.all_weights + self.adapter + workspace
         drawing = None if self.decoder is None else besides + self.decoder
         return Estimate(recording, start, training, drawing, parts)
 
@@ -150,7 +150,7 @@ class Footprint:
         layers: list[Any] = [m for m in self.model.modules() if isinstance(m, kinds)]
         width = sum(getattr(m, "out_features", 0) or m.out_channels for m in layers)
         outputs = max(positions, default=math.inf) * width
-        return self.whole + KEPT * self.roles * batch_size * self.rows * outputs
+        return self.all_weights + KEPT * self.roles * batch_size * self.rows * outputs
 
     @cached_property
     def adapter(self) -> int:
@@ -285,5 +285,5 @@ def _weights(pipe: Any, model: nn.Module, denoiser: int, may_leave: bool) -> tup
             leaving += size
         else:
             staying += size
-    whole = max(hooked, default=0) + (0 if is_offloaded(model) else denoiser)
-    return staying, leaving, whole + staying + leaving
+    together = max(hooked, default=0) + (0 if is_offloaded(model) else denoiser)
+    return staying, leaving, together + staying + leaving

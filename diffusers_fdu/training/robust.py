@@ -111,7 +111,7 @@ class Adversary:
         self.slots = PlaceholderTokens(recorder.pipe, robust.tokens, word=buffer.marker.split()[0])
         self.search = Inversion(robust.steps, robust.batch)
         self.generator = torch.Generator().manual_seed(settings.train.seed)
-        self.found: list[tuple[str, int, dict[str, Any]]] = []
+        self.attacks: list[tuple[str, int, dict[str, Any]]] = []
         self.names = buffer.text_names
 
     def __call__(self, step: int) -> None:
@@ -139,7 +139,7 @@ class Adversary:
 
     def _add(self, name: str, text: int, leaves: dict[str, Any]) -> None:
         """Ask the states of one prompt with what was found, too."""
-        self.found.append((name, text, leaves))
+        self.attacks.append((name, text, leaves))
         found_text = self.buffer.add_text(name, leaves)
         for state, hidden_text, prediction, concept in self.buffer.entries("hidden"):
             if hidden_text == text:
@@ -147,12 +147,12 @@ class Adversary:
 
     def state_dict(self) -> dict[str, Any]:
         """What was found, and what the next searches depend on."""
-        return {"generator": self.generator.get_state(), "found": list(self.found)}
+        return {"generator": self.generator.get_state(), "found": list(self.attacks)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as from that state."""
         self.generator.set_state(state["generator"])
         self.buffer.clear("adversarial")
-        self.found = []
+        self.attacks = []
         for name, text, leaves in state["found"]:
             self._add(name, text, leaves)

@@ -183,7 +183,7 @@ class Traced(Footprint):
         if streams:
             self.streams, self.leaving = True, 0
             self.denoiser = max(weight_bytes(m, recurse=False) for m in model.modules())
-            self.whole = self.denoiser
+            self.all_weights = self.denoiser
 
 
 def fits(family: Family, streams: bool) -> list[Fit]:

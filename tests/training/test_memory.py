@@ -148,7 +148,7 @@ def test_what_is_too_small_to_be_traced_is_within_its_bound(key) -> None:
     run = family.run if family else {}
     found = footprint(RunContext(pipe, denoiser_name(pipe), settings({}), run))
     traced = found.pass_bytes(2 * 16 * found.rows)
-    assert traced < (found.bound(16) - found.whole) / 2
+    assert traced < (found.bound(16) - found.all_weights) / 2
     assert found.bound(16) < 2**33  # so that the bound is of use
 
 
