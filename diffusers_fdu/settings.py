@@ -7,22 +7,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple, TypeVar
 
-from .config import (
-    RETAIN_PER_TRAJECTORY,
-    DataConfig,
-    PerformanceConfig,
-    Robust,
-    TrainConfig,
-    Variational,
-)
+from . import config
 
 
 class Settings(NamedTuple):
     """All options, by what they are about."""
 
-    train: TrainConfig
-    data: DataConfig
-    performance: PerformanceConfig
+    train: config.TrainConfig
+    data: config.DataConfig
+    performance: config.PerformanceConfig
 
     @property
     def offloads(self) -> bool:
@@ -32,7 +25,7 @@ class Settings(NamedTuple):
     def pictures(self, concepts: int) -> int:
         """How many pictures are recorded at most for so many concepts."""
         retains = self.train.retain_weight > 0
-        return self.data.stages[-1] * (concepts + RETAIN_PER_TRAJECTORY * retains)
+        return self.data.stages[-1] * (concepts + config.RETAIN_PER_TRAJECTORY * retains)
 
     @property
     def roles(self) -> int:
@@ -40,7 +33,7 @@ class Settings(NamedTuple):
         return 1 if self.train.surgery or not self.train.retain_weight else 2
 
 
-OPTIONS: tuple[Any, ...] = (TrainConfig, DataConfig, PerformanceConfig)
+OPTIONS: tuple[Any, ...] = (config.TrainConfig, config.DataConfig, config.PerformanceConfig)
 Config = TypeVar("Config")
 
 
@@ -64,9 +57,9 @@ def settings(options: Mapping[str, Any]) -> Settings:
     if isinstance(estimator := values.get("estimator"), Mapping):
         is_named = list(estimator) == ["variational"]
         critic, name = (estimator["variational"], ".variational") if is_named else (estimator, "")
-        values["estimator"] = _build(Variational, critic, f"estimator{name}.")
+        values["estimator"] = _build(config.Variational, critic, f"estimator{name}.")
     if isinstance(values.get("robust"), Mapping):
-        values["robust"] = _build(Robust, values["robust"], "robust.")
+        values["robust"] = _build(config.Robust, values["robust"], "robust.")
 
     def part(kind: Any) -> Any:
         names = [field.name for field in fields(kind)]
