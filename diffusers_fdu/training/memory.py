@@ -90,7 +90,7 @@ class Footprint:
         # Of a streamed denoiser one layer's own weights at a time are on the device.
         layers = model.modules() if self.streams else [model]
         self.denoiser = max(weight_bytes(layer, recurse=not self.streams) for layer in layers)
-        may_leave = settings.data.defence is None  # which searches with the text encoders
+        may_leave = settings.data.defence is None  # its searches need the text encoders
         weights = _weights(pipe, model, self.denoiser, may_leave)
         self.staying, self.leaving, self.all_weights = weights
         modules = [m for m in getattr(pipe, "components", {}).values() if isinstance(m, nn.Module)]
