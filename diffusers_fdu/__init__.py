@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .adapters.stacking import stack as stack
     from .adapters.stacking import strengths as strengths
     from .adapters.stacking import unstack as unstack
-    from .config import CheckpointConfig as CheckpointConfig
     from .config import DataConfig as DataConfig
     from .config import PerformanceConfig as PerformanceConfig
     from .config import Robust as Robust
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from .hub.search import find_adapters as find_adapters
     from .retraining import retrain as retrain
     from .training.callbacks import StepRecord as StepRecord
+    from .training.checkpoint import CheckpointConfig as CheckpointConfig
     from .unlearner import FDUnlearner as FDUnlearner
     from .utils.hub_errors import HubError as HubError
 
@@ -63,7 +63,7 @@ _NAMES = {
     "adapters.merging.conflicts": "Conflicts conflicts",
     "adapters.merging.merge": "Merged merge",
     "adapters.stacking": "stack strengths unstack",
-    "config": "CheckpointConfig DataConfig PerformanceConfig Robust TrainConfig Variational",
+    "config": "DataConfig PerformanceConfig Robust TrainConfig Variational",
     "data.concepts": "Concept NegativeGuidance",
     "divergences.choice": "AutoDivergence",
     "divergences.conjugates": "CONJUGATES Conjugate",
@@ -79,6 +79,7 @@ _NAMES = {
     "hub.search": "FoundAdapter find_adapters",
     "retraining": "retrain",
     "training.callbacks": "StepRecord",
+    "training.checkpoint": "CheckpointConfig",
     "unlearner": "FDUnlearner",
     "utils.hub_errors": "HubError",
 }

@@ -6,7 +6,6 @@ import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 RETAIN_PER_TRAJECTORY = 3
@@ -23,15 +22,19 @@ class Variational:
     100 steps teaches a critic too little (docs/benchmarks.md).
 
     Args:
-        learning_rate: of the critic's AdamW.
+        learning_rate: learning rate of the critic's AdamW.
         warmup_steps: steps of the critic alone before the student's first.
         critic_steps: steps of the critic for one of the student.
         gradient_penalty: weight of E |grad v|^2 / 2 on the teacher's predictions (R1, Mescheder
-            et al., arXiv 1801.04406), v the critic's output before its activation; 0: none.
+            et al., arXiv 1801.04406), v the critic's output before its activation; 0 for none.
         width: channels of the critic.
 
     Raises:
         ValueError: for a number out of range.
+
+    Example:
+        >>> TrainConfig(estimator=Variational(width=32)).critic.width
+        32
     """
 
     learning_rate: float = 3e-3
@@ -52,27 +55,33 @@ class TrainConfig:
 
     Args:
         rank: rank of the LoRA update.
-        alpha: the update is scaled by alpha / rank; None: alpha = rank.
-        target_modules: suffixes of the adapted layers; None: keys and values of cross-attention.
-        init: how the adapter starts: "lora" without effect; "closed_form" with the linear map of
-            the text that comes nearest (`closed_form`); "auto": "closed_form" where the adapted
-            layers read nothing but the text.
+        alpha: the update is scaled by alpha / rank; None for alpha = rank.
+        target_modules: suffixes of the adapted layers; by default cross-attention's keys, values.
+        init: "lora" starts without effect, "closed_form" with the linear map of the text that
+            comes nearest, "auto" with that where the adapted layers read nothing but the text.
         steps: most optimizer steps.
-        batch_size: rows of each role (unlearn, retain) in a step; `PerformanceConfig` says how
-            many of them are computed at once.
-        learning_rate: peak of AdamW's; linear warm-up, then cosine. "auto": by the width of the
-            adapted layers' input and the start, see `training.resolve`.
-        max_grad_norm: gradients are clipped to this norm.
+        batch_size: rows of each role (unlearn, retain) in a step.
+        learning_rate: peak rate of AdamW, between a linear warm-up and a cosine. "auto" takes it
+            from the width of the adapted layers' input and the start (`training.resolve`).
+        max_grad_norm: norm that gradients are clipped to.
         sigma: scale of the divergence; "auto" puts the median initial s at `loss.MEDIAN_S`.
         retain_weight: weight of the retain loss against the unlearning one, which is scaled so
-            that every divergence pulls equally at half the median initial difference; 0: nothing
-            is recorded and computed to retain.
-        surgery: take from the unlearning gradient what works against the retain gradient.
-        estimator: "exact": the divergence's profile. "variational": the bound that a critic
-            finds; a `Variational` sets how the critic is trained.
-        early_stop: stop once the mean squared difference from the anchor (the same scale for
-            every f) is below this fraction of its start; 0: never.
-        seed: of prompts, noise, initial weights and batches.
+            that every divergence pulls equally at half the median initial difference. With 0
+            nothing is recorded and computed to retain.
+        surgery: whether the unlearning gradient loses what works against the retain gradient.
+        estimator: "exact" for the divergence's profile, "variational" for the bound that a
+            critic finds, or a `Variational` that sets how the critic is trained.
+        early_stop: share of its start below which the mean squared difference from the anchor
+            (the same scale for every f) ends the training; 0 for never.
+        seed: seed of prompts, noise, initial weights and batches.
+
+    Raises:
+        ValueError: for a bad value.
+
+    Example:
+        >>> TrainConfig(rank=4, learning_rate="fast")
+        Traceback (most recent call last):
+        ValueError: learning_rate must be positive or 'auto', got 'fast'
     """
 
     rank: int = 8
@@ -100,7 +109,7 @@ class TrainConfig:
         _check(self, BOOL, "surgery")
         _check(self, "an integer", "seed")
         _check(self, "a list", "target_modules", special=(None,))
-        _check_choice(self, "init", ("auto", "lora", "closed_form"))
+        _check_choices(self, init=("auto", "lora", "closed_form"))
         if self.estimator not in ("exact", "variational") and self.critic is None:
             raise ValueError(
                 f"unknown estimator {self.estimator!r}: choose exact, variational, or pass a "
@@ -120,15 +129,18 @@ class Robust:
     """How a training defends what it unlearns against concept inversion.
 
     Args:
-        every: steps between two searches.
+        every: steps between two searches for an embedding that brings the concept back.
         steps: gradient steps of a search.
         batch: rows in one of them.
         tokens: length of the embeddings searched for.
-        prompts: that they stand in, for each concept.
-        pictures: of each concept, drawn by the original model.
+        prompts: prompts that they stand in, for each concept.
+        pictures: pictures of each concept, drawn by the original model.
 
     Raises:
         ValueError: for numbers below 1.
+
+    Example:
+        >>> unlearner = FDUnlearner(pipe, robust=Robust(every=10, pictures=16))
     """
 
     every: int = 5
@@ -148,11 +160,19 @@ class DataConfig:
 
     Args:
         trajectories: pictures of the anchor recorded for each concept; three times as many are
-            recorded to retain, for any number of concepts. "auto": 16, 32, 64 or 96, until more
-            do not change the gradient, and 96 without a closed-form start (see `agreement`).
-        retain: prompts whose pictures must stay; None: words of the vocabulary.
-        robust: look for token embeddings that still bring a concept back, and unlearn them, too;
-            a `Robust` says how. Keeps the text encoders beside the denoiser.
+            recorded to retain, for any number of concepts. "auto" records 16, 32, 64 or 96, until
+            more do not change the gradient, and 96 without a closed-form start (`agreement`).
+        retain: prompts whose pictures must stay; None for words of the vocabulary.
+        robust: whether to look for token embeddings that still bring a concept back, and unlearn
+            them, too, which keeps the text encoders beside the denoiser; a `Robust` says how.
+
+    Raises:
+        ValueError: for a bad value.
+
+    Example:
+        >>> unlearner = FDUnlearner(pipe, trajectories=24, retain=["a cat", "a pizza"])
+        >>> unlearner.data.stages
+        (24,)
     """
 
     trajectories: int | Auto = "auto"
@@ -165,10 +185,6 @@ class DataConfig:
         if not isinstance(self.robust, bool | Robust):
             raise ValueError(f"robust must be True, False or a Robust, got {self.robust!r}")
 
-    def pictures(self, concepts: int, retains: bool = True) -> int:
-        """How many are recorded at most for so many concepts."""
-        return self.stages[-1] * (concepts + RETAIN_PER_TRAJECTORY * retains)
-
     @property
     def stages(self) -> tuple[int, ...]:
         """Numbers of trajectories at which recording may stop."""
@@ -176,7 +192,7 @@ class DataConfig:
 
     @property
     def defence(self) -> Robust | None:
-        """How a training is made robust; None: it is not."""
+        """How a training is made robust; None if it is not."""
         if isinstance(self.robust, Robust):
             return self.robust
         return Robust() if self.robust else None
@@ -187,21 +203,29 @@ class PerformanceConfig:
     """What trades time and memory. "auto" leaves a choice to `auto_fit`.
 
     Args:
-        mixed_precision: "no", "fp16" or "bf16" autocast of the denoiser.
-        compile: compile the denoiser's repeated blocks with `torch.compile` while training; worth
-            it where training takes minutes, see docs/benchmarks.md.
+        mixed_precision: autocast of the denoiser, "no", "fp16" or "bf16".
+        compile: whether the denoiser's repeated blocks are compiled with `torch.compile`, which
+            is worth it where training takes minutes, see docs/benchmarks.md.
         micro_batch_size: rows of each role (unlearn, retain) in one pass of the denoiser; a step
-            of `batch_size` rows takes as many passes as it needs. "auto": as many as fit.
-        record_batch: pictures recorded at once. "auto": as many as fit, at most 8.
-        gradient_checkpointing: keep fewer activations and compute them again. "auto": where a
-            micro-batch of one row does not fit without.
+            of `batch_size` rows takes as many passes as it needs. "auto" takes as many as fit.
+        record_batch: pictures recorded at once. "auto" takes as many as fit, at most 8.
+        gradient_checkpointing: whether activations are computed again to save memory. "auto" does
+            so where a micro-batch of one row does not fit without.
         optimizer: "adamw", or "adamw_8bit" of bitsandbytes.
-        offload: keep text encoders and autoencoder off the accelerator while training. "auto":
-            where the memory that they take is needed.
-        data_parallel: the processes that `accelerate launch` started train one adapter together,
-            each with `batch_size` rows; otherwise every process trains its own.
-        shard: share the denoiser's frozen weights out over the processes while training (FSDP);
-            needs `data_parallel`.
+        offload: whether text encoders and autoencoder are off the accelerator while it trains.
+            "auto" does so where the memory that they take is needed.
+        data_parallel: whether the processes that `accelerate launch` started train one adapter
+            together, each with `batch_size` rows; otherwise every process trains its own.
+        shard: whether the processes share out the denoiser's frozen weights (FSDP); needs
+            `data_parallel`.
+
+    Raises:
+        ValueError: for a bad value, or options that do not go together.
+        ImportError: for "adamw_8bit" without bitsandbytes.
+
+    Example:
+        >>> PerformanceConfig(micro_batch_size=4).micro_batch(batch_size=16)
+        4
     """
 
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
@@ -218,8 +242,9 @@ class PerformanceConfig:
         _check(self, BOOL, "compile", "data_parallel", "shard")
         _check(self, BOOL, "gradient_checkpointing", "offload", special=("auto",))
         _check(self, COUNT, "micro_batch_size", "record_batch", special=("auto",))
-        _check_choice(self, "mixed_precision", ("no", "fp16", "bf16"))
-        _check_choice(self, "optimizer", ("adamw", "adamw_8bit"))
+        _check_choices(
+            self, mixed_precision=("no", "fp16", "bf16"), optimizer=("adamw", "adamw_8bit")
+        )
         if self.shard and not self.data_parallel:
             raise ValueError("shard=True needs data_parallel=True, and several processes")
         if self.shard and self.compile:
@@ -233,38 +258,6 @@ class PerformanceConfig:
         """Rows of each role in one pass of the denoiser; all of a step's if nothing was chosen."""
         size = self.micro_batch_size
         return batch_size if size == "auto" else min(size, batch_size)
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """Where a training keeps its state, and what it goes on from.
-
-    Args:
-        dir: the folder, made if missing; None: the folder of `resume`.
-        every: steps between two checkpoints; the last two stay.
-        resume: False: begin anew, and delete an earlier training's files in the folder. True: go
-            on from the last checkpoint, if there is one. Or the file or folder to go on from.
-
-    Raises:
-        ValueError: if `every` is no positive integer, or neither argument names a folder.
-    """
-
-    dir: str | Path | None = None
-    every: int = 20
-    resume: bool | str | Path = False
-
-    def __post_init__(self) -> None:
-        _check(self, COUNT, "every")
-        if self.dir is None and isinstance(self.resume, bool):
-            raise ValueError("CheckpointConfig needs dir, or resume with a file or a folder")
-
-    @property
-    def folder(self) -> Path:
-        """Where checkpoints are kept."""
-        if self.dir is not None:
-            return Path(self.dir)
-        path = Path(self.resume)  # type: ignore[arg-type]  # checked above
-        return path if path.is_dir() else path.parent
 
 
 def _is_number(value: Any) -> bool:
@@ -292,6 +285,7 @@ def _check(config: Any, kind: str, *names: str, special: tuple[Any, ...] = ()) -
             raise ValueError(f"{name} must be {kind}{others}, got {value!r}")
 
 
-def _check_choice(config: Any, name: str, choices: Sequence[str]) -> None:
-    if (value := getattr(config, name)) not in choices:
-        raise ValueError(f"unknown {name} {value!r}: choose {', '.join(choices)}")
+def _check_choices(config: Any, **choices: Sequence[str]) -> None:
+    for name, values in choices.items():
+        if (value := getattr(config, name)) not in values:
+            raise ValueError(f"unknown {name} {value!r}: choose {', '.join(values)}")

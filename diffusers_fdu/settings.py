@@ -7,15 +7,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple, TypeVar
 
-from .config import DataConfig, PerformanceConfig, Robust, TrainConfig, Variational
+from . import config
 
 
 class Settings(NamedTuple):
     """All options, by what they are about."""
 
-    train: TrainConfig
-    data: DataConfig
-    performance: PerformanceConfig
+    train: config.TrainConfig
+    data: config.DataConfig
+    performance: config.PerformanceConfig
 
     @property
     def offloads(self) -> bool:
@@ -24,7 +24,8 @@ class Settings(NamedTuple):
 
     def pictures(self, concepts: int) -> int:
         """How many pictures are recorded at most for so many concepts."""
-        return self.data.pictures(concepts, self.train.retain_weight > 0)
+        retains = self.train.retain_weight > 0
+        return self.data.stages[-1] * (concepts + config.RETAIN_PER_TRAJECTORY * retains)
 
     @property
     def roles(self) -> int:
@@ -32,8 +33,8 @@ class Settings(NamedTuple):
         return 1 if self.train.surgery or not self.train.retain_weight else 2
 
 
-OPTIONS: tuple[Any, ...] = (TrainConfig, DataConfig, PerformanceConfig)
-Built = TypeVar("Built")
+OPTIONS: tuple[Any, ...] = (config.TrainConfig, config.DataConfig, config.PerformanceConfig)
+Config = TypeVar("Config")
 
 
 def option_names() -> list[str]:
@@ -42,52 +43,44 @@ def option_names() -> list[str]:
 
 
 def settings(options: Mapping[str, Any]) -> Settings:
-    """Sort options by what they are about.
+    """Sort options, given by their names, by what they are about.
 
-    Args:
-        options: fields of `TrainConfig`, `DataConfig`, `PerformanceConfig`, by name. In place of a
-            `Variational` or a `Robust` a mapping of its fields may stand, as in a YAML file or a
-            recipe: `{"estimator": {"variational": {"width": 32}}, "robust": {"every": 3}}`.
+    In place of a `Variational` or a `Robust` a mapping of its fields may stand, as in a YAML file
+    or a recipe: `{"estimator": {"variational": {"width": 32}}, "robust": {"every": 3}}`.
 
     Raises:
         TypeError: for an unknown name, with the nearest one.
         ValueError: for a bad value.
     """
     check_names(options, option_names())
-    found = dict(options)
-    if isinstance(estimator := found.get("estimator"), Mapping):
+    values = dict(options)
+    if isinstance(estimator := values.get("estimator"), Mapping):
         is_named = list(estimator) == ["variational"]
-        values, name = (estimator["variational"], ".variational") if is_named else (estimator, "")
-        found["estimator"] = _built(Variational, values, f"estimator{name}")
-    if isinstance(found.get("robust"), Mapping):
-        found["robust"] = _built(Robust, found["robust"], "robust")
-    return Settings(*(_built(kind, _part(found, kind)) for kind in OPTIONS))
+        critic, name = (estimator["variational"], ".variational") if is_named else (estimator, "")
+        values["estimator"] = _build(config.Variational, critic, f"estimator{name}.")
+    if isinstance(values.get("robust"), Mapping):
+        values["robust"] = _build(config.Robust, values["robust"], "robust.")
+
+    def part(kind: Any) -> Any:
+        names = [field.name for field in fields(kind)]
+        return kind(**{name: values[name] for name in names if name in values})
+
+    return Settings(*map(part, OPTIONS))
 
 
-def check_names(options: Mapping[str, Any], known: Collection[str], prefix: str = "") -> None:
-    """Refuse names that are not known.
+def _build(kind: type[Config], values: Mapping[str, Any] | None, prefix: str) -> Config:
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    check_names(values or {}, names, prefix)
+    return kind(**(values or {}))
 
-    Args:
-        options: values by name.
-        known: the names that they may have.
-        prefix: what the error puts before each name, such as "robust.".
 
-    Raises:
-        TypeError: with the nearest known name, or all of them if none is near.
+def check_names(options: Mapping[str, Any], valid: Collection[str], prefix: str = "") -> None:
+    """Raise a TypeError for a name that is not known, with the nearest that is, or all of them.
+
+    The error puts the prefix, such as "robust.", before each name.
     """
     for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            advice = f"did you mean {prefix}{near[0]}?" if near else "choose " + ", ".join(known)
+        if name not in valid:
+            near = difflib.get_close_matches(str(name), valid, n=1)
+            advice = f"did you mean {prefix}{near[0]}?" if near else "choose " + ", ".join(valid)
             raise TypeError(f"unknown option {prefix + str(name)!r}: {advice}")
-
-
-def _part(options: Mapping[str, Any], kind: Any) -> dict[str, Any]:
-    return {field.name: options[field.name] for field in fields(kind) if field.name in options}
-
-
-def _built(kind: type[Built], values: Mapping[str, Any] | None, name: str = "") -> Built:
-    """A dataclass of these values, which stand under `name` in the options."""
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    check_names(values or {}, known, f"{name}." if name else "")
-    return kind(**(values or {}))

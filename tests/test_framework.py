@@ -11,16 +11,7 @@ from conftest import build_tiny_pipe, latents
 from safetensors.torch import load_file
 from tiny import FAST, RUNS, add_other_adapter, state, unlearner
 
-from diffusers_fdu import (
-    AutoDivergence,
-    Concept,
-    Conjugate,
-    FDUnlearner,
-    NegativeGuidance,
-    Variational,
-    divergence,
-    retrain,
-)
+from diffusers_fdu import Concept, FDUnlearner, NegativeGuidance, Variational
 from diffusers_fdu.data.teacher import ask
 from diffusers_fdu.divergences.variational import VariationalLoss
 from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
@@ -75,56 +66,6 @@ def test_every_option_changes_what_is_trained(pipe, tmp_path, options, defaults)
     assert {k: after[k] for k in ("grad", "training", "scheduler", "rng")} == {
         k: before[k] for k in ("grad", "training", "scheduler", "rng")
     }
-
-
-@pytest.mark.parametrize(
-    ("target", "anchor", "f", "options"),
-    [
-        ("dog", NegativeGuidance(0.5), "js", {}),
-        (["dog", "apple"], ["cat", "tree"], "hellinger", {"surgery": True}),
-        (Concept("dog", "cat", aliases=["red dog"]), None, "chi2", {}),
-        ("dog", None, "tv", {"estimator": Variational(warmup_steps=1)}),
-        ("dog", "cat", "alpha=0.3", {"early_stop": 0.0}),
-    ],
-    ids=lambda value: str(value)[:40],
-)
-def test_a_recipe_trains_the_same_adapter_again(
-    pipe, tmp_path, target, anchor, f, options
-) -> None:
-    worker = unlearner(pipe, **options)
-    worker.unlearn(target, anchor, f=f)
-    folder = worker.save(tmp_path / "a")
-    recipe = json.loads((folder / "recipe.json").read_text())
-    retrain(build_tiny_pipe(), recipe, progress=False).save(tmp_path / "b")
-    name = "pytorch_lora_weights.safetensors"
-    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    again = json.loads((tmp_path / "b" / "recipe.json").read_text())
-    again["seconds"] = recipe["seconds"]
-    assert again == recipe
-
-
-GONE = {
-    "retain_from": ("vocabulary", "mined"),
-    "states": ("trajectory", "renoise"),
-    "timestep_sampling": ("uniform", "min_snr"),
-    "timestep_weights": ("uniform", "test_framework.<lambda>"),
-}
-
-
-def test_a_recipe_of_options_that_no_longer_exist(pipe) -> None:
-    """Retrained where it asks for what is done anyway, and refused otherwise."""
-    worker = unlearner(pipe, steps=2)
-    worker.unlearn("dog", "cat")
-    config = worker.recipe["config"]
-    old = {**config, **{name: plain for name, (plain, _) in GONE.items()}}
-    fresh = build_tiny_pipe()
-    retrain(fresh, {**worker.recipe, "config": old}, progress=False)
-    pairs = zip(pipe.unet.parameters(), fresh.unet.parameters(), strict=True)
-    assert all(torch.equal(one, other) for one, other in pairs)
-    for name, (_, other) in GONE.items():
-        asked = {**worker.recipe, "config": {**old, name: other}}
-        with pytest.raises(ValueError, match=f"{name}='{other}', and {name} no longer exists"):
-            retrain(build_tiny_pipe(), asked)
 
 
 def test_each_concept_has_its_own_sigma_and_they_share_one_adapter(pipe) -> None:
@@ -224,57 +165,6 @@ def test_a_critic_is_updated_as_often_as_asked(pipe, monkeypatch, warmup, each) 
     options = Variational(warmup_steps=warmup, critic_steps=each)
     unlearner(pipe, steps=4, estimator=options).unlearn(["dog", "apple"], "cat")
     assert len(calls) == warmup + 4 * each
-
-
-def test_a_conjugate_is_not_taken_for_kl(pipe) -> None:
-    own = Conjugate("mine", lambda u: u**2, lambda v: v)
-    with pytest.raises(TypeError, match="a Conjugate needs estimator='variational'"):
-        unlearner(pipe).unlearn("dog", "cat", f=own)
-
-
-def test_a_recipe_knows_the_adapters_that_were_there(pipe) -> None:
-    add_other_adapter(pipe)
-    worker = unlearner(pipe)
-    worker.unlearn("dog", "cat")
-    with pytest.raises(ValueError, match="on a pipe with the adapters {'other'.*has {}: load"):
-        retrain(build_tiny_pipe(), worker.recipe, progress=False)
-    fresh = build_tiny_pipe()
-    add_other_adapter(fresh)
-    retrain(fresh, worker.recipe, "again", progress=False)
-    pairs = zip(pipe.unet.named_parameters(), fresh.unet.named_parameters(), strict=True)
-    for (name, one), (_, other) in pairs:
-        assert torch.equal(one, other), name
-
-
-def test_f_by_preference(pipe) -> None:
-    class Swept:
-        def best(self, prefer="balance"):
-            return type("Best", (), {"f": {"erase": "tv"}[prefer]})
-
-    worker = unlearner(pipe, steps=1)
-    worker.unlearn("dog", "cat", f="auto")
-    assert worker.recipe["f"] == "hellinger"
-    worker.unlearn("dog", "cat", f=AutoDivergence("erase"))
-    assert worker.recipe["f"] == "chi2"
-    worker.unlearn("dog", "cat", f=AutoDivergence("erase", Swept()))
-    assert worker.recipe["f"] == "tv"
-    with pytest.raises(ValueError, match="unknown preference 'most': choose erase, balance"):
-        worker.unlearn("dog", "cat", f=AutoDivergence("most"))
-
-
-def test_the_variational_estimator_wants_a_conjugate(pipe) -> None:
-    drawn = latents(pipe)
-    worker = unlearner(pipe, estimator="variational", steps=3)
-    with pytest.raises(ValueError, match="'le_cam' has no conjugate here"):
-        worker.unlearn("dog", "cat", f="le_cam")
-    with pytest.raises(TypeError, match="name of a divergence or a Conjugate, got Divergence"):
-        worker.unlearn("dog", "cat", f=divergence("kl"))
-    assert torch.equal(latents(pipe), drawn)
-    own = Conjugate("pearson", lambda u: u**2 / 4 + u, lambda v: v)
-    worker.unlearn("dog", "cat", f=own)
-    assert worker.recipe["f"] == "conjugate:pearson"
-    with pytest.raises(ValueError, match="names 'conjugate:pearson', which is not in it"):
-        retrain(build_tiny_pipe(), worker.recipe)
 
 
 def test_training_that_fails_with_a_critic_leaves_the_pipe(pipe) -> None:

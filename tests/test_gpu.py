@@ -19,7 +19,8 @@ from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
 from diffusers_fdu.emoji.vocabulary import STYLES
 from diffusers_fdu.evaluation.attacks.run import ATTACKS
 from diffusers_fdu.evaluation.emoji import judge_cells
-from diffusers_fdu.training.memory import WORKSPACE, weight_bytes
+from diffusers_fdu.training.memory import WORKSPACE
+from diffusers_fdu.training.memory_trace import weight_bytes
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,3 +1,5 @@
+"""What an unlearning leaves on the pipe and in files, through the front door."""
+
 from __future__ import annotations
 
 import json
@@ -14,7 +16,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from tiny import FAST, RUNS, add_other_adapter, state, unlearner
 
-from diffusers_fdu import Concept, FDUnlearner, retrain
+from diffusers_fdu import FDUnlearner
+
+NAME = "pytorch_lora_weights.safetensors"
 
 
 @pytest.mark.parametrize("f", ["kl", "hellinger", "chi2", "js", "tv", "alpha=0.3"])
@@ -58,14 +62,11 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path) -> None:
         worker = unlearner(build_tiny_pipe(), seed=3)
         worker.unlearn("dog", "cat")
         folder = worker.save(tmp_path / str(i))
-        files.append((folder / "pytorch_lora_weights.safetensors").read_bytes())
+        files.append((folder / NAME).read_bytes())
     assert files[0] == files[1]
     other = unlearner(build_tiny_pipe(), seed=4)
     other.unlearn("dog", "cat")
-    assert (
-        other.save(tmp_path / "2").joinpath("pytorch_lora_weights.safetensors").read_bytes()
-        != (files[0])
-    )
+    assert (other.save(tmp_path / "2") / NAME).read_bytes() != files[0]
 
 
 LOAD = """
@@ -110,12 +111,8 @@ def test_plain_diffusers_loads_it_in_another_process(pipe, tmp_path) -> None:
     script = tmp_path / "load.py"
     script.write_text(textwrap.dedent(LOAD))
     arguments = [str(script), str(tmp_path / "pipe"), str(tmp_path / "lora")]
-    subprocess.run(
-        [sys.executable, *arguments, str(tmp_path / "images.pt")],
-        check=True,
-        cwd=tmp_path,
-        timeout=300,
-    )
+    command = [sys.executable, *arguments, str(tmp_path / "images.pt")]
+    subprocess.run(command, check=True, cwd=tmp_path, timeout=300)
     images = torch.load(tmp_path / "images.pt")
     assert (images["one"] - trained).abs().max() <= 1 / 255
     assert (images["1.0"] - trained).abs().max() <= 1 / 255
@@ -136,39 +133,8 @@ def test_rank_and_alpha_survive(pipe, tmp_path) -> None:
     config = fresh.unet.peft_config["again"]
     assert (config.r, config.lora_alpha) == (3, 7.5)
     torch.testing.assert_close(latents(fresh), latents(pipe), rtol=0, atol=1e-6)
-    keys = load_file(tmp_path / "pytorch_lora_weights.safetensors")
+    keys = load_file(tmp_path / NAME)
     assert keys and all(k.startswith("unet.") and "attn2.to_" in k for k in keys)
-
-
-def test_the_recipe_trains_the_same_adapter_again(pipe, tmp_path) -> None:
-    worker = unlearner(pipe)
-    worker.unlearn(Concept("dog", "cat", prompts=["a {}", "a red {}"]), f="js")
-    folder = worker.save(tmp_path / "a")
-    recipe = json.loads((folder / "recipe.json").read_text())
-    again = retrain(build_tiny_pipe(), recipe, progress=False)
-    again.save(tmp_path / "b")
-    name = "pytorch_lora_weights.safetensors"
-    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
-def test_the_learning_rate_follows_the_width(pipe) -> None:
-    """0.64 over the text's width, 16; the recipe holds the number."""
-    worker = unlearner(pipe, learning_rate="auto", steps=20)
-    worker.unlearn("dog", "cat")
-    assert worker.recipe["config"]["learning_rate"] == pytest.approx(0.04)
-    assert max(record.learning_rate for record in worker.history) == pytest.approx(0.04)
-
-
-def test_from_a_plain_start_the_rate_follows_the_root_of_the_width(pipe, tmp_path) -> None:
-    plain = unlearner(pipe, learning_rate="auto", steps=1, init="lora")
-    plain.unlearn("dog", "cat")
-    expected = 0.64 / (128 * 16) ** 0.5
-    assert plain.recipe["config"]["learning_rate"] == pytest.approx(expected)
-    plain.save(tmp_path)
-    # What goes on from an adapter does not begin with a B of 0.
-    further = unlearner(build_tiny_pipe(), learning_rate="auto", steps=1)
-    further.unlearn("dog", "cat", init_adapter=tmp_path)
-    assert further.recipe["config"]["learning_rate"] == pytest.approx(0.04)
 
 
 @pytest.mark.parametrize("f", ["kl", "chi2", "tv"])
@@ -328,7 +294,4 @@ def test_the_recipe_is_json_whatever_the_arguments(pipe, tmp_path) -> None:
     assert recipe["f"] == "alpha=0.3141592653589793"
     modes = {p.stat().st_mode for p in tmp_path.iterdir()}
     assert len(modes) == 1  # the LoRA is as readable as the recipe
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "pytorch_lora_weights.safetensors",
-        "recipe.json",
-    ]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [NAME, "recipe.json"]

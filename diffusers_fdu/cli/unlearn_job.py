@@ -17,12 +17,12 @@ from accelerate.utils import parse_flag_from_env
 
 from ..adapters import lora as adapters
 from ..adapters.loading import has_loader
-from ..config import CheckpointConfig
 from ..data.concepts import Concept, concepts
 from ..divergences.choice import AutoDivergence
 from ..divergences.profiles import divergence
 from ..settings import check_names, option_names, settings
-from ..training.tracking import check_trackers, tracked
+from ..training.callbacks import Callback, check_trackers, tracked
+from ..training.checkpoint import CheckpointConfig
 from ..unlearner import FDUnlearner
 from ..utils.distributed import Processes
 from ..utils.io import writable_folder

@@ -32,7 +32,7 @@ class ReplayBuffer:
     Attributes:
         pairs: indices of the texts of each target's prompt and of its anchor's, recorded or not.
         kept_texts: indices of the texts of what stays, recorded or not.
-        marker: what stands in the prompts of "attacked" rows, see `robust.expose`.
+        marker: what stands in the prompts of "attacked" rows, see `robust.record_attacks`.
         about: what the recording depended on.
     """
 

@@ -18,12 +18,7 @@ from ..pipelines.offload import check_streamed, placement
 
 
 def check_supported(performance: PerformanceConfig, model: nn.Module) -> None:
-    """Refuse what this denoiser cannot do, before anything is recorded.
-
-    Raises:
-        ValueError: if it has no gradient checkpointing, or is quantised and to be sharded, and
-            see `check_streamed`.
-    """
+    """Raise a ValueError for what this denoiser cannot do, before anything is recorded."""
     check_streamed(model)
     if performance.gradient_checkpointing is True and not can_checkpoint(model):
         raise ValueError(
@@ -34,28 +29,35 @@ def check_supported(performance: PerformanceConfig, model: nn.Module) -> None:
         raise ValueError("a quantised denoiser cannot be sharded: use shard=False")
 
 
-def can_checkpoint(model: nn.Module) -> bool:
-    """Whether a denoiser has gradient checkpointing."""
-    return bool(getattr(model, "_supports_gradient_checkpointing", False))
-
-
 def precision(
     model: nn.Module, mixed_precision: str
 ) -> tuple[Callable[[], AbstractContextManager], torch.amp.GradScaler]:
     """Autocast for the model's device, and the scaling that float16 gradients need."""
-    device, own = placement(model)
+    device, model_dtype = placement(model)
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(mixed_precision)
-    is_half = dtype == torch.float16 or (dtype is None and own == torch.float16)
+    is_half = (dtype or model_dtype) == torch.float16
     autocast = partial(torch.autocast, device.type, dtype=dtype, enabled=dtype is not None)
     return autocast, torch.amp.GradScaler(device.type, enabled=is_half)
 
 
 @contextmanager
-def set_aside(pipe: Any, keep: nn.Module, enabled: bool = True) -> Iterator[None]:
-    """Move a pipe's other modules to the CPU, and back where they were.
+def without_cudnn_attention() -> Iterator[None]:
+    """Let PyTorch choose among its other attention kernels for a while.
 
-    Modules that hooks move, that are spread over devices or quantised stay where they are.
+    On an H200 with PyTorch 2.11, which prefers cuDNN's there, its backward pass failed for
+    FLUX, and gave NaN for small heads; see docs/hardware.md.
     """
+    was_enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(was_enabled)
+
+
+@contextmanager
+def set_aside(pipe: Any, keep: nn.Module, enabled: bool = True) -> Iterator[None]:
+    """Move a pipe's other modules to the CPU, and back where they were."""
     others = [m for m in getattr(pipe, "components", {}).values() if m is not keep]
     movable = [m for m in others if isinstance(m, nn.Module) and can_set_aside(m)]
     with offload_models(*movable, device="cpu", offload=enabled):
@@ -65,40 +67,18 @@ def set_aside(pipe: Any, keep: nn.Module, enabled: bool = True) -> Iterator[None
 
 
 def can_set_aside(module: nn.Module) -> bool:
-    """Whether a module is on an accelerator and may be moved away."""
-    device = _single_device(module)
-    return device is not None and device.type not in ("cpu", "meta")
-
-
-def _single_device(module: nn.Module) -> torch.device | None:
-    """Where a module is; None if it may not be moved."""
+    """Whether a module is on one accelerator, not quantised, and moved by no hooks."""
     if getattr(module, "hf_quantizer", None) or getattr(module, "hf_device_map", None):
-        return None
+        return False
     if any(hasattr(m, "_hf_hook") or hasattr(m, "_diffusers_hook") for m in module.modules()):
-        return None
+        return False
     devices = {t.device for t in (*module.parameters(), *module.buffers())}
-    return devices.pop() if len(devices) == 1 else None
+    return len(devices) == 1 and devices.pop().type not in ("cpu", "meta")
 
 
-@contextmanager
-def checkpointed(model: nn.Module, enabled: bool | Auto) -> Iterator[None]:
-    """Gradient checkpointing for a while; a model that already has it keeps it.
-
-    Args:
-        model: the denoiser; `start_checkpointing` may be called on it in between.
-        enabled: begin with it.
-    """
-    names = ("gradient_checkpointing", "_gradient_checkpointing_func")
-    before = [(m, {n: m.__dict__[n] for n in names if n in m.__dict__}) for m in model.modules()]
-    try:
-        if enabled is True:
-            start_checkpointing(model)
-        yield
-    finally:
-        for module, values in before:
-            for name in names:
-                module.__dict__.pop(name, None)
-            module.__dict__.update(values)
+def can_checkpoint(model: nn.Module) -> bool:
+    """Whether a denoiser has gradient checkpointing."""
+    return bool(getattr(model, "_supports_gradient_checkpointing", False))
 
 
 def start_checkpointing(model: nn.Module) -> bool:
@@ -110,16 +90,34 @@ def start_checkpointing(model: nn.Module) -> bool:
 
 
 @contextmanager
-def compiled(model: nn.Module, enabled: bool, trial: Callable[[], Any]) -> Iterator[None]:
-    """The denoiser's repeated blocks compiled, or the whole of it where it names none.
+def checkpointed(model: nn.Module, enabled: bool | Auto) -> Iterator[None]:
+    """Begin with gradient checkpointing if it is enabled, and end as the model was."""
+    names = ("gradient_checkpointing", "_gradient_checkpointing_func")
+    flags = [(m, {n: m.__dict__[n] for n in names if n in m.__dict__}) for m in model.modules()]
+    try:
+        if enabled is True:
+            start_checkpointing(model)
+        yield
+    finally:
+        for module, values in flags:
+            for name in names:
+                module.__dict__.pop(name, None)
+            module.__dict__.update(values)
 
-    Args:
-        model: the denoiser, in place: names, weights and hooks stay.
-        enabled: False: nothing happens.
-        trial: runs the model as it will be run. Where it fails compiled, a RuntimeWarning says
-            why and the model is left uncompiled.
+
+@contextmanager
+def compiled(model: nn.Module, enabled: bool, trial: Callable[[], Any]) -> Iterator[None]:
+    """Compile a denoiser's repeated blocks in place, or all of it where it names none.
+
+    `trial` runs the model as it will be run. Where it fails compiled, a RuntimeWarning says why
+    and the model is left uncompiled.
     """
-    before = {m for m in model.modules() if m._compiled_call_impl is not None}
+    compiled_before = {m for m in model.modules() if m._compiled_call_impl is not None}
+
+    def uncompile() -> None:
+        for module in set(model.modules()) - compiled_before:
+            module.__dict__.pop("_compiled_call_impl", None)
+
     try:
         if enabled:
             try:
@@ -129,7 +127,7 @@ def compiled(model: nn.Module, enabled: bool, trial: Callable[[], Any]) -> Itera
                     model.compile()
                 trial()
             except Exception as error:
-                _uncompile(model, before)
+                uncompile()
                 reason = str(error).strip().splitlines()[:1] or [""]
                 warnings.warn(
                     f"the denoiser cannot be compiled ({type(error).__name__}: {reason[0]}); "
@@ -139,10 +137,4 @@ def compiled(model: nn.Module, enabled: bool, trial: Callable[[], Any]) -> Itera
                 )
         yield
     finally:
-        _uncompile(model, before)
-
-
-def _uncompile(model: nn.Module, before: set[nn.Module]) -> None:
-    for module in model.modules():
-        if module not in before:
-            module.__dict__.pop("_compiled_call_impl", None)
+        uncompile()

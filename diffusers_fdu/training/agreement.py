@@ -28,7 +28,7 @@ from ..adapters import lora as adapters
 from ..adapters.target_modules import has_cross_attention
 from ..data.replay_buffer import ReplayBuffer
 from ..data.rows import Half, Row
-from ..data.sampler import Batch, Sampler
+from ..data.sampler import Sampler
 from ..divergences.loss import DivergenceLoss
 from ..pipelines.offload import is_streamed, onloaded, placement, streamed
 from ..settings import Settings
@@ -46,12 +46,7 @@ NAME = "fdu-agreement"
 
 
 def starts_in_closed_form(settings: Settings, model: nn.Module) -> bool:
-    """Whether recording may stop early, since the adapter's start knows the texts of all pictures.
-
-    Args:
-        settings: of the training.
-        model: its denoiser.
-    """
+    """Whether recording may stop early, since the start knows the texts of all pictures."""
     return (
         settings.data.trajectories == "auto"
         and settings.train.init != "lora"
@@ -61,76 +56,52 @@ def starts_in_closed_form(settings: Settings, model: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Tells whether two halves of a recording agree, for each concept.
-
-    Args:
-        pipe: the pipeline.
-        model: its denoiser, without the new adapter.
-        settings: of the training.
-    """
+    """Tells whether two halves of a recording agree; the model is without the new adapter."""
 
     pipe: Any
     model: nn.Module
     settings: Settings
 
     def __call__(self, buffer: ReplayBuffer, halves: Sequence[Half]) -> bool:
-        """Whether to stop recording.
-
-        Args:
-            buffer: what was recorded so far.
-            halves: of each concept, the rows of the two halves of its pictures.
-        """
+        """Whether recording may stop: whether the halves of every concept's pictures agree."""
         with set_aside(self.pipe, self.model, self.settings.offloads):
-            return all(self.cosine(buffer, own) >= ENOUGH for own in halves)
+            return all(self.cosine(buffer, half_rows) >= ENOUGH for half_rows in halves)
 
     def cosine(self, buffer: ReplayBuffer, halves: Half) -> float:
-        """Between the halves' mean gradients; 0 where one cannot be told from noise."""
-        seed = self.settings.train.seed
-        sampler = Sampler(self.model, buffer, SIZE, seed, retains=False)
-        loss = DivergenceLoss("kl", "auto")
-        rows = 2 * self.settings.performance.micro_batch(self.settings.train.batch_size)
-        distances = initial_distances(self.model, sampler, loss, rows)
+        """Cosine between the halves' mean gradients; 0 where one cannot be told from noise."""
+        train, performance = self.settings.train, self.settings.performance
+        sampler = Sampler(self.model, buffer, SIZE, train.seed, retains=False)
+        loss, size = DivergenceLoss("kl", "auto"), performance.micro_batch(train.batch_size)
+        distances = initial_distances(self.model, sampler, loss, 2 * size)
         objective = Objective(loss, distances, 0.0)
-        generator = torch.Generator().manual_seed(seed)
-        with self._attached() as parameters:
-            found = []
-            for half in halves:
-                places = torch.randint(len(half), (CALLS, SIZE), generator=generator).tolist()
-                calls = [[half[i] for i in own] for own in places]
-                own = [self._gradient(parameters, sampler, objective, call) for call in calls]
-                found.append(torch.stack(own))
-        first, second = found
-        within = max(_product(first), 0.0) * max(_product(second), 0.0)
-        cross = (first @ second.T).mean().item()
-        return cross / within**0.5 if within else 0.0
+        autocast, _ = precision(self.model, performance.mixed_precision)
+        micro = MicroBatches(min(SIZE, self.settings.roles * size))
+        generator = torch.Generator().manual_seed(train.seed)
 
-    def _gradient(
-        self,
-        parameters: Sequence[nn.Parameter],
-        sampler: Sampler,
-        objective: Objective,
-        rows: Sequence[Row],
-    ) -> Tensor:
-        """Of the objective on these rows, (P,) on the CPU."""
-        chosen = self.settings.performance
-        autocast, _ = precision(self.model, chosen.mixed_precision)
-
-        def part(own: Sequence[Row]) -> Tensor:
-            batch: Batch = sampler.batch(own, [])
+        def part_of_gradient(rows: Sequence[Row]) -> Tensor:
+            batch = sampler.batch(rows, [])
             with torch.enable_grad():
                 value, _ = objective(answer_batch(self.model, batch, autocast), batch)
-                parts = torch.autograd.grad(SCALE * value, list(parameters))
-            return torch.cat([one.flatten() for one in parts]) * (len(own) / len(rows))
+                gradients = torch.autograd.grad(SCALE * value, parameters)
+            return torch.cat([g.flatten() for g in gradients]) * (len(rows) / SIZE)
 
-        limit = self.settings.roles * chosen.micro_batch(self.settings.train.batch_size)
-        found = MicroBatches(min(SIZE, limit)).map(part, rows)
-        return torch.stack(found).sum(0).double().cpu()
+        half_gradients = []
+        with self._attached() as parameters:
+            for half in halves:
+                places = torch.randint(len(half), (CALLS, SIZE), generator=generator).tolist()
+                calls = [micro.map(part_of_gradient, [half[i] for i in call]) for call in places]
+                sums = [torch.stack(parts).sum(0).double().cpu() for parts in calls]
+                half_gradients.append(torch.stack(sums))
+        first, second = half_gradients
+        within = max(_product(first), 0.0) * max(_product(second), 0.0)
+        across = (first @ second.T).mean().item()
+        return across / within**0.5 if within else 0.0
 
     @contextmanager
     def _attached(self) -> Iterator[list[nn.Parameter]]:
-        """A new adapter for a while, without effect; its weights."""
+        """Yield the weights of a new adapter without effect, which is there for a while."""
         model, train = self.model, self.settings.train
-        before = adapters.snapshot(model)
+        state_before = adapters.snapshot(model)
         device, streams = placement(model).device, is_streamed(model)
         config = adapters.lora_config(model, train.rank, train.alpha, train.target_modules)
         try:
@@ -141,13 +112,13 @@ class Agreement:
                     checkpointed(model, self.settings.performance.gradient_checkpointing),
                 ):
                     yield parameters
-                adapters.finish(model, NAME, before)
+                adapters.finish(model, NAME, state_before)
         finally:
-            adapters.remove(model, NAME, before)
+            adapters.remove(model, NAME, state_before)
 
 
 def _product(gradients: Tensor) -> float:
-    """Mean product of two different ones."""
+    """Mean product of two different gradients."""
     count = len(gradients)
     gram = gradients @ gradients.T
     return ((gram.sum() - gram.trace()) / (count * (count - 1))).item()

@@ -1,10 +1,9 @@
 """Choose how a training uses the memory that its device has.
 
 A step's rows stay the same whatever is chosen, and with them the adapter, within rounding: they
-go through the denoiser in micro-batches, the largest whose estimate fits. The order of preference
-follows what each costs in time: nothing; text encoders and autoencoder on the CPU while training,
-a copy there and back; fewer rows at once, as good as nothing once a device is busy; gradient
-checkpointing, one more forward pass.
+go through the denoiser in micro-batches, the largest whose estimate fits. What costs the least
+time comes first: text encoders and autoencoder on the CPU while training, a copy there and back;
+fewer rows at once, nearly nothing once a device is busy; checkpointing, one more forward pass.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import compress, product
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,10 @@ from ..config import Auto, PerformanceConfig
 from ..pipelines.context import RunContext
 from ..pipelines.offload import placement
 from ..pipelines.recorder import BATCH, STEPS
-from ..settings import Settings
 from ..utils.micro_batches import HELP, is_out_of_memory
 from .acceleration import can_checkpoint
-from .estimate import GIB, Estimate
-from .memory import GUIDED, Footprint, footprint, weight_bytes
+from .memory import GIB, GUIDED, Estimate, Footprint, footprint
+from .memory_trace import weight_bytes
 
 SHARE = 0.85
 """Of the free memory that an estimate may take: the rest is for what no trace sees, such as
@@ -41,14 +39,10 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Fit:
-    """What was chosen.
+    """What was chosen: options with a value for every "auto".
 
-    Args:
-        performance: with a value for every "auto".
-        available: bytes of the device that the training may count on.
-        estimate: of its memory; None: there is so much that nothing was traced.
-        offloads_recording: all models take turns on the device while recording.
-        seconds: that recording and all steps take at most, as far as known.
+    The training may count on `available` bytes. Its estimate is None if there is so much that
+    nothing was traced, and `seconds` is the time that recording and all steps take at most.
     """
 
     performance: PerformanceConfig
@@ -63,7 +57,7 @@ class Fit:
         return self.estimate is None or self.estimate.peak <= SHARE * self.available
 
     def line(self, pipe: Any, batch_size: int) -> str:
-        """The choice in one line, such as "StableDiffusionXL on 12 GB: micro-batch 4, ..."."""
+        """The choice in one line, such as "StableDiffusionXL on 12 GiB: micro-batch 4, ..."."""
         chosen = self.performance
         name = type(pipe).__name__.removesuffix("Pipeline")
         parts = [f"micro-batch {chosen.micro_batch(batch_size)} of {batch_size}"]
@@ -73,152 +67,123 @@ class Fit:
         parts += ["models taking turns"] if self.offloads_recording else []
         parts += [f"about {self.estimate.peak / GIB:.1f} GiB"] if self.estimate else []
         if self.seconds is not None:
-            long = self.seconds > 90
-            time = f"{self.seconds / 60:.0f} min" if long else f"{self.seconds:.0f} s"
-            parts += [f"at most about {time} here"]
+            is_long = self.seconds > 90
+            duration = f"{self.seconds / 60:.0f} min" if is_long else f"{self.seconds:.0f} s"
+            parts += [f"at most about {duration} here"]
         return f"{name} on {self.available / GIB:.0f} GiB: {', '.join(parts)}"
 
-    def shortage(self) -> str:
-        """What to say if it does not fit."""
-        assert self.estimate is not None
-        return (
-            f"the training takes about {self.estimate.peak / GIB:.1f} GiB, which may be more than "
-            f"the {self.available / GIB:.1f} GiB here: if it runs out of memory, {HELP}"
+
+@contextmanager
+def fitted(context: RunContext, pictures: int = 0, tells: bool = True) -> Iterator[RunContext]:
+    """Yield the context with a value for every "auto", see `fit_together`.
+
+    Meanwhile the denoiser is in evaluation mode, gradients are on, and the models take turns on
+    the device if they have to. `tells` says whether the choice is shown.
+    """
+    fit = fit_together(context, pictures if context.progress else 0)
+    if tells and context.progress:
+        print(fit.line(context.pipe, context.settings.train.batch_size), file=sys.stderr)
+    if tells and fit.estimate is not None and not fit.fits:
+        message = (
+            f"the training takes about {fit.estimate.peak / GIB:.1f} GiB, which may be more than "
+            f"the {fit.available / GIB:.1f} GiB here: if it runs out of memory, {HELP}"
         )
-
-
-def timed(fit: Fit, measured: Footprint, asked: int) -> Fit:
-    """With the time that the training takes at most, by one pass of a few rows.
-
-    Args:
-        fit: what was chosen.
-        measured: the footprint that it was chosen by.
-        asked: most steps of all recorded runs.
-    """
-    train, chosen = measured.settings.train, fit.performance
-    try:
-        forward, both = measured.seconds(chosen.gradient_checkpointing is True)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        return fit
-    recorded = MEAN_SHARE * asked * GUIDED * forward
-    trained = train.steps * train.batch_size * measured.roles * both
-    return replace(fit, seconds=measured.rows * (recorded + trained))
-
-
-def available_memory(pipe: Any, device: torch.device) -> int:
-    """Bytes that are free, or that hold the pipe's own weights."""
-    modules = [m for m in getattr(pipe, "components", {}).values() if isinstance(m, nn.Module)]
-    own = sum(
-        weight_bytes(module)
-        for module in modules
-        if any(True for _ in module.parameters())
-        and next(module.parameters()).device.type == device.type
-    )
-    return free_memory(device) + own
-
-
-def auto_fit(
-    pipe: Any,
-    model: nn.Module,
-    settings: Settings,
-    kwargs: dict[str, Any],
-    pictures: int = 0,
-    traces: bool = False,
-) -> Fit:
-    """Values for what `PerformanceConfig` leaves to the machine.
-
-    Args:
-        pipe: the pipeline.
-        model: its denoiser.
-        settings: of the training.
-        kwargs: of the recorded runs, such as height and width.
-        pictures: that will be recorded; 0: the time is not measured.
-        traces: estimate the memory even where there is plenty.
-
-    Raises:
-        ValueError: see `footprint`.
-    """
-    available = available_memory(pipe, placement(model).device)
-    measured = footprint(pipe, model, settings, kwargs)
-    if not traces and measured.bound(settings.train.batch_size) < SHARE * available:
-        chosen = settings.performance
-        record = BATCH if chosen.record_batch == "auto" else chosen.record_batch
-        size = chosen.micro_batch(settings.train.batch_size)
-        offload = chosen.offload is True
-        chosen = replace(chosen, micro_batch_size=size, record_batch=record, offload=offload)
-        return Fit(chosen, available)
-    fit = choose(measured, available)
-    steps = kwargs.get("num_inference_steps", STEPS)
-    return timed(fit, measured, pictures * steps) if pictures else fit
+        warnings.warn(message, RuntimeWarning, stacklevel=5)
+    context.model.eval()
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        model_offload(context.pipe, placement(context.model).device, fit.offloads_recording),
+    ):
+        yield replace(context, settings=context.settings._replace(performance=fit.performance))
 
 
 def fit_together(context: RunContext, pictures: int = 0, traces: bool = False) -> Fit:
-    """`auto_fit` of a context; the same on all processes that share a denoiser."""
-    pipe, settings, kwargs = context.pipe, context.settings, context.pipeline_kwargs
-    fit = auto_fit(pipe, context.model, settings, kwargs, pictures, traces)
-    if settings.performance.shard:
+    """Values for what `PerformanceConfig` leaves to the machine.
+
+    They are the same on all processes that share a denoiser. `pictures` is how many will be
+    recorded, and 0 for no measurement of the time. With `traces` the memory is estimated even
+    where there is plenty.
+    """
+    options, train = context.settings.performance, context.settings.train
+    available = available_memory(context.pipe, placement(context.model).device)
+    measured = footprint(context)
+    if not traces and measured.bound(train.batch_size) < SHARE * available:
+        size, offload = options.micro_batch(train.batch_size), options.offload is True
+        record = BATCH if options.record_batch == "auto" else options.record_batch
+        chosen = replace(options, micro_batch_size=size, record_batch=record, offload=offload)
+        fit = Fit(chosen, available)
+    else:
+        fit = choose(measured, available)
+        if pictures:
+            steps = context.pipeline_kwargs.get("num_inference_steps", STEPS)
+            fit = with_time(fit, measured, pictures * steps)
+    if options.shard:
         fit = min(context.processes.gather([fit]), key=lambda fit: fit.available)
     return fit
 
 
 def choose(measured: Footprint, available: int) -> Fit:
-    """The fastest settings whose estimate fits; the smallest if none does.
-
-    Args:
-        measured: of the pipe.
-        available: bytes on its device.
-    """
-    wanted, budget = measured.settings.performance, SHARE * available
-    size = wanted.micro_batch(measured.settings.train.batch_size)
-    sizes = _halvings(size) if wanted.micro_batch_size == "auto" else [size]
-    records = _halvings(BATCH) if wanted.record_batch == "auto" else [wanted.record_batch]
-    checkpoints = _choices(wanted.gradient_checkpointing, can_checkpoint(measured.model))
-    offloads = _choices(wanted.offload, measured.leaving > 0)
+    """The fastest options whose estimate fits these bytes; the smallest if none does."""
+    options, budget = measured.settings.performance, SHARE * available
+    size = options.micro_batch(measured.settings.train.batch_size)
+    sizes = _halvings(size) if options.micro_batch_size == "auto" else [size]
+    record_batches = _halvings(BATCH) if options.record_batch == "auto" else [options.record_batch]
+    checkpoints = _choices(options.gradient_checkpointing, can_checkpoint(measured.model))
+    offloads = _choices(options.offload, measured.leaving > 0)
     choices = list(product(checkpoints, sizes, offloads))
 
     def trains(checkpoint: bool, size: int, offload: bool) -> bool:
-        found = measured.estimate(size, 1, checkpoint, offload)
-        return found is not None and max(found.training, found.closed_form) <= budget
+        estimate = measured.estimate(size, 1, checkpoint, offload)
+        return estimate is not None and max(estimate.training, estimate.closed_form) <= budget
 
-    def records_at_once(count: int, turns: bool = False) -> bool:
-        found = measured.estimate(1, count, checkpoint, offload, turns)
-        return found is not None and found.recording <= budget
+    def records(count: int, turns: bool = False) -> bool:
+        estimate = measured.estimate(1, count, checkpoint, offload, turns)
+        return estimate is not None and estimate.recording <= budget
 
     checkpoint, size, offload = next((c for c in choices if trains(*c)), choices[-1])
-    record = next(filter(records_at_once, records), records[-1])
-    turns = not records_at_once(record) and wanted.offload == "auto" and measured.can_take_turns
+    record_batch = next(filter(records, record_batches), record_batches[-1])
+    turns = not records(record_batch) and options.offload == "auto" and measured.can_take_turns
     if turns:
-        record = next((n for n in records if records_at_once(n, turns)), records[-1])
-    chosen = replace(
-        wanted,
-        micro_batch_size=size,
-        record_batch=record,
-        # "auto" stays where it was not needed: what runs out of memory after all may still use it.
-        gradient_checkpointing=checkpoint or wanted.gradient_checkpointing,
-        offload=offload or turns,
-    )
-    estimate = measured.estimate(size, record, checkpoint, offload or turns, turns)
+        record_batch = next((n for n in record_batches if records(n, turns)), record_batches[-1])
+    offload = offload or turns
+    estimate = measured.estimate(size, record_batch, checkpoint, offload, turns)
+    chosen = replace(options, micro_batch_size=size, record_batch=record_batch, offload=offload)
+    if checkpoint:  # else "auto" stays: what runs out of memory after all may still use it
+        chosen = replace(chosen, gradient_checkpointing=True)
     return Fit(chosen, available, estimate, turns)
 
 
-def _choices(wanted: bool | Auto, is_possible: bool) -> list[bool]:
-    if wanted == "auto":
-        return [False, True] if is_possible else [False]
-    return [wanted]
+def _choices(option: bool | Auto, is_possible: bool) -> list[bool]:
+    if option != "auto":
+        return [option]
+    return [False, True] if is_possible else [False]
 
 
 def _halvings(size: int) -> list[int]:
     """A size, its half, and so on down to 1."""
-    found = [size]
-    while found[-1] > 1:
-        found.append((found[-1] + 1) // 2)
-    return found
+    sizes = [size]
+    while sizes[-1] > 1:
+        sizes.append((sizes[-1] + 1) // 2)
+    return sizes
+
+
+def with_time(fit: Fit, measured: Footprint, recorded_steps: int) -> Fit:
+    """The fit with the time of so many recorded and all trained steps, by one pass of few rows."""
+    train = measured.settings.train
+    try:
+        forward, both = measured.seconds(fit.performance.gradient_checkpointing is True)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            return fit
+        raise
+    recording = MEAN_SHARE * recorded_steps * GUIDED * forward
+    training = train.steps * train.batch_size * measured.roles * both
+    return replace(fit, seconds=measured.rows * (recording + training))
 
 
 @contextmanager
-def taking_turns(pipe: Any, device: torch.device, enabled: bool) -> Iterator[None]:
+def model_offload(pipe: Any, device: torch.device, enabled: bool) -> Iterator[None]:
     """Diffusers' model offloading for a while: each model is on the device while it is called."""
     if not enabled:
         yield
@@ -231,6 +196,14 @@ def taking_turns(pipe: Any, device: torch.device, enabled: bool) -> Iterator[Non
         pipe.to(device)
 
 
+def available_memory(pipe: Any, device: torch.device) -> int:
+    """Bytes that are free, or that hold the pipe's own weights."""
+    modules = [m for m in getattr(pipe, "components", {}).values() if isinstance(m, nn.Module)]
+    firsts = [next(module.parameters(), None) for module in modules]
+    is_here = [first is not None and first.device.type == device.type for first in firsts]
+    return free_memory(device) + sum(map(weight_bytes, compress(modules, is_here)))
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that PyTorch could still allocate on a device.
 
@@ -239,8 +212,8 @@ def free_memory(device: torch.device) -> int:
     by `torch.cuda.set_per_process_memory_fraction`.
     """
     if device.type == "cpu":
-        found = (psutil.virtual_memory().available, _container(), _address_space())
-        return max(0, int(min(found)))
+        limits = (psutil.virtual_memory().available, _container(), _address_space())
+        return max(0, int(min(limits)))
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         allocated = torch.cuda.memory_allocated(device)
@@ -269,26 +242,3 @@ def _address_space() -> float:
         return float("inf")
     limit, _ = process.rlimit(psutil.RLIMIT_AS)
     return float("inf") if limit < 0 else limit - process.memory_info().vms
-
-
-@contextmanager
-def fitted(context: RunContext, pictures: int = 0, tells: bool = True) -> Iterator[RunContext]:
-    """The frozen model for a while, and the options with a value for every "auto".
-
-    Args:
-        context: with the options as they were given.
-        pictures: most that will be recorded, for an estimate of the time; 0: none is made.
-        tells: say what was chosen.
-    """
-    fit = fit_together(context, pictures if context.progress else 0)
-    if tells and context.progress:
-        print(fit.line(context.pipe, context.settings.train.batch_size), file=sys.stderr)
-    if tells and not fit.fits:
-        warnings.warn(fit.shortage(), RuntimeWarning, stacklevel=5)
-    context.model.eval()
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        taking_turns(context.pipe, placement(context.model).device, fit.offloads_recording),
-    ):
-        yield replace(context, settings=context.settings._replace(performance=fit.performance))

@@ -1,8 +1,6 @@
 """Files that are whole or not there: a training's state, to go on from after a crash.
 
-A file is what `torch.save` writes, which is a zip archive with a checksum (CRC-32) of each of its
-members. It is written beside its place, flushed to the disk and moved there, so that a crash at
-any time leaves the older file.
+A file is what `torch.save` writes: a zip archive with a checksum (CRC-32) of each of its members.
 """
 
 from __future__ import annotations
@@ -10,12 +8,13 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..config import CheckpointConfig
 from ..utils.io import UNFINISHED, atomic_write, writable_folder
 
 KEPT = 2  # checkpoints of a training: the last, and one should the last be damaged
@@ -24,25 +23,57 @@ RECORDED = "recorded.state"
 ABOUT, STATE = "about", "state"
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values to a file, whole or not at all.
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Where a training keeps its state, and what it goes on from.
+
+    Args:
+        dir: the folder, made if missing; by default the folder of `resume`.
+        every: steps between two checkpoints, of which the last two stay.
+        resume: file or folder to go on from; True for the last checkpoint, if there is one; False
+            to begin anew, and delete an earlier training's files in the folder.
 
     Raises:
-        OSError: if it cannot be written; what was there is there.
+        ValueError: if `every` is no positive integer, or neither argument names a folder.
+
+    Example:
+        >>> unlearner = FDUnlearner(pipe, steps=2, trajectories=2, progress=False)
+        >>> _ = unlearner.unlearn("dog", "cat", checkpoint=CheckpointConfig("states", every=1))
+        >>> sorted(path.name for path in CheckpointConfig("states").folder.iterdir())
+        ['recorded.state', 'step-000001.state']
     """
+
+    dir: str | Path | None = None
+    every: int = 20
+    resume: bool | str | Path = False
+
+    def __post_init__(self) -> None:
+        if type(self.every) is not int or self.every < 1:
+            raise ValueError(f"every must be an integer of at least 1, got {self.every!r}")
+        if self.dir is None and isinstance(self.resume, bool):
+            raise ValueError("CheckpointConfig needs dir, or resume with a file or a folder")
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints are kept."""
+        if self.dir is not None:
+            return Path(self.dir)
+        path = Path(self.resume)  # type: ignore[arg-type]  # checked above
+        return path if path.is_dir() else path.parent
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values to a file; after an OSError the older file is there."""
     with atomic_write(path) as file:
         torch.save(content, file)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read what `write` wrote.
+    """Read what `write` wrote; a ValueError if the file is damaged or missing.
 
     The checksums cover every byte of the tensors and of the pickle that holds the rest. They do
     not cover the padding between members, and of the archive's own headers the dates, flags and
     attributes; a change there alters nothing that is loaded.
-
-    Raises:
-        ValueError: if the file is damaged, or is not there.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -55,14 +86,6 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} is damaged or no checkpoint") from error
 
 
-def _is_whole(path: Path) -> bool:
-    try:
-        read(path)
-    except ValueError:
-        return False
-    return True
-
-
 def step_files(folder: Path) -> list[Path]:
     """The checkpoints in a folder, the oldest first."""
     pattern = re.compile(r"step-\d{6,}\.state")
@@ -70,67 +93,47 @@ def step_files(folder: Path) -> list[Path]:
 
 
 class Checkpoints:
-    """A training's checkpoints in a folder.
+    """A training's checkpoints in a folder; `state` is what to go on from, if anything.
 
-    Args:
-        config: where they are kept, how often, and what to go on from.
-        about: what the training depends on, as JSON types; another training's are refused.
-        writes: whether this process writes.
-
-    Attributes:
-        state: what to go on from; None: from the beginning.
-
-    Raises:
-        ValueError: if the folder cannot be written, or the file to go on from is missing,
-            damaged, or of another training.
+    A ValueError refuses a folder that cannot be written, and a file to go on from that is missing,
+    damaged, or of another training, with another fingerprint.
     """
 
     def __init__(
-        self, config: CheckpointConfig, about: dict[str, Any], writes: bool = True
+        self, config: CheckpointConfig, fingerprint: dict[str, Any], writes: bool = True
     ) -> None:
         self.folder, self.every = config.folder, config.every
-        self.about, self.writes = about, writes
+        self.fingerprint, self.writes = fingerprint, writes
         if writes:
             writable_folder(self.folder)
         self._resumes = config.resume is not False
-        path = self._wanted(config.resume)
-        self.state = None if path is None else self._checked(path)
+        path = self._file_to_resume(config.resume)
+        self.state = None if path is None else self._read_own(path)
 
-    @property
-    def step(self) -> int:
-        """The step to go on from."""
-        return 0 if self.state is None else len(self.state["history"])
-
-    def _wanted(self, resume: bool | str | Path) -> Path | None:
-        if resume is False:
-            return None
-        folder = self.folder if resume is True else Path(resume)
-        if resume is not True and not folder.is_dir():
-            return folder
-        found = step_files(folder)
-        if not found and resume is not True:
-            raise ValueError(f"no checkpoint in {str(folder)!r}")
-        return found[-1] if found else None
+    def _file_to_resume(self, resume: bool | str | Path) -> Path | None:
+        if isinstance(resume, bool):
+            return max(step_files(self.folder), default=None) if resume else None
+        path = Path(resume)
+        if not path.is_dir():
+            return path
+        if not step_files(path):
+            raise ValueError(f"no checkpoint in {str(path)!r}")
+        return max(step_files(path))
 
     def recorded(self) -> dict[str, Any] | None:
-        """What this training had recorded; None: it is to be recorded now."""
+        """The state of the buffer that this training had recorded; None if there is none."""
         path = self.folder / RECORDED
         if not self._resumes or not path.exists():
             return None
         try:
-            return self._checked(path)
+            return self._read_own(path)
         except ValueError as error:
-            if self.state is None:
-                return None
-            warnings.warn(f"{error}; recording anew", RuntimeWarning, stacklevel=3)
+            if self.state is not None:
+                warnings.warn(f"{error}; recording anew", RuntimeWarning, stacklevel=3)
             return None
 
     def begin(self, recorded: dict[str, Any] | None) -> None:
-        """Keep what was recorded; if this is a new training, an earlier one's files go.
-
-        Args:
-            recorded: None: it is in the user's hands, or is kept already.
-        """
+        """Keep a newly recorded buffer; a new training deletes an earlier one's files."""
         if not self.writes:
             return
         if recorded is not None and not self._write(self.folder / RECORDED, recorded):
@@ -145,10 +148,7 @@ class Checkpoints:
             path.unlink(missing_ok=True)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Keep the state before a step, if it is time.
-
-        A full disk does not end the training: a RuntimeWarning says that this one is missing.
-        """
+        """Keep the state before a step, if it is time; a full disk does not end the training."""
         if step % self.every or not self.writes:
             return
         if self._write(self.folder / NAME.format(step), state):
@@ -157,29 +157,27 @@ class Checkpoints:
 
     def _write(self, path: Path, state: dict[str, Any]) -> bool:
         try:
-            write(path, {ABOUT: self.about, STATE: state})
+            write(path, {ABOUT: self.fingerprint, STATE: state})
         except OSError as error:
-            reason = error.strerror or error
-            warnings.warn(
-                f"no checkpoint {str(path)!r}: {reason}; training goes on",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            message = f"no checkpoint {str(path)!r}: {error.strerror or error}; training goes on"
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
             return False
         return True
 
-    def _checked(self, path: Path) -> dict[str, Any]:
+    def _read_own(self, path: Path) -> dict[str, Any]:
         try:
             content = read(path)
         except ValueError as error:
-            whole = [str(other) for other in step_files(path.parent) if _is_whole(other)]
-            advice = f"go on from {whole[-1]!r}" if whole else "no other is whole: start anew"
+            advice = "no other is whole: start anew"
+            for other in step_files(path.parent):
+                with suppress(ValueError):
+                    read(other)
+                    advice = f"go on from {str(other)!r}"
             raise ValueError(f"{error}; {advice}") from error
-        about = content[ABOUT]
-        for name, value in self.about.items():
-            if about.get(name) != value:
+        for name, value in self.fingerprint.items():
+            if (other := content[ABOUT].get(name)) != value:
                 raise ValueError(
-                    f"{str(path)!r} is of a training with {name}={about.get(name)!r}, this one "
+                    f"{str(path)!r} is of a training with {name}={other!r}, this one "
                     f"has {value!r}: use another folder for checkpoints, or do not resume"
                 )
         return content[STATE]

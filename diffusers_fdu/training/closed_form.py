@@ -17,8 +17,10 @@ recorded rows, and layers whose input depends on more than the text are left as 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +32,6 @@ from ..data.rows import Entry
 from ..pipelines.offload import placement
 from ..utils.micro_batches import MicroBatches
 from ..utils.nested import chunks
-from .alignment import align
 from .truncated_svd import truncated_svd
 
 KEEP = 10.0
@@ -39,87 +40,45 @@ RIDGE = 1e-3  # of the mean diagonal; 1e-5 lets rare directions move
 SHARE = 1e-5  # singular values below this share of the first carry rounding alone
 TEXTS = 256  # of a kind; more do not change the means
 TOGETHER = 2**28  # bytes of answers that are decomposed at once
-Inputs = dict[str, Tensor]
 
 
 @dataclass
 class Moments:
-    """Means over tokens that the least squares need.
-
-    Args:
-        pull: P above, (D, D), float64.
-        metric: M above, (D, D), float64, positive definite.
-    """
+    """P and M above, (D, D), float64."""
 
     pull: Tensor
     metric: Tensor
 
 
 @torch.no_grad()
-def closed_form_start(
-    model: nn.Module, adapter_name: str, buffer: ReplayBuffer, size: int = 16
-) -> int:
+def closed_form_start(model: nn.Module, adapter_name: str, buffer: ReplayBuffer, size: int) -> int:
     """Set an adapter's weights to the closed form, where a layer reads nothing but the text.
 
-    The denoiser runs three times as a whole, and then up to the first layer of those that are
-    given the same text.
-
-    Args:
-        model: the denoiser, the new adapter attached and active, still without effect.
-        adapter_name: the adapter.
-        buffer: what was recorded of it.
-        size: rows in one call of the denoiser, fewer if they do not fit the memory.
-
-    Returns:
-        How many layers were set; 0 if none reads the text alone, as in joint attention, or if
-        texts differ in length.
+    The adapter is active and still without effect. The denoiser runs twice as a whole, and
+    then up to the first layer of those that are given the same text, `size` rows in one call.
+    The answer is how many layers were set: 0 if none reads the text alone, as in joint attention,
+    or if texts differ in length.
     """
-    layers = _adapted(model, adapter_name)
-    pairs, kept = _asked(buffer)
-    if not pairs or buffer.is_ragged:
+    if buffer.is_ragged:
         return 0
-    capture = _Capture(model, buffer, layers)
-    twins = _twins(buffer)
-    names = capture.text_layers(*twins) if twins else []
-    groups = capture.groups(twins[0], names) if twins and names else []
-    heads = [group[0] for group in groups]
-    moments = _moments(capture, heads, pairs, kept, size)
+    # Entries of each target's text and its anchor's, and of each text to keep, in any one state.
+    state = buffer.entries("unlearn")[0].state
+    pairs = _spread([(Entry(state, t, -1), Entry(state, a, -1)) for t, a in buffer.pairs])
+    retained = _spread([Entry(state, text, -1) for text in buffer.kept_texts])
+    same_text = _same_text(buffer)
+    capture = _Capture(model, buffer, adapter_name)
+    groups = capture.text_layers(*same_text) if pairs and same_text is not None else []
+    if not groups:
+        return 0
+    moments = _moments(capture, [group[0] for group in groups], pairs, retained, size)
     dtype = placement(model).dtype
     for group in groups:
-        solve([layers[name] for name in group], adapter_name, moments[group[0]], dtype)
-    return len(names)
+        layers = [capture.layers[name] for name in group]
+        solve(layers, adapter_name, moments[group[0]], dtype)
+    return sum(map(len, groups))
 
 
-def solve(layers: Sequence[Any], adapter_name: str, moments: Moments, dtype: torch.dtype) -> None:
-    """Give layers that read the same text the matrices of their ranks nearest to W P M^-1.
-
-    Args:
-        layers: PEFT's LoRA layers, the new adapter still without effect.
-        adapter_name: the adapter.
-        moments: of what the layers read.
-        dtype: in which the layers compute.
-    """
-    basis, rows = _map(moments)
-    for alike in _alike(layers, adapter_name, basis.shape[1]):
-        _set(alike, adapter_name, basis, rows, dtype)
-
-
-def _adapted(model: nn.Module, adapter_name: str) -> dict[str, Any]:
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer) and adapter_name in module.lora_A
-    }
-
-
-def _asked(buffer: ReplayBuffer) -> tuple[list[tuple[Entry, Entry]], list[Entry]]:
-    """Entries of each target's text and its anchor's, and of each text to keep, in any state."""
-    state = buffer.entries("unlearn")[0].state
-    pairs = [(Entry(state, target, -1), Entry(state, own, -1)) for target, own in buffer.pairs]
-    return _spread(pairs), _spread([Entry(state, text, -1) for text in buffer.kept_texts])
-
-
-def _twins(buffer: ReplayBuffer) -> tuple[Entry, Entry] | None:
+def _same_text(buffer: ReplayBuffer) -> tuple[Entry, Entry] | None:
     """Two entries of one text in two states; None if there are none."""
     first: dict[int, Entry] = {}
     for entry in buffer.entries("unlearn"):
@@ -133,118 +92,125 @@ def _spread(items: list) -> list:
     return [items[i] for i in torch.linspace(0, len(items) - 1, count).round().long().tolist()]
 
 
-class _Seen(BaseException):
+class _Captured(BaseException):
     """Leaves the denoiser; no `except Exception` catches it."""
 
 
 class _Capture:
     """What the adapted layers are given while the denoiser answers recorded rows."""
 
-    def __init__(self, model: nn.Module, buffer: ReplayBuffer, layers: dict[str, Any]) -> None:
-        self.model, self.buffer, self.layers = model, buffer, layers
-        modules = {name for name, _ in model.named_modules()}
-        self.queries = {name: _queries(modules, name) for name in layers}
-        found = {name: model.get_submodule(name) for name in self.queries.values() if name}
-        self.watched = {**layers, **found}
+    def __init__(self, model: nn.Module, buffer: ReplayBuffer, adapter_name: str) -> None:
+        self.model, self.buffer = model, buffer
+        modules = dict(model.named_modules())
+        self.layers: dict[str, Any] = {
+            name: module
+            for name, module in modules.items()
+            if isinstance(module, LoraLayer) and adapter_name in module.lora_A
+        }
+        # The layer of the same attention that makes the queries, where there is one.
+        self.queries = {n: "".join((*n.rpartition(".")[:2], "to_q")) for n in self.layers}
+        queries = {name: modules[name] for name in self.queries.values() if name in modules}
+        self.watched = {**self.layers, **queries}
 
-    def inputs(self, entries: Sequence[Entry], names: Sequence[str]) -> Inputs:
+    def inputs(self, entries: Sequence[Entry], names: Sequence[str]) -> dict[str, Tensor]:
         """Inputs of the named layers, (B, L, D)."""
-        seen: Inputs = {}
+        captured: dict[str, Tensor] = {}
 
-        def keep(name: str) -> Any:
-            def hook(module: nn.Module, args: tuple) -> None:
-                seen[name] = args[0].detach()
-                if len(seen) == len(names):
-                    raise _Seen  # what comes after the last of them is of no interest
+        def capture(name: str, module: nn.Module, args: tuple) -> None:
+            captured[name] = args[0].detach()
+            if len(captured) == len(names):
+                raise _Captured  # what comes after the last of them is of no interest
 
-            return hook
-
-        handles = [self.watched[n].register_forward_pre_hook(keep(n)) for n in names]
+        handles = [self.watched[n].register_forward_pre_hook(partial(capture, n)) for n in names]
         try:
             calls = self.buffer.calls(entries, *placement(self.model))
             self.model(**calls[0].inputs)
-        except _Seen:
+        except _Captured:
             pass
         finally:
             for handle in handles:
                 handle.remove()
-        return seen
+        return captured
 
-    def text_layers(self, entry: Entry, same_text: Entry) -> list[str]:
-        """Layers that are given the same in two states of one text, and whose queries are not.
+    def text_layers(self, entry: Entry, same_text: Entry) -> list[list[str]]:
+        """Layers that read the text alone, in groups that are given the same tensor.
 
-        Where the text attends to itself, another key does not make it another text.
+        Such a layer is given the same in two states of one text, and its queries are not: where
+        the text attends to itself, another key does not make it another text.
         """
-        own = self.inputs([entry], list(self.watched))
-        other = self.inputs([same_text], list(self.watched))
-        fixed = {n for n, v in own.items() if v.dim() == 3 and torch.equal(v, other[n])}
-        return [n for n in self.layers if n in fixed and self.queries[n] not in fixed]
-
-    def groups(self, entry: Entry, names: Sequence[str]) -> list[list[str]]:
-        """Layers that are given the same tensor."""
-        found: list[tuple[Tensor, list[str]]] = []
-        for name, value in self.inputs([entry], names).items():
-            group = next((names for other, names in found if torch.equal(other, value)), None)
+        inputs = self.inputs([entry], list(self.watched))
+        others = self.inputs([same_text], list(self.watched))
+        fixed = {n for n, v in inputs.items() if v.dim() == 3 and torch.equal(v, others[n])}
+        groups: list[list[str]] = []
+        for name in [n for n in inputs if n in fixed and n in self.layers]:
+            if self.queries[name] != name and self.queries[name] in fixed:
+                continue
+            group = next((g for g in groups if torch.equal(inputs[g[0]], inputs[name])), None)
             if group is None:
-                found.append((value, [name]))
+                groups.append([name])
             else:
                 group.append(name)
-        return [group for _, group in found]
-
-
-def _queries(modules: set[str], name: str) -> str | None:
-    """The layer of the same attention that makes the queries; None if there is none."""
-    other = ".".join([*name.split(".")[:-1], "to_q"])
-    return other if other in modules and other != name else None
+        return groups
 
 
 def _moments(
     capture: _Capture,
     names: Sequence[str],
     pairs: Sequence[tuple[Entry, Entry]],
-    kept: Sequence[Entry],
+    retained: Sequence[Entry],
     size: int,
 ) -> dict[str, Moments]:
     """P and M of each layer, over all tokens of all prompts."""
-    sums: dict[str, list[Tensor]] = {}
-
-    def add(name: str, place: int, value: Tensor, count: int) -> None:
-        if name not in sums:
-            sums[name] = [torch.zeros_like(value) for _ in range(3)]
-        sums[name][place] += value / count
+    pull: dict[str, Any] = defaultdict(float)
+    changed: dict[str, Any] = defaultdict(float)
+    held: dict[str, Any] = defaultdict(float)
 
     def change(part: Sequence[tuple[Entry, Entry]]) -> None:
         targets = capture.inputs([target for target, _ in part], names)
         anchors = capture.inputs([anchor for _, anchor in part], names)
         for name in names:
             c, a = _exact(targets[name]), _exact(anchors[name])
-            a = align(c, a).flatten(0, 1)
             tokens = len(pairs) * c.shape[1]
-            c = c.flatten(0, 1)
-            add(name, 0, (a - c).T @ c, tokens)
-            add(name, 1, c.T @ c, tokens)
+            c, a = c.flatten(0, 1), align(c, a).flatten(0, 1)
+            pull[name] += (a - c).T @ c / tokens
+            changed[name] += c.T @ c / tokens
 
     def keep(part: Sequence[Entry]) -> None:
         for name, value in capture.inputs(part, names).items():
-            k = _exact(value)
-            tokens = len(kept) * k.shape[1]
-            k = k.flatten(0, 1)
-            add(name, 2, k.T @ k, tokens)
+            tokens = len(retained) * value.shape[1]
+            k = _exact(value).flatten(0, 1)
+            held[name] += k.T @ k / tokens
 
     micro = MicroBatches(size)
     micro.map(change, pairs)
-    micro.map(keep, kept)
+    micro.map(keep, retained)
     moments = {}
-    for name, (pull, changed, held) in sums.items():
-        metric = changed + KEEP * held
+    for name in names:
+        metric = changed[name] + KEEP * held[name]
         metric.diagonal().add_(RIDGE * metric.diagonal().mean())
-        moments[name] = Moments(pull, metric)
+        moments[name] = Moments(pull[name], metric)
     return moments
 
 
 def _exact(value: Tensor) -> Tensor:
     """In float64 where it is, or on the CPU: not every accelerator has float64."""
     return value.to(value.device if value.is_cuda else "cpu", torch.float64)
+
+
+def solve(layers: Sequence[Any], adapter_name: str, moments: Moments, dtype: torch.dtype) -> None:
+    """Give layers that read the same text the matrices of their ranks nearest to W P M^-1.
+
+    The adapter on PEFT's LoRA layers is still without effect. `dtype` is that of their inputs.
+    """
+    basis, rows = _map(moments)
+    alike: dict[Any, list[Any]] = {}
+    for layer in layers:
+        up = layer.lora_B[adapter_name].weight
+        alike.setdefault((len(up), up.device), []).append(layer)
+    for (width, _), members in alike.items():
+        size = max(1, TOGETHER // (8 * basis.shape[1] * width))
+        for part in chunks(members, size):
+            _set(part, adapter_name, basis, rows, dtype)
 
 
 def _map(moments: Moments) -> tuple[Tensor, Tensor]:
@@ -265,34 +231,70 @@ def _map(moments: Moments) -> tuple[Tensor, Tensor]:
     return left * values, rows
 
 
-def _alike(layers: Sequence[Any], adapter_name: str, columns: int) -> list[Sequence[Any]]:
-    """Layers with outputs of one width, on one device, as many as are decomposed at once."""
-    found: dict[Any, list[Any]] = {}
-    for layer in layers:
-        up = layer.lora_B[adapter_name].weight
-        found.setdefault((len(up), up.device), []).append(layer)
-    parts: list[Sequence[Any]] = []
-    for (width, _), alike in found.items():
-        size = max(1, TOGETHER // (8 * columns * width))
-        parts += chunks(alike, size)
-    return parts
-
-
 def _set(
     layers: Sequence[Any], adapter_name: str, basis: Tensor, rows: Tensor, dtype: torch.dtype
 ) -> None:
     """Give layers of one width the matrices of their ranks that are nearest to W basis rows."""
     device = layers[0].lora_A[adapter_name].weight.device
     # The layers themselves multiply: quantised weights and other adapters are their own business.
-    asked = torch.cat([torch.zeros_like(basis[:, :1]), basis], 1).T.to(device, dtype)
-    answers = torch.stack([_exact(layer(asked)) for layer in layers]).to(basis.device)
+    # Zeros go with the basis, since a layer may add a bias, which is taken off again.
+    inputs = torch.cat([torch.zeros_like(basis[:, :1]), basis], 1).T.to(device, dtype)
+    answers = torch.stack([_exact(layer(inputs)) for layer in layers]).to(basis.device)
     rank = max(layer.r[adapter_name] for layer in layers)
-    found = truncated_svd((answers[:, 1:] - answers[:, :1]).mT, rank)
-    for layer, left, values, right in zip(layers, *found, strict=True):
+    # As the rows are orthonormal in the metric, the nearest matrix keeps the leading vectors of
+    # W basis. The root of the values goes to each side, and the scaling is divided out.
+    decomposed = truncated_svd((answers[:, 1:] - answers[:, :1]).mT, rank)
+    for layer, left, values, right in zip(layers, *decomposed, strict=True):
         down, up = layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight
-        own = min(layer.r[adapter_name], len(values))
-        root = (values[:own] / layer.scaling[adapter_name]).sqrt()
+        count = min(layer.r[adapter_name], len(values))
+        root = (values[:count] / layer.scaling[adapter_name]).sqrt()
         down.zero_()
         up.zero_()
-        down[:own] = (root[:, None] * (right[:own] @ rows)).to(down)
-        up[:, :own] = (left[:, :own] * root).to(up)
+        down[:count] = (root[:, None] * (right[:count] @ rows)).to(down)
+        up[:, :count] = (left[:, :count] * root).to(up)
+
+
+def align(target: Tensor, anchor: Tensor) -> Tensor:
+    """For every token of the target the anchor's token that takes its place.
+
+    Dynamic time warping (Sakoe and Chiba, 1978): of all monotone paths through both sequences,
+    the one with the least sum of squared distances. Equal beginnings are paired as they are, and
+    "Mickey Mouse" against "dog" needs no tokenizer. Of several anchor tokens on one target token
+    the nearest is taken. Tokens are (B, L, D) and (B, M, D), the answer is (B, L, D).
+    """
+    # The path is found on the CPU: hundreds of steps, one after the other, of some numbers each.
+    cost = torch.cdist(target, anchor).square().cpu()
+    steps = _path_steps(cost)
+    batch, length, width = cost.shape
+    nearest = torch.full((batch, length), torch.inf, dtype=cost.dtype)
+    chosen = torch.zeros(batch, length, dtype=torch.long)
+    every = torch.arange(batch)
+    i, j = torch.full((batch,), length - 1), torch.full((batch,), width - 1)
+    for _ in range(length + width - 1):
+        here = cost[every, i, j]
+        is_nearer = here < nearest[every, i]
+        nearest[every, i] = torch.where(is_nearer, here, nearest[every, i])
+        chosen[every, i] = torch.where(is_nearer, j, chosen[every, i])
+        step = steps[every, i, j]  # at the origin nothing moves any more
+        i, j = i - (step != 2).long(), j - (step != 1).long()
+        i, j = i.clamp(min=0), j.clamp(min=0)
+    index = chosen.to(anchor.device)[..., None].expand(-1, -1, anchor.shape[2])
+    return anchor.gather(1, index)
+
+
+def _path_steps(cost: Tensor) -> Tensor:
+    """How the best path reaches each pair: 0 by a step in both, 1 in the target, 2 in the anchor.
+
+    One anti-diagonal at a time, whose pairs do not depend on each other.
+    """
+    batch, length, width = cost.shape
+    total = torch.full((batch, length + 1, width + 1), torch.inf, dtype=cost.dtype)
+    total[:, 0, 0] = 0
+    steps = torch.zeros(batch, length, width, dtype=torch.long)
+    for diagonal in range(length + width - 1):
+        i = torch.arange(max(0, diagonal - width + 1), min(length, diagonal + 1))
+        j = diagonal - i
+        predecessors = torch.stack([total[:, i, j], total[:, i, j + 1], total[:, i + 1, j]])
+        best, steps[:, i, j] = predecessors.min(0)
+        total[:, i + 1, j + 1] = best + cost[:, i, j]
+    return steps

@@ -1,11 +1,9 @@
 """A denoiser whose frozen weights are shared out over the processes: FSDP2's `fully_shard`.
 
 Every process keeps its part of each frozen weight. A block's weights are brought together for its
-call, and once more for its gradients, and let go. The adapter's weights are few and stay whole,
-so that their gradients are averaged as without sharding.
-
-The training calls a copy of the denoiser's modules around the same weights. So the pipe's own
-modules stay as they are, and ending the training needs no word from the other processes.
+call, and once more for its gradients, and let go. The adapter's weights are few and stay whole.
+The training calls a copy of the denoiser's modules around the same weights, so that the pipe's own
+stay as they are, and ending the training needs no word from the other processes.
 """
 
 from __future__ import annotations
@@ -28,66 +26,47 @@ from torch.distributed.fsdp import OffloadPolicy, fully_shard
 def sharded(
     model: nn.Module, parameters: Sequence[nn.Parameter], device: torch.device, enabled: bool
 ) -> Iterator[nn.Module]:
-    """The denoiser with its frozen weights shared out, for a while.
+    """Yield what to call: a copy of the denoiser with its frozen weights shared out.
 
-    All processes must call it equally often. The whole weights wait in the CPU's memory.
-
-    Args:
-        model: the denoiser, without hooks that bring its weights layer by layer.
-        parameters: the weights that are trained, which stay whole.
-        device: where it runs.
-        enabled: False: the model itself is given.
-
-    Yields:
-        What to call: a copy of the modules, with the same `parameters`.
-
-    Raises:
-        ValueError: see `blocks`.
+    All processes must call it equally often. The `parameters` that are trained stay whole and are
+    the copy's, too; meanwhile the frozen weights wait in the CPU's memory. The model must have no
+    hooks that bring its weights layer by layer.
     """
     if not enabled:
         yield model
         return
     trained = set(parameters)
     frozen = [p for p in model.parameters() if p not in trained]
-    before = [(p, p.device) for p in (*frozen, *parameters)]
+    devices = [(p, p.device) for p in (*frozen, *parameters)]
     try:
         for parameter in frozen:
             parameter.data = parameter.data.to("cpu")
         for parameter in parameters:
             parameter.data = parameter.data.to(device)
-        asked = _shared_out(_twin(model, trained), trained, device)
+        shards = _shared_out(_twin(model, trained), trained, device)
         with warnings.catch_warnings():
             # It warns of answers that are views; diffusers' models do not write into them.
             warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
-            yield asked
+            yield shards
     finally:
-        for parameter, place in before:
-            parameter.data = parameter.data.to(place)
+        for parameter, original_device in devices:
+            parameter.data = parameter.data.to(original_device)
 
 
 def blocks(model: nn.Module, names: Sequence[str] | None = None) -> list[nn.Module]:
-    """What is brought together at a time: the members of the denoiser's lists of modules.
-
-    Args:
-        model: the denoiser.
-        names: classes to take instead.
-
-    Raises:
-        ValueError: if there are none.
-    """
+    """What is brought together at a time: modules of the named classes, or of the lists in it."""
     if names:
-        found = [m for m in model.modules() if type(m).__name__ in names]
+        modules = [m for m in model.modules() if type(m).__name__ in names]
     else:
         lists = [child for child in model.children() if isinstance(child, nn.ModuleList)]
-        found = [member for members in lists for member in members]
-    if not found:
-        wanted = f"of the classes {', '.join(names)}" if names else "to shard"
-        raise ValueError(f"{type(model).__name__} has no blocks {wanted}: use shard=False")
-    return found
+        modules = [member for members in lists for member in members]
+    if not modules:
+        missing = f"of the classes {', '.join(names)}" if names else "to shard"
+        raise ValueError(f"{type(model).__name__} has no blocks {missing}: use shard=False")
+    return modules
 
 
 def _twin(model: nn.Module, trained: set[nn.Parameter]) -> nn.Module:
-    """The same modules again, around the same weights; the trained ones are the same objects."""
     memo = {id(p): p for p in trained}
     for parameter in model.parameters():
         # FSDP moves the data of the parameters that it is given.
@@ -98,9 +77,8 @@ def _twin(model: nn.Module, trained: set[nn.Parameter]) -> nn.Module:
 def _shared_out(model: nn.Module, trained: set[nn.Parameter], device: torch.device) -> nn.Module:
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2)  # what `accelerate launch` was told
     mesh = init_device_mesh(device.type, (get_world_size(),))
-    # Those inside others come first, as `fully_shard` wants.
-    found = [*reversed(blocks(model, plugin.transformer_cls_names_to_wrap)), model]
-    for module in found:
+    # Inner modules come first, as `fully_shard` wants.
+    for module in [*reversed(blocks(model, plugin.transformer_cls_names_to_wrap)), model]:
         fully_shard(
             module,
             mesh=mesh,

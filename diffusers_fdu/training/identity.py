@@ -17,28 +17,27 @@ SAMPLED = 4096  # elements of each tensor that the fingerprint looks at
 
 
 def pipe_facts(pipe: Any) -> dict[str, Any]:
-    """Of a pipe: its class, scheduler, weights, and the adapters on its denoisers."""
+    """A pipe's class, scheduler, weights, and the adapters on its denoisers."""
     scheduler = getattr(pipe, "scheduler", None)
     # What begins with "_" says how it was made, in any order.
     config = dict(getattr(scheduler, "config", {}))
     config = {name: value for name, value in config.items() if not name.startswith("_")}
-    models = {name: getattr(pipe, name) for name in denoiser_names(pipe)}
     return {
         "pipe": type(pipe).__name__,
         "scheduler": [type(scheduler).__name__, config],
         "weights": fingerprint(pipe),
-        "adapters": {name: active_strengths(model) for name, model in models.items()},
+        "adapters": {name: active_strengths(getattr(pipe, name)) for name in denoiser_names(pipe)},
     }
 
 
 def active_strengths(model: nn.Module) -> dict[str, float]:
-    """Of the adapters that count as part of the frozen model."""
+    """Strengths of the active adapters, which count as part of the frozen model."""
     return adapters.strengths(model, adapters.snapshot(model).active)
 
 
 @torch.no_grad()
 def fingerprint(pipe: Any) -> str:
-    """Of the dtype and of evenly spread elements of every weight in the pipe.
+    """A digest of dtype, shape and evenly spread elements of every weight in the pipe.
 
     Weights that hooks keep elsewhere are known by their shapes alone.
     """
@@ -65,11 +64,7 @@ def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def function_name(function: Any) -> str:
-    """What a cache or a checkpoint knows a function by.
-
-    Raises:
-        ValueError: if it has no name of its own.
-    """
+    """The name by which a cache knows a function; a ValueError if it has none of its own."""
     name = getattr(function, "cache_key", None)
     if name is None:
         name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '<')}"

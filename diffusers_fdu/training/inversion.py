@@ -3,10 +3,9 @@
     v* = argmin_v E || eps(x_t, c(v), t) - goal(x_t, t) ||^2
 
 c(v) is the conditioning that the pipe makes of prompts with v in their slots; the goal is what was
-recorded at the same states, such as the original model's answers to an erased concept. Pham et
-al., "Circumventing Concept Erasure Methods For Text-to-Image Generative Models" (arXiv
-2308.01508), with that answer in place of the noise that was added to a picture: the same minimum
-in expectation, with less variance.
+recorded at the same states, such as the original model's answers to an erased concept. This is
+Circumventing Concept Erasure (Pham et al., arXiv 2308.01508), with that answer in place of the
+noise that was added to a picture: the same minimum in expectation, with less variance.
 """
 
 from __future__ import annotations
@@ -31,13 +30,10 @@ from ..utils.nested import flatten, unflatten
 
 @dataclass(frozen=True)
 class Goal:
-    """States, and what is to be answered there.
+    """Rows of a buffer: states, and what is to be answered there.
 
-    Args:
-        buffer: holds them.
-        entries: rows of it; their texts are not looked at, unless `template_of` does.
-        names: the denoiser's arguments that depend on the text.
-        template_of: which of several prompts a row is asked with.
+    `names` are the denoiser's arguments that depend on the text, and `template_of` says which of
+    several prompts a row is asked with.
     """
 
     buffer: ReplayBuffer
@@ -51,31 +47,23 @@ class Goal:
         return [self.entries[i] for i in places.tolist()]
 
     def loss(self, model: nn.Module, entries: Sequence[Entry], texts: Mapping[str, Any]) -> Tensor:
-        """How far the model is from the goal: mean squared error, (B,), float32.
+        """How far the model is from the goal on B rows: mean squared error, (B,), float32.
 
-        Args:
-            model: the denoiser.
-            entries: B rows.
-            texts: conditioning (K, ...) of the K prompts, by argument.
+        `texts` holds the conditioning (K, ...) of the K prompts for each argument.
         """
         device, dtype = placement(model)
         target = self.buffer.predictions(entries).to(device, torch.float32)
-        parts = [
-            self._asked(part, entries, texts) for part in self.buffer.calls(entries, device, dtype)
-        ]
-        answer = predict(model, parts).float()
-        return (answer - target).flatten(1).square().mean(1)
-
-    def _asked(self, part: Part, entries: Sequence[Entry], texts: Mapping[str, Any]) -> Part:
-        """The call with other texts."""
-        rows = [self.template_of(entries[place]) for place in part.places]
-        flat = flatten(part.inputs)
-        for name in self.names:
-            flat[name] = _picked(texts[name], rows)
-        return Part(unflatten(flat), part.places)
+        calls = []
+        for call in self.buffer.calls(entries, device, dtype):
+            prompts = [self.template_of(entries[place]) for place in call.places]
+            arguments = flatten(call.inputs)
+            for name in self.names:
+                arguments[name] = _rows_of(texts[name], prompts)
+            calls.append(Part(unflatten(arguments), call.places))
+        return (predict(model, calls).float() - target).flatten(1).square().mean(1)
 
 
-def _picked(text: Any, rows: list[int]) -> Any:
+def _rows_of(text: Any, rows: list[int]) -> Any:
     if text is None:
         return None
     return text[rows] if torch.is_tensor(text) else [text[row] for row in rows]
@@ -83,13 +71,9 @@ def _picked(text: Any, rows: list[int]) -> Any:
 
 @dataclass(frozen=True)
 class Inversion:
-    """How token embeddings are learned.
+    """How token embeddings are learned: steps of Adam, and the rows in each of them.
 
-    Args:
-        steps: of Adam.
-        batch: rows in a step.
-        learning_rate: at first, in standard deviations of the embedding table; falls to 0
-            linearly.
+    The learning rate is in standard deviations of the embedding table, and falls to 0 linearly.
     """
 
     steps: int = 100
@@ -106,21 +90,12 @@ class Inversion:
         generator: torch.Generator,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
     ) -> list[Tensor]:
-        """The vectors that come nearest to the goal, from where the slots' are.
+        """The vectors that come nearest to the goal, starting from where the slots' are.
 
-        Args:
-            model: the denoiser.
-            slots: of the pipe.
-            recorder: of the same pipe, which makes the conditioning.
-            marked: prompts with the slots' marker, as many as the goal's templates.
-            goal: what is to be answered.
-            generator: of the rows.
-            autocast: precision of the denoiser.
-
-        Returns:
-            One tensor (count, width) for each text encoder, float32, without gradient.
+        `marked` are prompts with the slots' marker, one for each of the goal's templates. The
+        generator draws the rows. There is one tensor (count, width), float32, for each encoder.
         """
-        vectors = [own.clone().requires_grad_() for own in slots.vectors]
+        vectors = [vector.clone().requires_grad_() for vector in slots.vectors]
         groups: list[dict[str, Any]] = [
             {"params": [vector], "lr": self.learning_rate * slots.spread(i)}
             for i, vector in enumerate(vectors)
@@ -138,8 +113,8 @@ class Inversion:
 
         for _ in range(self.steps):
             parts = micro.map(gradients, goal.drawn(self.batch, generator))
-            for vector, own in zip(vectors, zip(*parts, strict=True), strict=True):
-                vector.grad = torch.stack(own).sum(0)
+            for vector, gradient in zip(vectors, zip(*parts, strict=True), strict=True):
+                vector.grad = torch.stack(gradient).sum(0)
             optimizer.step()
             schedule.step()
         return [vector.detach() for vector in vectors]

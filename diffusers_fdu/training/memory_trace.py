@@ -12,7 +12,7 @@ import copy
 import logging
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,37 +23,31 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ..pipelines.denoiser import predicted, sample_name
 from ..utils.micro_batches import is_out_of_memory
+from .identity import plain_tensors
 
 
 class StorageCounter(TorchDispatchMode):
-    """Counts the bytes of the storages that operations make.
+    """Counts the bytes of storages that operations make: `current` ones alive, and their `peak`.
 
-    Args:
-        known: tensors whose storages do not count.
-        plain: what operations are given in place of some tensors, by their ids.
-
-    Attributes:
-        current: bytes that are alive.
-        peak: the most there were at once.
+    Storages of `uncounted` tensors are there already. `plain` holds what operations are given in
+    place of some tensors, by their ids.
     """
 
     def __init__(
-        self, known: Iterable[Tensor] = (), plain: Mapping[int, Tensor] | None = None
+        self, uncounted: Iterable[Tensor] = (), plain: Mapping[int, Tensor] | None = None
     ) -> None:
         super().__init__()
         self.plain = plain or {}
         self.current = self.peak = 0
         self._seen: dict[int, weakref.ref] = {}
-        for tensor in known:
-            self._watch(tensor, 0)
+        for tensor in uncounted:
+            self._watch(tensor.untyped_storage(), 0)
 
-    def add(self, tensor: Tensor) -> None:
-        """Count a tensor's storage, once."""
-        self._watch(tensor, tensor.untyped_storage().nbytes())
-
-    def _watch(self, tensor: Tensor, size: int) -> None:
-        storage = tensor.untyped_storage()
+    def _watch(self, storage: torch.UntypedStorage, size: int) -> None:
+        # A view shares the storage of its base. The address of the C++ object tells storages
+        # apart, also fake ones, and is free for another once the storage is gone.
         key = storage._cdata
         if key in self._seen:
             return
@@ -69,7 +63,6 @@ class StorageCounter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run an operation and count what it made."""
         if self.plain:
             args, kwargs = tree_map_only(
                 Tensor, lambda value: self.plain.get(id(value), value), (args, kwargs)
@@ -77,8 +70,15 @@ class StorageCounter(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         for value in tree_leaves(output):
             if torch.is_tensor(value):
-                self.add(value)
+                storage = value.untyped_storage()
+                self._watch(storage, storage.nbytes())
         return output
+
+
+def weight_bytes(module: nn.Module, recurse: bool = True) -> int:
+    """Bytes of a module's weights as they are stored, quantised or not."""
+    tensors = (*module.parameters(recurse), *module.buffers(recurse))
+    return sum(part.numel() * part.element_size() for t in tensors for part in plain_tensors(t))
 
 
 def twin(model: nn.Module) -> nn.Module:
@@ -90,43 +90,58 @@ def twin(model: nn.Module) -> nn.Module:
     return remove_hook_from_module(copy.deepcopy(model, memo), recurse=True)
 
 
+def denoiser_pass(
+    model: nn.Module, autocast: Callable[[], Any], trained: Sequence[nn.Parameter] = ()
+) -> Callable[[dict[str, Any]], None]:
+    """A denoiser's forward pass; with its backward pass if there are weights that are trained."""
+
+    def run(inputs: dict[str, Any]) -> None:
+        with torch.set_grad_enabled(bool(trained)), autocast():
+            output = predicted(model(**inputs), inputs[sample_name(model)])
+        if trained:
+            loss = output.float().square().mean()
+            del output  # as in the training, where autograd alone keeps what it needs
+            torch.autograd.grad(loss, trained, allow_unused=True)
+
+    return run
+
+
 def peak_bytes(module: nn.Module, function: Callable[[Any], Any], inputs: Any) -> int | None:
-    """Most bytes alive while a function runs, besides a module's weights.
+    """Most bytes alive while a function runs that calls a module, besides the module's weights.
 
-    Args:
-        module: what the function calls, a `twin`.
-        function: called with the inputs.
-        inputs: tensors in any nesting.
-
-    Returns:
-        None if it had to run for real and ran out of memory, or could not run at all, of which a
-        RuntimeWarning says why.
+    The module has to be a `twin`; the inputs are tensors in any nesting. The answer is None if
+    the function ran for real and out of memory, or could not run, as a RuntimeWarning says then.
     """
     weights = [*module.parameters(), *module.buffers()]
     device = weights[0].device
 
-    def counted(given: Any, known: Iterable[Tensor], plain: Mapping[int, Tensor]) -> int:
-        with StorageCounter(known, plain) as counter:
-            function(given)
+    def count(inputs: Any, uncounted: Iterable[Tensor], plain: Mapping[int, Tensor]) -> int:
+        with StorageCounter(uncounted, plain) as counter:
+            function(inputs)
         return counter.peak
 
     logger = logging.getLogger("torch._subclasses.fake_tensor")  # it logs what it raises
-    before, logger.disabled = logger.disabled, True
+    was_disabled, logger.disabled = logger.disabled, True
     try:
-        own = detect_fake_mode(weights)
-        mode = own or FakeTensorMode(allow_non_fake_inputs=True)
-        fake = tree_map_only(Tensor, lambda v: mode.from_tensor(v).to(device), inputs)
+        # A module may have fake weights already: then they are what operations are given.
+        # Others are real, and the mode makes a fake of each when an operation first meets it; the
+        # same fakes are made here beforehand, so that the counter leaves the weights out.
+        weights_mode = detect_fake_mode(weights)
+        mode = weights_mode or FakeTensorMode(allow_non_fake_inputs=True)
+        fake_inputs = tree_map_only(Tensor, lambda v: mode.from_tensor(v).to(device), inputs)
         plain = _plain(weights)
-        known = weights if own else [mode.from_tensor(plain.get(id(w), w)) for w in weights]
+        uncounted = weights
+        if weights_mode is None:
+            uncounted = [mode.from_tensor(plain.get(id(w), w)) for w in weights]
         with mode:
-            return counted(fake, known, plain)
+            return count(fake_inputs, uncounted, plain)
     except Exception:  # whatever fake tensors cannot do here, real ones can
         pass
     finally:
-        logger.disabled = before
+        logger.disabled = was_disabled
     try:
-        given = tree_map_only(Tensor, lambda v: v.to(device), inputs)
-        return counted(given, [weight.detach() for weight in weights], {})
+        real_inputs = tree_map_only(Tensor, lambda v: v.to(device), inputs)
+        return count(real_inputs, [weight.detach() for weight in weights], {})
     except Exception as error:
         if not is_out_of_memory(error):
             name, reason = type(module).__name__, " ".join(str(error).split())[:200]
@@ -140,7 +155,7 @@ def peak_bytes(module: nn.Module, function: Callable[[Any], Any], inputs: Any) -
 
 def _plain(weights: Iterable[Tensor]) -> dict[int, Tensor]:
     """Weights of classes that fake tensors refuse, as those of bitsandbytes, as plain ones."""
-    known = (nn.Parameter, Tensor, FakeTensor)
-    special = [w for w in weights if type(w) not in known and not is_traceable_wrapper_subclass(w)]
+    usual = (nn.Parameter, Tensor, FakeTensor)
+    special = [w for w in weights if type(w) not in usual and not is_traceable_wrapper_subclass(w)]
     with torch._C.DisableTorchFunctionSubclass():
         return {id(w): w.detach().as_subclass(Tensor) for w in special}

@@ -30,16 +30,9 @@ class Objective:
     start at a difference of 0, where every profile has the shape of kl; their sigma is the
     median of the concepts'.
 
-    Args:
-        loss: its sigma is a number for all concepts, or "auto".
-        distances: initial distances of the rows to unlearn, before sigma, one tensor (N,) for
-            each concept.
-        retain_weight: 0: no row is there to retain.
-        critic: takes the place of the profile: the variational estimator; see `balance`.
-
-    Attributes:
-        sigmas: of each concept.
-        first: mean initial s.
+    `distances` are those of the rows to unlearn from their targets at first, before sigma: one
+    tensor (N,) for each concept. `first` is their mean s. The weight is 0 if no row is there to
+    retain. A critic, the variational estimator, takes the place of the profile; see `balance`.
 
     Raises:
         ValueError: if the divergence has no slope at this sigma, or a sigma cannot be calibrated.
@@ -59,57 +52,24 @@ class Objective:
         starts = [d / sigma**2 for d, sigma in zip(distances, self.sigmas, strict=True)]
         self.first = torch.stack([start.mean() for start in starts]).mean().item()
         device = distances[0].device
+        # Of several concepts in one batch each row has the sigma of its own: answers and targets
+        # are divided by it (`_scaled`), and the loss itself is left with a sigma of 1.
         is_one = len(starts) == 1
         sigma = self.sigmas[0] if is_one else 1.0
+        self._sigmas = None if is_one else torch.tensor(self.sigmas, device=device)
         self._unlearn = DivergenceLoss(loss.divergence, sigma, loss.reduction, loss.kernel)
         middle = sorted(self.sigmas)[len(self.sigmas) // 2]
         self._retain = DivergenceLoss("kl", middle, loss.reduction, loss.kernel)
+        # With a sigma given as a number, concepts start at different places of the profile, and
+        # so in different units. The loss is divided by the mean unit, and a row's share makes
+        # that its own: all concepts pull alike. Under "auto" the shares are 1.
         units = [2 * _slope(loss, start, s) for start, s in zip(starts, self.sigmas, strict=True)]
         self._unit = sum(units) / len(units)
-        self._force = 1.0
-        self._sigmas = None if is_one else torch.tensor(self.sigmas, device=device)
         self._shares = torch.tensor([self._unit / unit for unit in units], device=device)
-
-    def unlearn(self, answer: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The part of the rows to unlearn.
-
-        Args:
-            answer: the student's predictions of these rows, (size, ...).
-            batch: theirs.
-
-        Returns:
-            A scalar, and (mean phi, mean s), (2,), without gradient.
-        """
-        target, shares = batch.target[: batch.size], None
-        if self.critic is not None:
-            return self._from_critic(answer, target, batch)
-        if self._sigmas is not None:
-            answer, target = self._scaled(answer, batch), self._scaled(target, batch)
-            shares = self._shares[batch.concept]
-        value, s = self._unlearn.with_distance(answer, target, weights=shares)
-        return value / self._unit, torch.stack([value, s.mean()]).detach()
-
-    def retain(self, answer: Tensor, batch: Batch) -> Tensor:
-        """The part of the rows to retain: mean s / 2 times its weight.
-
-        Args:
-            answer: the student's predictions of these rows, (B - size, ...).
-            batch: theirs.
-        """
-        value, _ = self._retain.with_distance(answer, batch.target[batch.size :])
-        return self._weight * value
+        self._force = 1.0  # of the critic, see `balance`
 
     def __call__(self, answer: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The objective of a batch, and its parts.
-
-        Args:
-            answer: the student's predictions, (B, ...).
-            batch: its rows.
-
-        Returns:
-            The objective, a scalar, and (objective, mean phi, mean s, mean retain s / 2), (4,),
-            without gradient.
-        """
+        """The objective of the student's predictions (B, ...) on a batch, and its `metrics`."""
         objective, figures = self.unlearn(answer[: batch.size], batch)
         retain = torch.zeros_like(objective)
         if self._weight:
@@ -117,37 +77,39 @@ class Objective:
             objective = objective + retain
         return objective, self.metrics(objective, figures, retain)
 
+    def unlearn(self, answer: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The part of the rows to unlearn, predicted as (size, ...), and (mean phi, mean s)."""
+        target, shares = batch.target[: batch.size], None
+        if self.critic is not None:
+            return self._from_critic(self.critic, answer, target, batch)
+        if self._sigmas is not None:
+            answer, target = self._scaled(answer, batch), self._scaled(target, batch)
+            shares = self._shares[batch.concept]
+        value, s = self._unlearn.with_distance(answer, target, weights=shares)
+        return value / self._unit, torch.stack([value, s.mean()]).detach()
+
+    def retain(self, answer: Tensor, batch: Batch) -> Tensor:
+        """The part of the rows to retain, predicted as (B - size, ...): weight * mean s / 2."""
+        value, _ = self._retain.with_distance(answer, batch.target[batch.size :])
+        return self._weight * value
+
     def metrics(self, objective: Tensor, unlearn: Tensor, retain: Tensor) -> Tensor:
-        """(objective, mean phi, mean s, mean retain s / 2), (4,), without gradient."""
+        """(objective, mean phi, mean s, mean retain s / 2), (4,), detached."""
         share = retain / self._weight if self._weight else retain
         return torch.stack([objective, *unlearn, share]).detach()
 
-    def prepare(self, answer: Tensor, batch: Batch) -> None:
-        """One step of the critic alone.
-
-        Args:
-            answer: the student's predictions of rows to unlearn, (size, ...).
-            batch: these rows come first in it.
-        """
+    def update_critic(self, answer: Tensor, batch: Batch, steps: int) -> None:
+        """Steps of the critic alone, on predictions (size, ...) of the batch's rows to unlearn."""
         assert self.critic is not None
-        size = batch.size
-        self.critic.update(answer, batch.target[:size], batch.timestep[:size])
-
-    def update_critic(self, answer: Tensor, batch: Batch) -> None:
-        """The critic's steps for one of the student, see `prepare`."""
-        assert self.critic is not None
-        for _ in range(self.critic.options.critic_steps):
-            self.prepare(answer, batch)
+        for _ in range(steps):
+            self.critic.update(answer, batch.target[: batch.size], batch.timestep[: batch.size])
 
     @torch.enable_grad()
     def balance(self, answer: Tensor, batch: Batch) -> None:
         """Scale the critic's pull to the one that the profile has on the same predictions.
 
-        A critic's slope is in no unit that could be weighed against the retain loss.
-
-        Args:
-            answer: the student's predictions of rows to unlearn alone, before the first step.
-            batch: theirs.
+        A critic's slope is in no unit that could be weighed against the retain loss. The
+        predictions are those of rows to unlearn alone, before the first step.
         """
         assert self.critic is not None
         critic, self.critic = self.critic, None
@@ -155,29 +117,29 @@ class Objective:
         (exact,) = torch.autograd.grad(self.unlearn(leaf, batch)[0], leaf)
         self.critic = critic
         bound = critic(leaf, batch.target, batch.timestep)
-        (own,) = torch.autograd.grad(bound, leaf)
+        (gradient,) = torch.autograd.grad(bound, leaf)
         tiny = torch.finfo(torch.float32).tiny
-        squares = torch.stack([exact.square().sum(), own.square().sum()])
+        squares = torch.stack([exact.square().sum(), gradient.square().sum()])
         critic.processes.mean_([squares])
         pull, slope = squares.sqrt()
         self._force = (pull / slope.clamp(min=tiny)).clamp(max=STRONGEST).item()
 
     def state_dict(self) -> dict[str, Any]:
-        """What it was made with and has learnt since, for a checkpoint."""
-        made = {"distances": self.distances}
-        if self.critic is None:
-            return made
-        return {**made, **self.critic.state_dict(), "force": self._force}
+        """What it was made with and has learnt since."""
+        critic = {} if self.critic is None else self.critic.state_dict() | {"force": self._force}
+        return {"distances": self.distances, **critic}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as from that state, of an objective made with the same distances."""
+        """Go on as from the state of an objective that was made with the same distances."""
         if self.critic is not None:
             self.critic.load_state_dict(state)
             self._force = state["force"]
 
-    def _from_critic(self, answer: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        assert self.critic is not None
-        bound = self.critic(answer, target, batch.timestep[: batch.size])
+    def _from_critic(
+        self, critic: VariationalLoss, answer: Tensor, target: Tensor, batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        # A critic sees predictions as they are; sigmas only put the distance on its usual scale.
+        bound = critic(answer, target, batch.timestep[: batch.size])
         distance = self._unlearn.distance(answer.detach(), target)
         sigmas = self.sigmas[0] if self._sigmas is None else self._sigmas[batch.concept]
         figures = torch.stack([bound, (distance / sigmas**2).mean()]).detach()
@@ -190,7 +152,7 @@ class Objective:
 
 
 def _slope(loss: DivergenceLoss, start: Tensor, sigma: float) -> float:
-    """Slope at half the median initial difference."""
+    """Slope of the profile at half the median initial difference."""
     half = start.median().reshape(1) / 4  # s is a square
     slope = loss.divergence.dphi(half).item()
     if not 0 < slope < math.inf:
@@ -203,20 +165,13 @@ def _slope(loss: DivergenceLoss, start: Tensor, sigma: float) -> float:
 
 @torch.no_grad()
 def initial_distances(
-    model: nn.Module, sampler: Sampler, loss: DivergenceLoss, size: int = 16
+    model: nn.Module, sampler: Sampler, loss: DivergenceLoss, size: int
 ) -> list[Tensor]:
-    """Distances of the frozen model to each concept's anchor, on up to 64 rows in all.
+    """Distances, before sigma, of the frozen model to each concept's anchor: one (N,) for each.
 
-    Args:
-        model: the denoiser, no new adapter on it.
-        sampler: of what was recorded.
-        loss: measures the distance, before sigma.
-        size: rows in one call of the denoiser.
-
-    Returns:
-        One tensor (N,) for each concept.
+    No new adapter may be on the model. Up to 64 rows in all are asked, `size` in one call.
     """
-    found = []
+    distances = []
     for concept in range(sampler.concepts):
         rows = sampler.spread(concept, max(LEAST, MEASURED // sampler.concepts))
 
@@ -224,8 +179,8 @@ def initial_distances(
             batch = sampler.batch(part, [])
             return loss.distance(answer_batch(model, batch), batch.target)
 
-        found.append(torch.cat(MicroBatches(size).map(distance, rows)))
-    return found
+        distances.append(torch.cat(MicroBatches(size).map(distance, rows)))
+    return distances
 
 
 def answer_batch(

@@ -1,4 +1,4 @@
-"""The optimizer: AdamW, its learning rate, and clipped gradients."""
+"""The optimizer of an adapter's weights, and what happens to their gradients on the way to it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .callbacks import StepRecord
+WARMUP = 0.05  # share of the steps
 
 
 def make_optimizer(
@@ -23,9 +23,6 @@ def make_optimizer(
     return torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0, fused=is_cuda or None)
 
 
-WARMUP = 0.05  # share of the steps
-
-
 def learning_rate_factor(step: int, steps: int) -> float:
     """Linear warm-up over `WARMUP` of the steps, then a cosine to 0."""
     warmup = max(1, round(WARMUP * steps))
@@ -34,38 +31,38 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale gradients down to a norm; exponential divergences would overflow its square.
+def gradient_of(parameter: nn.Parameter) -> Tensor:
+    """A weight's gradient; zeros if it has none."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
-    Returns:
-        The largest absolute element before, (); NaN or infinite if any is.
+
+def project(gradient: Sequence[Tensor], other: Sequence[Tensor]) -> None:
+    """Take the part of a gradient g that points against another, h, out of it, in place.
+
+        g <- g - min(<g, h>, 0) / |h|^2 h
+
+    over all tensors as one vector (Yu et al., "Gradient Surgery for Multi-Task Learning", arXiv
+    2001.06782, here in one direction: the retain gradient stays whole). Both have to be complete
+    gradients, summed over micro-batches and processes before.
+    """
+    dot = torch.stack(
+        [(g.float() * h.float()).sum() for g, h in zip(gradient, other, strict=True)]
+    ).sum()
+    square = torch.stack(torch._foreach_norm(list(other))).float().norm().square()
+    share = dot.clamp(max=0) / square.clamp(min=torch.finfo(torch.float32).tiny)
+    torch._foreach_sub_(list(gradient), [h * share for h in other])
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale gradients down to a norm, and return their largest absolute element, ().
+
+    It is NaN or infinite if any element is.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    # All tensors in one launch each: a UNet's adapter has hundreds.
+    # All tensors go in one launch each, since a UNet's adapter has hundreds. The largest element
+    # is divided out first: gradients of exponential divergences would overflow the norm's square.
     largest = torch.stack(torch._foreach_norm(gradients, math.inf)).max()
     torch._foreach_div_(gradients, largest.clamp(min=torch.finfo(largest.dtype).tiny))
     norm = torch.stack(torch._foreach_norm(gradients)).norm()
     torch._foreach_mul_(gradients, torch.minimum(largest, max_norm / norm.clamp(min=1.0)))
     return largest
-
-
-def check_finite(record: StepRecord, largest_gradient: float, is_scaled: bool) -> None:
-    """Refuse a step whose figures are not finite.
-
-    Args:
-        record: of the step.
-        largest_gradient: largest absolute element of its gradients.
-        is_scaled: whether the gradients are those of a scaled loss, which may overflow.
-
-    Raises:
-        FloatingPointError: with what could be changed.
-    """
-    if not math.isfinite(record.loss):
-        raise FloatingPointError(
-            f"the loss is {record.loss} at step {record.step}: "
-            "lower learning_rate, or use mixed_precision='no'"
-        )
-    if not is_scaled and not math.isfinite(largest_gradient):
-        raise FloatingPointError(
-            f"a gradient is {largest_gradient} at step {record.step}: set another sigma"
-        )

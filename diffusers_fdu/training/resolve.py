@@ -41,16 +41,9 @@ F = str | Divergence | Generator | Conjugate | AutoDivergence
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """One adapter that is to be trained, with a value for every option that a denoiser resolves.
+    """One adapter that is to be trained; the config's rank, alpha and layers are those of `lora`.
 
-    Args:
-        concepts: what it is to forget.
-        adapter_name: its name on the denoiser.
-        config: how it is trained; rank, alpha and layers are those of `lora`.
-        lora: PEFT's configuration of it.
-        loss: the divergence.
-        critic: of the variational estimator; None: the divergence's profile is used.
-        init_adapter: the adapter to go on from; None: see `TrainConfig.init`.
+    The variational estimator has a conjugate, and a training that goes on `init_adapter`.
     """
 
     concepts: Sequence[Concept]
@@ -58,16 +51,16 @@ class TrainingPlan:
     config: TrainConfig
     lora: LoraConfig
     loss: DivergenceLoss
-    critic: Conjugate | None = None
+    conjugate: Conjugate | None = None
     init_adapter: AdapterFile | None = None
 
     @property
     def f(self) -> str:
         """The divergence's name, as the recipe has it; a user's own conjugate is in no file."""
-        if self.critic is None:
+        if self.conjugate is None:
             return self.loss.divergence.name
-        is_known = CONJUGATES.get(self.critic.name) is self.critic
-        return self.critic.name if is_known else f"conjugate:{self.critic.name}"
+        is_known = CONJUGATES.get(self.conjugate.name) is self.conjugate
+        return self.conjugate.name if is_known else f"conjugate:{self.conjugate.name}"
 
     def facts(self) -> dict[str, Any]:
         """What the recipe says of it besides the options."""
@@ -89,37 +82,34 @@ def resolve_plan(
 ) -> TrainingPlan:
     """Check everything about a training that can be checked before it begins.
 
-    Args:
-        context: the pipeline and the options.
-        concepts: what is to be forgotten.
-        f: see `FDUnlearner.unlearn`.
-        adapter_name: None: made from the targets.
-        init_adapter: folder or Hub name of an adapter to go on from; None: begin anew.
-
     Raises:
-        TypeError: if f is of a kind that the estimator cannot take.
-        ValueError: for a bad f or name, if the adapter is not to be trusted or does not fit, or
-            if the denoiser cannot be trained with these options.
+        TypeError, ValueError: for a bad f or name, if the adapter to go on from is not to be
+            trusted or does not fit, or if the denoiser cannot be trained with these options.
     """
     model, config = context.model, context.settings.train
-    origin, lora = _resolve_init_adapter(model, config, init_adapter)
+    origin = None
+    if init_adapter is None:
+        lora = adapters.lora_config(model, config.rank, config.alpha, config.target_modules)
+    else:
+        origin = read_adapter(local_folder(init_adapter))
+        check_fits(origin, model)
+        lora = origin.lora_config()
     modules = sorted(lora.target_modules or ())
     config = replace(config, rank=lora.r, alpha=lora.lora_alpha, target_modules=modules)
-    loss, critic = build_loss(f, config)
+    loss, critic_conjugate = build_loss(f, config)
     default_name = adapters.name_for([concept.target for concept in concepts])
     name = adapter_name or adapters.free_name(default_name, model)
     adapters.check_adapter_name(name, model)
     adapters.check_denoiser(model)
     check_supported(context.settings.performance, model)
-    return TrainingPlan(concepts, name, config, lora, loss, critic, origin)
+    return TrainingPlan(concepts, name, config, lora, loss, critic_conjugate, origin)
 
 
 def build_loss(f: F, config: TrainConfig) -> tuple[DivergenceLoss, Conjugate | None]:
     """The loss that f gives, and what a critic of the variational estimator needs.
 
     Raises:
-        TypeError: if f is of a kind that the estimator cannot take.
-        ValueError: for an unknown name.
+        TypeError, ValueError: if f is of a kind that the estimator cannot take, or unknown.
     """
     if f == "auto":
         f = AutoDivergence()
@@ -139,25 +129,8 @@ def build_loss(f: F, config: TrainConfig) -> tuple[DivergenceLoss, Conjugate | N
     )
 
 
-def _resolve_init_adapter(
-    model: nn.Module, config: TrainConfig, source: str | Path | None
-) -> tuple[AdapterFile | None, LoraConfig]:
-    """The adapter to go on from, and PEFT's configuration of the one to train."""
-    if source is None:
-        return None, adapters.lora_config(model, config.rank, config.alpha, config.target_modules)
-    origin = read_adapter(local_folder(source))
-    check_fits(origin, model)
-    return origin, origin.lora_config()
-
-
 def learning_rate(model: nn.Module, config: TrainConfig, is_plain: bool) -> float:
-    """The config's, or the one for the width of the adapted layers' input.
-
-    Args:
-        model: the denoiser.
-        config: of the training.
-        is_plain: the adapter starts without effect.
-    """
+    """The config's rate, or that for the width; `is_plain` says that it starts without effect."""
     if config.learning_rate != "auto":
         return config.learning_rate
     width = input_width(model, config.target_modules or ())

@@ -4,17 +4,15 @@
     v* = argmin_v  E || eps_theta(x_t, c(v), t) - eps(x_t, c_target, t) ||^2
 
 over states x_t of the original model's pictures of the target. Every few steps of the training v*
-is searched for anew (`inversion`) and half of the rows to unlearn are asked with all that were
-found.
-After AdvUnlearn (Zhang et al., arXiv 2405.15234) and STEREO (Srivatsan et al., arXiv 2408.16807),
-here under any divergence.
+is searched for anew (`inversion`), and half of the rows to unlearn are asked with all embeddings
+that were found. After AdvUnlearn (Zhang et al., arXiv 2405.15234) and STEREO (Srivatsan et al.,
+arXiv 2408.16807), here under any divergence.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
 from typing import Any
@@ -22,142 +20,80 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapters.target_modules import has_cross_attention
 from ..config import Robust
-from ..data.concepts import Concept, Pair
+from ..data.concepts import Pair
+from ..data.plan import RecordingPlan
 from ..data.recording import record
 from ..data.replay_buffer import ReplayBuffer
 from ..data.rows import Entry
 from ..data.teacher import ask, guided
 from ..pipelines.placeholder_tokens import PlaceholderTokens
 from ..pipelines.recorder import Recorder, entry, preserve_pipeline_state
+from ..settings import Settings
 from ..utils.distributed import Processes
+from .acceleration import precision
 from .inversion import Goal, Inversion
 
 
-def expose(
-    recorder: Recorder,
-    pairs: Sequence[Pair],
-    names: Sequence[str],
-    buffer: ReplayBuffer,
-    robust: Robust,
-    progress: bool = True,
-    processes: Processes | None = None,
-) -> None:
-    """Record what an adversary wants, and what it shall get.
+def record_attacks(plan: RecordingPlan, robust: Robust, buffer: ReplayBuffer) -> None:
+    """Record what an adversary wants, and what it shall get, for every concept of the plan.
 
     The rows "attacked" join a state of the original's pictures of a target with its answer there;
     the rows "hidden" the same state with its answer to the anchor. Their text is that of the
     target's prompt with a marker in the place of its name, which `PlaceholderTokens` fills with
     embeddings.
-
-    Args:
-        recorder: of the frozen pipe.
-        pairs: prompts of the targets, some for each concept.
-        names: of each concept's target, which the marker replaces; one a concept.
-        buffer: gets the rows.
-        robust: how many pictures.
-        progress: show a progress bar.
-        processes: share the recording.
-
-    Raises:
-        ValueError: see `PlaceholderTokens` and `record`.
     """
+    context, recorder = plan.context, plan.recorder()
+    rng = random.Random(context.settings.train.seed)
+    concepts = [replace(concept, aliases=()) for concept in plan.concepts]
+    pairs: list[Pair] = []
+    for i, concept in enumerate(concepts):
+        pairs += concept.prompt_pairs(robust.prompts, plan.words, rng, i)
     slots = PlaceholderTokens(recorder.pipe, robust.tokens, [pair.target for pair in pairs])
     buffer.marker = slots.marker
-    asked = [
-        pair._replace(
-            target=pair.target.replace(names[pair.concept], slots.marker),
-            anchor=pair.target,
-            guidance=None,
-        )
-        for pair in pairs
+    marked = [pair.target.replace(concepts[pair.concept].target, slots.marker) for pair in pairs]
+    # The target's own prompt is what is drawn, and the marked one what its states are kept with.
+    attacks = [
+        pair._replace(target=prompt, anchor=pair.target, guidance=None)
+        for pair, prompt in zip(pairs, marked, strict=True)
     ]
-    total = robust.pictures * len(names)
-    wanted = list(islice(cycle(asked), total))
-    found = record(
-        recorder,
-        wanted,
-        [],
-        buffer.dtype,
-        progress,
-        processes=processes or Processes(),
-        keep_texts=has_cross_attention(recorder.model),
+    drawn = list(islice(cycle(attacks), robust.pictures * len(concepts)))
+    dtype, processes, keep_texts = buffer.dtype, context.processes, plan.keep_texts
+    recorded = record(
+        recorder, drawn, [], dtype, context.progress, processes, keep_texts=keep_texts
     )
-    found.clear("retain")
-    found.recast("unlearn", "attacked")
+    recorded.clear("retain")
+    recorded.recast("unlearn", "attacked")
     with preserve_pipeline_state(recorder.pipe):
-        _answer(recorder, found, dict(zip((one.target for one in asked), pairs, strict=True)))
-    buffer.absorb(found)
+        _add_hidden(recorder, recorded, dict(zip(marked, pairs, strict=True)))
+    buffer.absorb(recorded)
 
 
-def expose_concepts(
-    recorder: Recorder,
-    concepts: Sequence[Concept],
-    words: Sequence[str],
-    buffer: ReplayBuffer,
-    robust: Robust,
-    seed: int,
-    progress: bool = True,
-    processes: Processes | None = None,
-) -> None:
-    """`expose` for prompts of every concept.
-
-    Args:
-        recorder: of the frozen pipe.
-        concepts: what is to be forgotten.
-        words: that their templates are filled with.
-        buffer: gets the rows.
-        robust: how many prompts and pictures.
-        seed: of the prompts.
-        progress: show a progress bar.
-        processes: share the recording.
-
-    Raises:
-        ValueError: see `expose`.
-    """
-    rng = random.Random(seed)
-    found = [replace(concept, aliases=()) for concept in concepts]
-    pairs = [
-        pair
-        for i, concept in enumerate(found)
-        for pair in concept.prompt_pairs(robust.prompts, words, rng, i)
-    ]
-    names = [concept.target for concept in found]
-    expose(recorder, pairs, names, buffer, robust, progress, processes)
-
-
-def _answer(recorder: Recorder, found: ReplayBuffer, pairs: dict[str, Pair]) -> None:
-    """Add the rows "hidden": what the frozen model answers to the anchors."""
-    rows = found.entries("attacked")
-    wanted = [pairs[found.prompt(row.text)] for row in rows]
-    names = found.text_names
-    prompts = list(dict.fromkeys(pair.anchor for pair in wanted))
-    texts = recorder.conditioning(prompts, names)
-    index = {prompt: found.add_text(prompt, texts[prompt]) for prompt in prompts}
+def _add_hidden(recorder: Recorder, recorded: ReplayBuffer, pairs: Mapping[str, Pair]) -> None:
+    """Add the rows "hidden": what the frozen model answers to the anchor of each marked prompt."""
+    rows = recorded.entries("attacked")
+    pair_of_row = [pairs[recorded.prompt(row.text)] for row in rows]
+    names = recorded.text_names
+    anchors = list(dict.fromkeys(pair.anchor for pair in pair_of_row))
+    leaves = recorder.conditioning(anchors, names)
+    texts = {anchor: recorded.add_text(anchor, leaves[anchor]) for anchor in anchors}
     entries = [
-        row._replace(text=index[pair.anchor]) for row, pair in zip(rows, wanted, strict=True)
+        row._replace(text=texts[pair.anchor]) for row, pair in zip(rows, pair_of_row, strict=True)
     ]
-    answers = ask(recorder.model, found, entries, 2 * recorder.micro.size)
-    for row, pair, answer in zip(rows, wanted, answers, strict=True):
+    answers = ask(recorder.model, recorded, entries, 2 * recorder.micro.size)
+    for row, pair, answer in zip(rows, pair_of_row, answers, strict=True):
         if pair.guidance is not None:
-            own = found.predictions([row])[0].float()
-            answer = guided(own, answer, pair.guidance)
-        kept = found.add_prediction(answer)
-        found.add_row("hidden", row.state, row.text, kept, row.concept)
+            target_answer = recorded.predictions([row])[0].float()
+            answer = guided(target_answer, answer, pair.guidance)
+        prediction = recorded.add_prediction(answer)
+        recorded.add_row("hidden", row.state, row.text, prediction, row.concept)
 
 
 class Adversary:
     """Every few steps finds embeddings that bring a concept back, and adds rows against them.
 
-    Args:
-        model: the denoiser, the adapter active.
-        recorder: of its pipe, whose text encoders are where they can be asked.
-        buffer: with what `expose` recorded; gets rows "adversarial".
-        robust: how.
-        seed: of the searches.
-        processes: all take what the main one found.
-        autocast: precision of the denoiser.
+    The adapter is active on the model. The buffer holds what `record_attacks` recorded, and gets
+    the rows "adversarial"; all processes take what the main one found.
     """
 
     def __init__(
@@ -165,23 +101,22 @@ class Adversary:
         model: nn.Module,
         recorder: Recorder,
         buffer: ReplayBuffer,
-        robust: Robust,
-        seed: int,
-        processes: Processes | None = None,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        settings: Settings,
+        processes: Processes,
     ) -> None:
+        robust = settings.data.defence or Robust()
         self.model, self.recorder, self.buffer = model, recorder, buffer
-        self.robust, self.processes = robust, processes or Processes()
-        self.autocast = autocast
+        self.every, self.processes = robust.every, processes
+        self.autocast, _ = precision(model, settings.performance.mixed_precision)
         self.slots = PlaceholderTokens(recorder.pipe, robust.tokens, word=buffer.marker.split()[0])
         self.search = Inversion(robust.steps, robust.batch)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.found: list[tuple[str, int, dict[str, Any]]] = []
+        self.generator = torch.Generator().manual_seed(settings.train.seed)
+        self.attacks: list[tuple[str, int, dict[str, Any]]] = []
         self.names = buffer.text_names
 
     def __call__(self, step: int) -> None:
         """Search if it is time."""
-        if step % self.robust.every:
+        if step % self.every:
             return
         attacked = self.buffer.entries("attacked")
         with preserve_pipeline_state(self.recorder.pipe):
@@ -204,20 +139,20 @@ class Adversary:
 
     def _add(self, name: str, text: int, leaves: dict[str, Any]) -> None:
         """Ask the states of one prompt with what was found, too."""
-        self.found.append((name, text, leaves))
-        new = self.buffer.add_text(name, leaves)
-        for row in self.buffer.entries("hidden"):
-            if row.text == text:
-                self.buffer.add_row("adversarial", row.state, new, row.prediction, row.concept)
+        self.attacks.append((name, text, leaves))
+        found_text = self.buffer.add_text(name, leaves)
+        for state, hidden_text, prediction, concept in self.buffer.entries("hidden"):
+            if hidden_text == text:
+                self.buffer.add_row("adversarial", state, found_text, prediction, concept)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was found, and what the next searches depend on, for a checkpoint."""
-        return {"generator": self.generator.get_state(), "found": list(self.found)}
+        """What was found, and what the next searches depend on."""
+        return {"generator": self.generator.get_state(), "found": list(self.attacks)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as from that state."""
         self.generator.set_state(state["generator"])
         self.buffer.clear("adversarial")
-        self.found = []
+        self.attacks = []
         for name, text, leaves in state["found"]:
             self._add(name, text, leaves)

@@ -20,19 +20,14 @@ SEED = 0
 
 
 def truncated_svd(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Leading singular values and vectors.
+    """Leading singular values and vectors of matrices (..., m, n), float64.
 
-    Deterministic: the random block comes from a generator of its own, and is the same on every
-    device. Matrices that are hardly wider than the space above are decomposed in full.
-
-    Args:
-        matrices: (..., m, n), float64. In float32 the last digits of the vectors would be lost,
-            and on an accelerator more, where it computes float32 products in TF32.
-        rank: how many to find; at most min(m, n) are.
+    In float32 the last digits of the vectors would be lost, and more on an accelerator, where it
+    computes float32 products in TF32. The random block comes from a generator of its own, so that
+    the result is deterministic. Matrices hardly wider than the space above are decomposed in full.
 
     Returns:
-        Left vectors (..., m, rank), values (..., rank) in descending order, right vectors
-        (..., rank, n).
+        Left vectors (..., m, rank), descending values (..., rank), right vectors (..., rank, n).
     """
     rows, columns = matrices.shape[-2:]
     rank = min(rank, rows, columns)
@@ -50,17 +45,13 @@ def truncated_svd(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     for _ in range(STEPS):
         blocks.append(_orthonormal(blocks[-1] @ matrices @ matrices.mT))
     space = _orthonormal(torch.cat(blocks, -2))
-    return _rayleigh_ritz(matrices, space, rank)
-
-
-def _rayleigh_ritz(matrices: Tensor, space: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best of that rank with left vectors in a space, (..., k, m), its rows orthonormal."""
-    seen = space @ matrices
-    chosen = torch.linalg.eigh(seen @ seen.mT).eigenvectors[..., -rank:].mT
+    # Rayleigh-Ritz: the leading vectors of the projections on the space, (..., k, n).
+    projected = space @ matrices
+    leading = torch.linalg.eigh(projected @ projected.mT).eigenvectors[..., -rank:].mT
     # Squares lose small values: what was chosen by them is decomposed as it is.
-    wide, square = torch.linalg.qr((chosen @ seen).mT)
+    wide, square = torch.linalg.qr((leading @ projected).mT)
     right, values, left = torch.linalg.svd(square)
-    return (left @ chosen @ space).mT, values, (wide @ right).mT
+    return (left @ leading @ space).mT, values, (wide @ right).mT
 
 
 def _orthonormal(rows: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 import typer
 
 from diffusers_fdu import FDUnlearner
-from diffusers_fdu.training.estimate import GIB
+from diffusers_fdu.training.memory import GIB
 
 from .pipelines import sd1_pipeline
 from .step import RATE

@@ -21,8 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffusers_fdu.settings import settings
 from diffusers_fdu.training.auto_fit import Fit, choose
-from diffusers_fdu.training.estimate import GIB
-from diffusers_fdu.training.memory import Footprint, weight_bytes
+from diffusers_fdu.training.memory import GIB, Footprint
+from diffusers_fdu.training.memory_trace import weight_bytes
 
 from . import denoisers
 from .denoisers import SIZES, TOKENS
@@ -183,7 +183,7 @@ class Traced(Footprint):
         if streams:
             self.streams, self.leaving = True, 0
             self.denoiser = max(weight_bytes(m, recurse=False) for m in model.modules())
-            self.whole = self.denoiser
+            self.all_weights = self.denoiser
 
 
 def fits(family: Family, streams: bool) -> list[Fit]:

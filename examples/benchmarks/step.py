@@ -21,7 +21,7 @@ from diffusers_fdu.data.replay_buffer import ReplayBuffer
 from diffusers_fdu.data.sampler import Sampler
 from diffusers_fdu.settings import Settings
 from diffusers_fdu.training.callbacks import Hooks
-from diffusers_fdu.training.loop import train
+from diffusers_fdu.training.loop import TrainingLoop
 from diffusers_fdu.training.memory import Footprint
 from diffusers_fdu.training.objective import Objective
 
@@ -137,14 +137,8 @@ class Ours:
             sampler = Sampler(model, self.buffer, config.batch_size, 0)
             distances = [torch.ones(4, device=self.device)]
             objective = Objective(DivergenceLoss("kl", 1.0), distances, 1.0)
-            train(
-                model,
-                parameters,
-                sampler,
-                objective,
-                settings,
-                Hooks(lambda record: look(), progress=False),
-            )
+            hooks = Hooks(lambda record: look(), progress=False)
+            TrainingLoop(model, parameters, sampler, objective, settings, hooks).train()
         finally:
             adapters.remove(model, "benchmark", before)
 

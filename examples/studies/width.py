@@ -38,7 +38,7 @@ from diffusers_fdu.adapters.target_modules import target_modules
 from diffusers_fdu.data.replay_buffer import ReplayBuffer
 from diffusers_fdu.emoji.loading import load_emoji_pipeline
 from diffusers_fdu.evaluation.emoji import draw
-from diffusers_fdu.training import loop as train
+from diffusers_fdu.training import optim
 from diffusers_fdu.training.resolve import RATE_TIMES_WIDTH
 
 from .bench import RUNS, Results, concept, judged, line
@@ -161,7 +161,7 @@ class _Split(torch.optim.AdamW):
 @contextmanager
 def split_rates(ratio: float) -> Iterator[None]:
     """Train with a rate of B that is so many times that of A."""
-    with mock.patch.object(train, "make_optimizer", lambda p, rate, kind: _Split(p, rate, ratio)):
+    with mock.patch.object(optim, "make_optimizer", lambda p, rate, kind: _Split(p, rate, ratio)):
         yield
 
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from diffusers_fdu.training.alignment import align
+from diffusers_fdu.training.closed_form import align
 
 
 def paths(i: int, j: int):

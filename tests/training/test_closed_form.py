@@ -20,8 +20,14 @@ from diffusers_fdu.evaluation.emoji import cells, judge_cells
 from diffusers_fdu.pipelines.recorder import Recorder
 from diffusers_fdu.pipelines.tokenizers import vocabulary
 from diffusers_fdu.training import closed_form
-from diffusers_fdu.training.alignment import align
-from diffusers_fdu.training.closed_form import KEEP, RIDGE, Moments, closed_form_start, solve
+from diffusers_fdu.training.closed_form import (
+    KEEP,
+    RIDGE,
+    Moments,
+    align,
+    closed_form_start,
+    solve,
+)
 
 WIDTH = 16  # of the tiny pipe's text
 

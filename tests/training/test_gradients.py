@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import state, unlearner
 
-from diffusers_fdu.training.gradients import project
+from diffusers_fdu.training.optim import project
 
 
 def without_gradients(layer) -> None:

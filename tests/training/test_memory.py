@@ -14,9 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 from diffusers_fdu import FDUnlearner
 from diffusers_fdu.emoji.loading import load_emoji_pipeline
+from diffusers_fdu.pipelines.context import RunContext
 from diffusers_fdu.pipelines.denoiser import denoiser_name
 from diffusers_fdu.settings import settings
-from diffusers_fdu.training.memory import footprint, weight_bytes
+from diffusers_fdu.training.memory import footprint
+from diffusers_fdu.training.memory_trace import weight_bytes
 
 
 class Account(TorchDispatchMode):
@@ -143,10 +145,10 @@ BOUNDED = ("emoji", "sdxl", "sd3", "chroma", "auraflow", "z_image", "wan")
 def test_what_is_too_small_to_be_traced_is_within_its_bound(key) -> None:
     family = FAMILIES.get(key)
     pipe = family.build() if family else load_emoji_pipeline()
-    model = getattr(pipe, denoiser_name(pipe))
-    found = footprint(pipe, model, settings({}), family.run if family else {})
-    traced = found.plain(2 * 16 * found.rows)
-    assert traced < (found.bound(16) - found.whole) / 2
+    run = family.run if family else {}
+    found = footprint(RunContext(pipe, denoiser_name(pipe), settings({}), run))
+    traced = found.pass_bytes(2 * 16 * found.rows)
+    assert traced < (found.bound(16) - found.all_weights) / 2
     assert found.bound(16) < 2**33  # so that the bound is of use
 
 

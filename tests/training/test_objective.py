@@ -99,7 +99,7 @@ def test_a_critic_takes_the_profiles_place() -> None:
     assert answer.grad[:3].abs().sum() > 0 and not answer.grad[3:].any()
     s = distances(answer, rows)[:3] / objective.sigmas[0] ** 2
     assert figures[2].item() == pytest.approx(s.mean().item(), rel=1e-5)
-    objective.update_critic(answer[:3], rows)
+    objective.update_critic(answer[:3], rows, steps=2)
     assert not all(torch.equal(a, b) for a, b in asked)
 
 

@@ -19,7 +19,7 @@ from diffusers_fdu.adapters.lora import tuner_layers
 from diffusers_fdu.data.replay_buffer import ReplayBuffer
 from diffusers_fdu.data.teacher import ask
 from diffusers_fdu.pipelines.offload import onloaded
-from diffusers_fdu.training.memory import weight_bytes
+from diffusers_fdu.training.memory_trace import weight_bytes
 
 TARGET, ANCHOR = "dog", "a grey cat"
 # FLUX reads the text by joint attention, Stable Diffusion by cross-attention, where the closed

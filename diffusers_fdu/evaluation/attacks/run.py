@@ -6,7 +6,7 @@ from statistics import fmean
 
 from tqdm.auto import tqdm
 
-from ...training.gradients import without_cudnn_attention
+from ...training.acceleration import without_cudnn_attention
 from ...utils.statistics import bootstrap
 from ..result import AttackResult, Metric
 from .attack import Attack, AttackTarget

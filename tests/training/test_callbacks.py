@@ -5,7 +5,7 @@ from accelerate import PartialState
 from accelerate.tracking import GeneralTracker
 from tiny import unlearner
 
-from diffusers_fdu.training.tracking import tracked
+from diffusers_fdu.training.callbacks import tracked
 
 
 class Kept(GeneralTracker):
