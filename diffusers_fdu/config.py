@@ -1,7 +1,5 @@
 """The options of a training: how it goes, what it sees, and which machine it runs on."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """An adapter again, from the recipe that lies beside it; a merged one trained a little more."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

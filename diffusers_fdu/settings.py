@@ -1,7 +1,5 @@
 """All options of a training together, and how they are given by name."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import fields

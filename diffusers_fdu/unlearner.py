@@ -1,7 +1,5 @@
 """The front door: make a pipeline forget a concept."""
 
-from __future__ import annotations
-
 import tempfile
 import time
 import warnings

@@ -21,7 +21,7 @@ from ..data.concepts import Concept, concepts
 from ..divergences.choice import AutoDivergence
 from ..divergences.profiles import divergence
 from ..settings import check_names, option_names, settings
-from ..training.callbacks import Callback, check_trackers, tracked
+from ..training.callbacks import check_trackers, tracked
 from ..training.checkpoint import CheckpointConfig
 from ..unlearner import FDUnlearner
 from ..utils.distributed import Processes

@@ -1,7 +1,5 @@
 """How training runs on a machine: precision, memory, compilation. None of it changes the aim."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager

@@ -14,8 +14,6 @@ of a call with itself, which carry the noise of its few rows, are left out.
     cosine = C_12 / sqrt(C_11 C_22)
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

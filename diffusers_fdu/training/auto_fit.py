@@ -6,8 +6,6 @@ time comes first: text encoders and autoencoder on the CPU while training, a cop
 fewer rows at once, nearly nothing once a device is busy; checkpointing, one more forward pass.
 """
 
-from __future__ import annotations
-
 import sys
 import warnings
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What a training does between its steps, and where it reports them: callbacks and trackers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass

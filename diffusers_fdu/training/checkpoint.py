@@ -3,8 +3,6 @@
 A file is what `torch.save` writes: a zip archive with a checksum (CRC-32) of each of its members.
 """
 
-from __future__ import annotations
-
 import re
 import warnings
 import zipfile

@@ -15,8 +15,6 @@ Nothing here knows a model family: the layers' inputs are captured while the den
 recorded rows, and layers whose input depends on more than the text are left as they are.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass

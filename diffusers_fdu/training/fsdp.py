@@ -6,8 +6,6 @@ The training calls a copy of the denoiser's modules around the same weights, so 
 stay as they are, and ending the training needs no word from the other processes.
 """
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """What tells one pipe, one function, one training from another, as JSON types."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from typing import Any

@@ -8,8 +8,6 @@ Circumventing Concept Erasure (Pham et al., arXiv 2308.01508), with that answer 
 noise that was added to a picture: the same minimum in expectation, with less variance.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The training loop: rows of a replay buffer in, LoRA weights out."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Sequence

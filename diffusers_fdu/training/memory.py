@@ -6,8 +6,6 @@ adapter's weights, their gradients and AdamW's two moments; and what one micro-b
 and backward. Both passes are traced for one row and for two (`memory_trace`), and grow linearly.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterator, Sequence

@@ -6,8 +6,6 @@ gradient checkpointing computes again. A module that looks at values, or whose q
 have no fake form, is run for real.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 import warnings

@@ -1,7 +1,5 @@
 """What training minimises on a batch: the pull to the anchor, and the hold on all else."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext

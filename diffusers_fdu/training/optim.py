@@ -1,7 +1,5 @@
 """The optimizer of an adapter's weights, and what happens to their gradients on the way to it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

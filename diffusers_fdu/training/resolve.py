@@ -1,7 +1,5 @@
 """Resolve what a training is told before it begins: its loss, its start, its open options."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

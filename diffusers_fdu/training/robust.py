@@ -9,8 +9,6 @@ that were found. After AdvUnlearn (Zhang et al., arXiv 2405.15234) and STEREO (S
 arXiv 2408.16807), here under any divergence.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """One adapter's training: what it is recorded on, and from there to its weights."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

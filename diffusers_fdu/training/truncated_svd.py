@@ -9,8 +9,6 @@ a Rayleigh-Ritz step finds them in it. For the few vectors that an adapter keeps
 products with A, where a full decomposition costs its width cubed.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
