@@ -11,7 +11,7 @@ from .adapters import lora as adapters
 from .adapters.lora import snapshot, strengths
 from .adapters.merging.merged import Merged
 from .adapters.read import read_adapter
-from .data.concepts import from_json
+from .data.concepts import concept_from_json
 from .training.callbacks import StepRecord
 from .training.identity import active_strengths
 from .unlearner import FDUnlearner
@@ -76,7 +76,7 @@ def retrain(
     options = current_options({**facts["config"], **facts["performance"]})
     if facts["f"].startswith(("generator:", "conjugate:")):
         raise ValueError(f"the recipe names {facts['f']!r}, which is not in it: train by hand")
-    found = [from_json(fields) for fields in facts["concepts"]]
+    found = [concept_from_json(fields) for fields in facts["concepts"]]
     worker = FDUnlearner(
         pipe, facts["pipeline_kwargs"], progress, component=facts["component"], **options
     )
@@ -133,7 +133,7 @@ def refine(pipe: Any, merged: Merged, progress: bool = True, **options: Any) -> 
                 f"{part.get('adapter_name')!r} has no recipe of its training to replay: merge it "
                 "without refining"
             )
-    found = [from_json(fields) for part in recipes for fields in part["concepts"]]
+    found = [concept_from_json(fields) for part in recipes for fields in part["concepts"]]
     f = options.pop("f", _shared(recipes, "f") or "hellinger")
     if isinstance(f, str) and f.startswith(("generator:", "conjugate:")):
         raise ValueError(f"the recipes' {f!r} is not in them: pass f=")

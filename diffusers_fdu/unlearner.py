@@ -17,9 +17,9 @@ from .adapters import loading as weights
 from .adapters import lora as adapters
 from .adapters import recipe
 from .config import CheckpointConfig
-from .data.concepts import Anchor, Target, concepts
+from .data.concepts import Anchor, Target, make_concepts
+from .data.plan import RunContext
 from .data.replay_buffer import ReplayBuffer
-from .pipelines.context import RunContext
 from .pipelines.denoiser import denoiser_name, denoiser_names
 from .pipelines.offload import placement
 from .settings import Settings, settings
@@ -131,7 +131,7 @@ class FDUnlearner:
             ValueError: for a bad target or anchor, and for prompts longer than the tokenizer
                 takes.
         """
-        found = concepts(target, anchor)
+        found = make_concepts(target, anchor)
         adapters.check_denoiser(self.model)
         before = adapters.snapshot(self.model)
         try:
@@ -187,7 +187,9 @@ class FDUnlearner:
 
         Whatever is raised, Ctrl-C included, the pipe is left as it was.
         """
-        plan = resolve_plan(self.context, concepts(target, anchor), f, adapter_name, init_adapter)
+        plan = resolve_plan(
+            self.context, make_concepts(target, anchor), f, adapter_name, init_adapter
+        )
         before = adapters.snapshot(self.model)
         context = replace(self.context, settings=self.context.settings._replace(train=plan.config))
         started = time.monotonic()

@@ -16,7 +16,7 @@ from PIL.Image import Image
 from ..adapters import lora as adapters
 from ..adapters import stacking
 from ..pipelines.denoiser import denoiser_names
-from ..pipelines.generate import generate, takes
+from ..pipelines.generate import generate, takes_argument
 
 KEPT = 32  # pictures
 STEPS, GUIDANCE_SCALE = "num_inference_steps", "guidance_scale"
@@ -155,7 +155,7 @@ class Renderer:
         # Pipelines that are guided by another argument are not, without a negative prompt.
         if wish.negative_prompt or guided == GUIDANCES[1]:
             arguments["negative_prompt"] = wish.negative_prompt
-        if takes(self.pipe, "num_frames"):
+        if takes_argument(self.pipe, "num_frames"):
             arguments["num_frames"] = 1
         arguments |= self.pipeline_kwargs
         return generate(self.pipe, [wish.prompt], [wish.seed], **arguments)[0]

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..pipelines.generate import takes
+from ..pipelines.generate import takes_argument
 from .renderer import GUIDANCE_SCALE, STEPS, Renderer, code, guidance_name
 from .replies import answers, unlearns
 
@@ -116,7 +116,7 @@ def _controls(
             label="Negative prompt",
             placeholder="optional",
             lines=1,
-            visible=takes(painter.pipe, "negative_prompt"),
+            visible=takes_argument(painter.pipe, "negative_prompt"),
         ),
     }
     with gr.Row():

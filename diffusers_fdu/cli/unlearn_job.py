@@ -20,7 +20,7 @@ from accelerate.utils import parse_flag_from_env
 from ..adapters import lora as adapters
 from ..adapters.loading import has_loader
 from ..config import CheckpointConfig
-from ..data.concepts import Concept, concepts
+from ..data.concepts import Concept, make_concepts
 from ..divergences.choice import AutoDivergence
 from ..divergences.profiles import divergence
 from ..settings import check_names, option_names, settings
@@ -127,7 +127,9 @@ def _concepts(given: UnlearnOptions, details: dict[str, Any]) -> list[ListedConc
         {"target": target, "anchor": anchor, "kind": given.kind, **details}
         for target, anchor in zip(targets, anchors, strict=True)
     ]
-    return [ListedConcept("", one) for one in concepts([make_concept(entry) for entry in entries])]
+    return [
+        ListedConcept("", one) for one in make_concepts([make_concept(entry) for entry in entries])
+    ]
 
 
 def launched() -> bool:

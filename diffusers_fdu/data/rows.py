@@ -1,60 +1,30 @@
-"""Rows of the replay buffer, by their indices.
-
-A row joins a state, a text and a prediction, each by its index in the buffer.
-"""
+"""Rows of the replay buffer: which state, text and prediction belong together."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 Role = Literal["unlearn", "retain", "attacked", "hidden", "adversarial"]
-
+"""What a row is for; the last three belong to robust training, see `training.robust`."""
 
 Row = tuple[Role, int]
+"""A role, and the index of one of its rows."""
+
+Halves = tuple[list[Row], list[Row]]
+"""A concept's rows to unlearn: those of the first half of its pictures, and of the second."""
 
 
-Half = tuple[list[Row], list[Row]]
-"""Rows to unlearn of the first half of a concept's pictures, and of the second."""
-
-
-class Part(NamedTuple):
-    """Rows that can be asked in one call: its keyword arguments, and the rows' places."""
+class DenoiserCall(NamedTuple):
+    """Keyword arguments of one call, and the places that its rows have in the batch."""
 
     inputs: dict[str, Any]
     places: list[int]
 
 
 class Entry(NamedTuple):
-    """What a row joins, each by its index; -1 for a prediction that is not known."""
+    """Indices of what a row joins; the prediction is -1 where nobody needs it."""
 
     state: int
     text: int
     prediction: int
     concept: int = 0
-
-
-@dataclass(frozen=True)
-class Moved:
-    """Where the parts of an absorbed buffer are.
-
-    Args:
-        states: number of states before.
-        texts: new index of each of its texts.
-        predictions: number of predictions before.
-    """
-
-    states: int
-    texts: dict[int, int]
-    predictions: int
-
-    def text(self, index: int) -> int:
-        """A text's new index."""
-        return self.texts[index]
-
-    def entry(self, entry: Entry) -> Entry:
-        """An entry with the new indices."""
-        prediction = (
-            entry.prediction if entry.prediction < 0 else entry.prediction + self.predictions
-        )
-        return Entry(entry.state + self.states, self.texts[entry.text], prediction, entry.concept)

@@ -27,17 +27,19 @@ class Compared(Protocol):
 
 @dataclass(frozen=True)
 class AutoDivergence:
-    """The divergence that a preference picks.
-
-        unlearner.unlearn("Snoopy", "dog", f=AutoDivergence("preserve", comparison))
+    """The divergence that a preference picks, to be passed as `f` to `FDUnlearner.unlearn`.
 
     Args:
-        prefer: "erase": as thoroughly as possible; "preserve": as gently as possible;
-            "balance": neither.
-        comparison: what `compare` measured; None: `RULES`.
+        prefer: "erase" for forgetting as thoroughly as possible, "preserve" for forgetting as
+            gently as possible, "balance" for neither.
+        comparison: what `compare` measured; without one a fixed rule decides.
 
     Raises:
         ValueError: for an unknown preference.
+
+    Example:
+        >>> AutoDivergence("preserve").f
+        'le_cam'
     """
 
     prefer: Preference = "balance"
@@ -50,5 +52,6 @@ class AutoDivergence:
     @property
     def f(self) -> str:
         """The name of the divergence."""
-        compared = self.comparison
-        return RULES[self.prefer] if compared is None else compared.best(self.prefer).f
+        if self.comparison is None:
+            return RULES[self.prefer]
+        return self.comparison.best(self.prefer).f

@@ -27,10 +27,15 @@ class Conjugate:
     """f* of a generator, and a map of the real line into its domain.
 
     Args:
-        name: of the divergence.
+        name: name of the divergence.
         conjugate: f*(u), elementwise and differentiable on the range of `activation`.
         activation: g(v), elementwise, increasing and differentiable.
         composed: f*(g(v)) where it has a form that rounds less or overflows later.
+
+    Example:
+        >>> pearson = Conjugate("pearson", lambda u: u + u**2 / 4, lambda v: v)
+        >>> [t.item() for t in pearson.bound(torch.ones(1), torch.ones(1))]
+        [1.0, 1.25]
     """
 
     name: str
@@ -39,11 +44,11 @@ class Conjugate:
     composed: Function | None = field(default=None, repr=False)
 
     def bound(self, real: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        """The two terms T(x_P) and f*(T(x_Q)) of the bound, sample by sample.
+        """The two terms T(x_P), (B,), and f*(T(x_Q)), (B',), of the bound, sample by sample.
 
         Args:
             real: the critic's raw output on samples of P, (B,).
-            other: on samples of Q, (B',).
+            other: the critic's raw output on samples of Q, (B',).
         """
         if self.composed is not None:
             return self.activation(real), self.composed(other)
@@ -78,7 +83,7 @@ CONJUGATES: dict[str, Conjugate] = {
         Conjugate("tv", lambda u: u, lambda v: torch.tanh(v) / 2),
     )
 }
-"""By name, for the generators of `DIVERGENCES`."""
+"""Conjugates by name, for the generators of `DIVERGENCES`."""
 
 
 def conjugate(f: str | Conjugate) -> Conjugate:
@@ -90,10 +95,10 @@ def conjugate(f: str | Conjugate) -> Conjugate:
     """
     if isinstance(f, Conjugate):
         return f
-    if isinstance(f, str):
-        if f in CONJUGATES:
-            return CONJUGATES[f]
-        known = ", ".join(CONJUGATES)
-        reason = "has no conjugate here" if f in DIVERGENCES else "is unknown"
-        raise ValueError(f"divergence {f!r} {reason}: choose {known}, or pass a Conjugate")
-    raise TypeError(f"f must be a name or a Conjugate, got {type(f).__name__}")
+    if not isinstance(f, str):
+        raise TypeError(f"f must be a name or a Conjugate, got {type(f).__name__}")
+    if f in CONJUGATES:
+        return CONJUGATES[f]
+    reason = "has no conjugate here" if f in DIVERGENCES else "is unknown"
+    choices = ", ".join(CONJUGATES)
+    raise ValueError(f"divergence {f!r} {reason}: choose {choices}, or pass a Conjugate")

@@ -12,7 +12,6 @@ from .divergence import EXPONENT_CAP, Divergence, Profile
 
 Generator = Callable[[Tensor], Tensor]
 
-
 USER_S_CAP = 50.0
 """Largest s at which a user's generator is integrated; beyond it phi continues as its tangent.
 
@@ -20,7 +19,6 @@ The mass of t^p lies around (p - 1/2) sqrt(s), so the nodes reach 2.5 sqrt(s) + 
 At s = 50 that is r = exp(182), the largest for which r^3 stays inside float64. In float32 the
 tangent begins earlier if log phi reaches `EXPONENT_CAP`.
 """
-
 
 REACH = 8.0
 
@@ -40,7 +38,7 @@ def from_generator(f: Generator) -> Divergence:
         ValueError: if it is not convex, not finite, or changes the shape of its input.
     """
     name = getattr(f, "__name__", type(f).__name__)
-    check_generator(f, name)
+    _check_generator(f, name)
     one = torch.ones(1, dtype=torch.float64, requires_grad=True)
     with torch.enable_grad():
         value = f(one)
@@ -53,6 +51,7 @@ def from_generator(f: Generator) -> Divergence:
 
         def integrand(t: Tensor) -> Tensor:
             x = root * t
+            # Without its affine part f is 0 and flat at r = 1, as phi must be at s = 0.
             generator = f(torch.exp(x)) - at_one.to(x.device)
             generator = generator - slope.to(x.device) * torch.expm1(x)
             return torch.exp(-((t + root / 2) ** 2) / 2) * generator
@@ -64,6 +63,7 @@ def from_generator(f: Generator) -> Divergence:
     caps = {torch.float32: grid[small].max().item(), torch.float64: USER_S_CAP}
 
     def tangent(s: Tensor) -> tuple[Tensor, Tensor]:
+        """Phi and its slope at s, or at the cap and continued from there."""
         with torch.enable_grad():
             inside = s.detach().double().clamp(1e-30, caps[s.dtype]).requires_grad_()
             value = phi64(inside)
@@ -74,18 +74,12 @@ def from_generator(f: Generator) -> Divergence:
         f"generator:{name}",  # which no name can be mistaken for
         lambda s: torch.where(s > 0, tangent(s)[0], 0.0).to(s.dtype),
         lambda s: tangent(s)[1].to(s.dtype),
-        math.inf,
-        "given by the user",
+        formula="given by the user",
         last=caps[torch.float32],
     )
 
 
-def check_generator(f: Generator, name: str) -> None:
-    """Refuse a generator that is not convex, not finite, or changes the shape of its input.
-
-    Raises:
-        ValueError: with where it fails.
-    """
+def _check_generator(f: Generator, name: str) -> None:
     x = torch.linspace(-12, 12, 97, dtype=torch.float64)
     t = torch.cat([torch.exp(x), torch.ones(1, dtype=torch.float64)]).sort().values
     value = f(t)
@@ -95,9 +89,10 @@ def check_generator(f: Generator, name: str) -> None:
     if not torch.isfinite(value).all():
         at = t[~torch.isfinite(value)][0].item()
         raise ValueError(f"generator {name!r} is not finite at t={at:g}: f needs all t > 0")
-    chord = (value[1:] - value[:-1]) / (t[1:] - t[:-1])
-    scale = (value[1:].abs() + value[:-1].abs()) / (t[1:] - t[:-1])
-    slack = 1e-12 * (scale[1:] + scale[:-1])
-    if bool((chord[1:] - chord[:-1] < -slack).any()):
-        at = t[1:-1][chord[1:] - chord[:-1] < -slack][0].item()
-        raise ValueError(f"generator {name!r} is not convex near t={at:g}")
+    # Convex means that the slopes of its chords never fall, but for rounding.
+    width = t[1:] - t[:-1]
+    chord = (value[1:] - value[:-1]) / width
+    scale = (value[1:].abs() + value[:-1].abs()) / width
+    falls = chord[1:] - chord[:-1] < -1e-12 * (scale[1:] + scale[:-1])
+    if falls.any():
+        raise ValueError(f"generator {name!r} is not convex near t={t[1:-1][falls][0].item():g}")

@@ -35,14 +35,10 @@ _SATURATED = 800.0  # bounded profiles are within exp(-100) of their bound from 
 
 
 def _linear(name: str, slope: float, formula: str) -> Divergence:
-    return Divergence(
-        name,
-        lambda s: slope * s,
-        lambda s: torch.full_like(s, slope),
-        math.inf,
-        formula,
-        ("linear", slope, 0.0),
-    )
+    def dphi(s: Tensor) -> Tensor:
+        return torch.full_like(s, slope)
+
+    return Divergence(name, lambda s: slope * s, dphi, math.inf, formula, ("linear", slope, 0.0))
 
 
 def _exponential(name: str, rate: float, scale: float, formula: str) -> Divergence:
@@ -60,8 +56,8 @@ def _exponential(name: str, rate: float, scale: float, formula: str) -> Divergen
     return Divergence(name, phi, dphi, bound, formula, ("exponential", rate, scale))
 
 
-def _alpha(a: float, name: str | None = None) -> Divergence:
-    name = name or f"alpha={a!r}".removesuffix(".0")
+def _alpha(a: float) -> Divergence:
+    name = f"alpha={a!r}".removesuffix(".0")
     if not math.isfinite(a):
         raise ValueError(f"alpha must be finite, got {a}")
     if a == 1:
@@ -141,39 +137,42 @@ DIVERGENCES: dict[str, Divergence] = {
         _symmetric("le_cam", _le_cam_h, _le_cam_d, 1.0, "(t - 1)^2 / (2 (t + 1))"),
     )
 }
-"""The divergences known by name; `alpha=<a>` and callables come on top."""
+"""Divergences by name; "alpha=<a>" and callables come on top, see `divergence`."""
 
 
 def divergence(f: str | Divergence | Generator) -> Divergence:
     """The divergence that f names, is, or generates.
 
     Args:
-        f: a name (see `DIVERGENCES`), "alpha=0.3", a `Divergence`, or a convex generator: a
-            callable that maps a float64 tensor of likelihood ratios t > 0 to f(t), elementwise
-            and differentiably. Its affine part, and so f(1) and f'(1), is subtracted: it does
-            not change the divergence.
+        f: a name of `DIVERGENCES`, "alpha=0.3", a `Divergence`, or a convex generator: a callable
+            that maps a float64 tensor of likelihood ratios t > 0 to f(t), elementwise and
+            differentiably. Its affine part, and so f(1) and f'(1), is subtracted: it does not
+            change the divergence.
 
     Raises:
         ValueError: for an unknown name, or a generator that is not convex, not finite, or
             changes the shape of its input.
         TypeError: for anything else.
+
+    Example:
+        >>> divergence("hellinger").bound
+        1.0
+        >>> pearson = divergence(lambda t: (t - 1) ** 2)
+        >>> [d.phi(torch.tensor([1.0])).item() for d in (pearson, divergence("chi2"))]
+        [1.718281..., 1.718281...]
     """
     if isinstance(f, Divergence):
         return f
-    if isinstance(f, str):
-        return _named(f)
     if callable(f):
         return from_generator(f)
-    raise TypeError(f"f must be a name, a Divergence or a callable, got {type(f).__name__}")
-
-
-def _named(name: str) -> Divergence:
-    if name in DIVERGENCES:
-        return DIVERGENCES[name]
-    if name.startswith("alpha="):
+    if not isinstance(f, str):
+        raise TypeError(f"f must be a name, a Divergence or a callable, got {type(f).__name__}")
+    if f in DIVERGENCES:
+        return DIVERGENCES[f]
+    if f.startswith("alpha="):
         try:
-            return _alpha(float(name.removeprefix("alpha=")))
+            return _alpha(float(f.removeprefix("alpha=")))
         except ValueError as error:
-            raise ValueError(f"cannot read {name!r}: use alpha=<a number>") from error
+            raise ValueError(f"cannot read {f!r}: use alpha=<a number>") from error
     choices = ", ".join([*DIVERGENCES, "alpha=<a>"])
-    raise ValueError(f"unknown divergence {name!r}: choose {choices}, or pass a Divergence")
+    raise ValueError(f"unknown divergence {f!r}: choose {choices}, or pass a Divergence")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from ..utils.distributed import Processes
 from .conjugates import Conjugate, conjugate
 
 EMBEDDING = 64  # width of the sinusoidal embedding of t
-SLOPE = 0.2  # of the leaky ReLU, as usual in critics
+leaky_relu = partial(nn.functional.leaky_relu, negative_slope=0.2)  # as usual in critics
 SMALLEST = 4  # a map is halved until its shorter side is this
 
 
@@ -39,8 +40,8 @@ class Critic(nn.Module):
     head that is not normalised, so that the output can take any scale.
 
     Args:
-        shape: of one prediction, (C, H, W), (C, F, H, W) or (N, C).
-        width: channels.
+        shape: shape of one prediction, (C, H, W), (C, F, H, W) or (N, C).
+        width: number of channels inside.
 
     Raises:
         ValueError: for predictions of another number of dimensions.
@@ -71,25 +72,21 @@ class Critic(nn.Module):
         self.head = nn.Linear(width, 1)
 
     def forward(self, prediction: Tensor, timestep: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Raw output v, (B,).
+        """Raw output v, (B,), for predictions (B, *shape), float32, and timesteps (B,) to 1000.
 
-        Args:
-            prediction: (B, C, H, W), (B, C, F, H, W) or (B, N, C), float32.
-            timestep: (B,), in [0, 1000].
-            mask: 0 to 1, with a single channel in place of C; what is masked is not seen.
+        The mask, 0 to 1, has a single channel in place of C; what it masks is not seen.
         """
         place = 1 if self.is_map else -1
-        if mask is None:
-            mask = torch.ones_like(prediction.narrow(place, 0, 1))
-        mask = mask.to(prediction).expand_as(prediction.narrow(place, 0, 1))
+        channel = prediction.narrow(place, 0, 1)
+        mask = torch.ones_like(channel) if mask is None else mask.to(channel).expand_as(channel)
         if prediction.dim() == 5:
             prediction, mask = prediction.flatten(2, 3), mask.flatten(2, 3)
         hidden = self.first(torch.cat([prediction * mask, mask], place))
         time = self.time(get_timestep_embedding(timestep.float(), EMBEDDING))
         hidden = hidden + (time[:, :, None, None] if self.is_map else time[:, None])
         for block in self.blocks:
-            hidden = block(nn.functional.leaky_relu(hidden, SLOPE))
-        hidden = nn.functional.leaky_relu(hidden, SLOPE)
+            hidden = block(leaky_relu(hidden))
+        hidden = leaky_relu(hidden)
         return self.head(hidden.mean((2, 3)) if self.is_map else hidden.mean(1)).squeeze(-1)
 
 
@@ -98,10 +95,10 @@ class VariationalLoss:
 
     Args:
         f: a name of `CONJUGATES`, or a `Conjugate`.
-        shape: of one prediction, see `Critic`.
-        options: see `Variational`.
-        device: of the critic.
-        seed: of the critic's initial weights; the global RNG is not touched.
+        shape: shape of one prediction, see `Critic`.
+        options: width and training of the critic.
+        device: where the critic is.
+        seed: seed of the critic's initial weights; the global RNG is not touched.
         processes: hold one critic together, each with its own samples.
 
     Raises:
@@ -131,11 +128,8 @@ class VariationalLoss:
     ) -> Tensor:
         """The bound, a scalar in float32, differentiable in the student's predictions.
 
-        Args:
-            pred: the student's predictions, samples of Q.
-            target: the teacher's, samples of P, of the same shape.
-            timestep: (B,), in [0, 1000].
-            mask: see `Critic`.
+        `pred` are samples of Q, the student's predictions, and `target` as many of P, the
+        teacher's; for the timesteps and the mask, see `Critic`.
         """
         self.critic.eval()  # its spectral norms are estimated when it learns, not when it is asked
         return self._bound(pred, target, timestep, mask)
@@ -143,25 +137,20 @@ class VariationalLoss:
     def _bound(
         self, pred: Tensor, target: Tensor, timestep: Tensor, mask: Tensor | None
     ) -> Tensor:
-        real, other = self._terms(pred, target, timestep, mask)
-        gap = real - other
-        return gap.mean()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Of the critic and its optimiser, for a checkpoint."""
-        return {"critic": self.critic.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as from that state."""
-        self.critic.load_state_dict(state["critic"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        both = torch.cat([target.float(), pred.float()])
+        twice = torch.cat([timestep, timestep])
+        masks = None if mask is None else torch.cat([mask, mask])
+        with torch.autocast(pred.device.type, enabled=False):
+            real, other = self.critic(both, twice, masks).chunk(2)
+        real, other = self.conjugate.bound(real, other)
+        return (real - other).mean()
 
     def update(
         self, pred: Tensor, target: Tensor, timestep: Tensor, mask: Tensor | None = None
     ) -> Tensor:
         """One step of the critic up the bound; returns the bound before it, detached.
 
-        Args are those of `__call__`; no gradient flows into the predictions.
+        The arguments are those of `__call__`; no gradient flows into the predictions.
         """
         pred, target = pred.detach(), target.detach().float()
         penalty = self.options.gradient_penalty
@@ -176,17 +165,15 @@ class VariationalLoss:
                 loss = loss + penalty / 2 * slope.flatten(1).square().sum(1).mean()
             self.optimizer.zero_grad()
             loss.backward(inputs=list(self.critic.parameters()))
-        gradients = [p.grad for p in self.critic.parameters() if p.grad is not None]
-        self.processes.mean_(gradients)
+        self.processes.mean_([p.grad for p in self.critic.parameters() if p.grad is not None])
         self.optimizer.step()
         return bound.detach()
 
-    def _terms(
-        self, pred: Tensor, target: Tensor, timestep: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        both = torch.cat([target.float(), pred.float()])
-        twice = torch.cat([timestep, timestep])
-        masks = None if mask is None else torch.cat([mask, mask])
-        with torch.autocast(pred.device.type, enabled=False):
-            real, other = self.critic(both, twice, masks).chunk(2)
-        return self.conjugate.bound(real, other)
+    def state_dict(self) -> dict[str, Any]:
+        """State of the critic and its optimiser, for a checkpoint."""
+        return {"critic": self.critic.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue as from that state."""
+        self.critic.load_state_dict(state["critic"])
+        self.optimizer.load_state_dict(state["optimizer"])

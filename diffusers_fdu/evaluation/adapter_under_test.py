@@ -16,7 +16,7 @@ from ..adapters.download import local_folder
 from ..adapters.evaluation_file import sha256
 from ..adapters.loading import load_adapter
 from ..adapters.read import read_adapter
-from ..data.concepts import Concept, from_json
+from ..data.concepts import Concept, concept_from_json
 from ..unlearner import FDUnlearner
 
 
@@ -61,7 +61,7 @@ def concepts_of(recipe: Mapping[str, Any], targets: Sequence[str] = ()) -> list[
         ValueError: if the recipe does not say, or one of the targets is not among them.
     """
     parts = [recipe, *recipe.get("merged", ())]
-    found = [from_json(one) for part in parts for one in part.get("concepts", ())]
+    found = [concept_from_json(one) for part in parts for one in part.get("concepts", ())]
     if not found:
         raise ValueError("the recipe does not say what the adapter unlearned: pass concepts")
     names = [concept.target for concept in found]

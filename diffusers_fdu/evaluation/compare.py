@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..adapters import lora as adapters
 from ..config import TrainConfig
-from ..data.concepts import Anchor, Concept, Target, concepts
+from ..data.concepts import Anchor, Concept, Target, make_concepts
 from ..data.replay_buffer import ReplayBuffer
 from ..data.teacher import ask
 from ..divergences.conjugates import conjugate
@@ -71,7 +71,7 @@ def compare(
         ValueError: for a bad argument, before anything is trained.
         TypeError: for an unknown option, or an f that is no name.
     """
-    found = concepts(target, anchor)
+    found = make_concepts(target, anchor)
     numbers = list(dict.fromkeys(range(seeds) if isinstance(seeds, int) else seeds))
     if not fs or not numbers or not strengths:
         raise ValueError("nothing to compare: fs, seeds and strengths need one entry each")

@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from torch import nn
 
-from ..pipelines.generate import BATCH, check_pictures, generate, takes
+from ..pipelines.generate import BATCH, check_pictures, generate, takes_argument
 from ..training.identity import pipe_facts
 from ..utils.distributed import Processes
 from ..utils.io import as_json, read_json, writable_folder, write_json
@@ -146,7 +146,7 @@ def adapter_state(pipe: Any) -> str:
 
 def accepted(pipe: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that the pipeline takes and that say something."""
-    return {k: v for k, v in settings.items() if takes(pipe, k) and v is not None}
+    return {k: v for k, v in settings.items() if takes_argument(pipe, k) and v is not None}
 
 
 class _Store:

@@ -17,7 +17,7 @@ from ..adapters.contents import PICTURES
 from ..adapters.stacking import at_strengths, strengths
 from ..adapters.summary import concepts, mapping, texts
 from ..data.templates import fill, without
-from ..pipelines.call_signature import OWN
+from ..pipelines.call_signature import RESERVED
 from ..pipelines.generate import check_pictures, generate
 from ..pipelines.tokenizers import vocabulary
 from ..utils.markup import cleaned
@@ -67,7 +67,7 @@ def draw_pictures(
         return []
     wanted = prompts(pipe, recipe)
     seeds = range(len(wanted))
-    kwargs = {name: value for name, value in pipeline_kwargs.items() if name not in OWN}
+    kwargs = {name: value for name, value in pipeline_kwargs.items() if name not in RESERVED}
     halves = []
     beside = mapping(recipe.get("active_adapters"))
     values = {name: beside.get(name, 0.0) for name in strengths(pipe)}

@@ -38,8 +38,9 @@ def _hooks(module: nn.Module) -> list[Any]:
 
 def is_streamed(model: nn.Module) -> bool:
     """Whether weights are brought layer by layer."""
-    return any(p.is_meta for p in model.parameters()) and any(
-        isinstance(hook, AlignDevicesHook) for module in model.modules() for hook in _hooks(module)
+    hooks = [hook for module in model.modules() for hook in _hooks(module)]
+    return any(isinstance(hook, AlignDevicesHook) for hook in hooks) and any(
+        p.is_meta for p in model.parameters()
     )
 
 
@@ -51,27 +52,26 @@ def is_offloaded(model: nn.Module) -> bool:
 def check_streamed(model: nn.Module) -> None:
     """Refuse a streamed denoiser whose weights lose something when hooks are taken off and put on.
 
-    Raises:
-        ValueError: if its weights are of a class of their own, such as those of bitsandbytes, that
-            keeps scales beside the tensor.
+    These are weights of a class of their own, such as those of bitsandbytes, which keeps scales
+    beside the tensor.
     """
     kinds = {type(p) for p in model.parameters()} - {nn.Parameter}
-    kinds = {kind for kind in kinds if issubclass(kind, nn.Parameter)}
-    if kinds and is_streamed(model):
+    names = [kind.__name__ for kind in kinds if issubclass(kind, nn.Parameter)]
+    if names and is_streamed(model):
         raise ValueError(
-            f"sequential CPU offload loses the scales of {min(k.__name__ for k in kinds)}: use "
+            f"sequential CPU offload loses the scales of {min(names)}: use "
             "enable_model_cpu_offload"
         )
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
-    """In which dtype a model computes: what it says itself, or that of its first floating weight.
+    """The dtype a model computes in: what it says itself, or that of its first floating weight.
 
     Some weights may be kept in float32, and quantised ones be integers.
     """
-    own = getattr(model, "dtype", None)
-    if isinstance(own, torch.dtype) and own.is_floating_point:
-        return own
+    dtype = getattr(model, "dtype", None)
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return dtype
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
@@ -88,51 +88,42 @@ def placement(model: nn.Module) -> Placement:
 
 @contextmanager
 def onloaded(model: nn.Module) -> Iterator[None]:
-    """Without the hooks that move a denoiser, for a while.
+    """Take the hooks that move a denoiser off for a while.
 
     A model that is moved as a whole is moved to where it runs. One that is streamed is on the CPU
-    in between: see `streamed`.
-
-    Raises:
-        ValueError: see `check_streamed`.
+    in between: see `streamed`, and `check_streamed` for what is refused.
     """
     check_streamed(model)
-    device = placement(model).device
-    if is_offloaded(model):
+    device, offloads, streams = placement(model).device, is_offloaded(model), is_streamed(model)
+    if offloads:
         model.to(device)
-        try:
-            yield
-        finally:
-            model.to("cpu")
-    elif is_streamed(model):
+    elif streams:
         remove_hook_from_module(model, recurse=True)
-        try:
-            yield
-        finally:
+    try:
+        yield
+    finally:
+        if offloads:
+            model.to("cpu")
+        elif streams:
             remove_hook_from_module(model, recurse=True)
             cpu_offload(model, device, offload_buffers=len(model._parameters) > 0)
-    else:
-        yield
 
 
 @contextmanager
 def streamed(model: nn.Module, device: torch.device, enabled: bool) -> Iterator[None]:
-    """Bring the weights that are frozen layer by layer; those that are trained stay.
+    """Bring frozen weights to the device layer by layer, where trained ones stay; if enabled.
 
-    Args:
-        model: on the CPU, without hooks, the adapter attached.
-        device: where it runs.
-        enabled: False: nothing happens.
+    The model is on the CPU, without hooks, and has its adapter attached.
     """
     if not enabled:
         yield
         return
     try:
         for module in model.modules():
-            own = list(module.parameters(recurse=False))
-            if own and not any(p.requires_grad for p in own):
+            parameters = list(module.parameters(recurse=False))
+            if parameters and not any(p.requires_grad for p in parameters):
                 add_hook_to_module(module, AlignDevicesHook(device, offload=True))
-            elif own or module._buffers:
+            elif parameters or module._buffers:
                 module.to(device)
         yield
     finally:

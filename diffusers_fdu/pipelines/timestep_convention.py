@@ -15,23 +15,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TimestepConvention:
-    """Between the scheduler's time and the denoiser's.
+    """Between the scheduler's time and the denoiser's."""
 
-    Args:
-        name: of the denoiser's argument.
-        length: number of training timesteps.
-        is_unit: the denoiser is given a share of the length.
-        is_reversed: it is given 0 for noise.
-    """
+    name: str = "timestep"  # of the denoiser's argument
+    length: int = 1000  # number of training timesteps
+    is_unit: bool = False  # whether the denoiser is given a share of the length
+    is_reversed: bool = False  # whether it is given 0 for noise
 
-    name: str = "timestep"
-    length: int = 1000
-    is_unit: bool = False
-    is_reversed: bool = False
-
-    def to_scheduler(self, given: Tensor) -> Tensor:
+    def to_scheduler(self, denoiser_time: Tensor) -> Tensor:
         """The scheduler's time, (), float64, from what the denoiser is given of one row."""
-        time = given.double().reshape(-1).amax()
+        time = denoiser_time.double().reshape(-1).amax()
         time = time * self.length if self.is_unit else time
         return self.length - time if self.is_reversed else time
 
@@ -39,13 +32,7 @@ class TimestepConvention:
 def find_timestep_convention(
     name: str, length: int, runs: Sequence[tuple[Tensor, Tensor]]
 ) -> TimestepConvention:
-    """The clock of a denoiser from what it was given in its runs.
-
-    Args:
-        name: of the argument.
-        length: number of training timesteps.
-        runs: first and last time of each run, of one row.
-    """
+    """The convention of a denoiser, by the first and the last time of one row in each run."""
     ends = [(a.double().amax().item(), b.double().amax().item()) for a, b in runs]
     is_unit = all(time <= 1 for run in ends for time in run)
     return TimestepConvention(name, length, is_unit, sum(last - first for first, last in ends) > 0)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ..adapters import lora as adapters
 from ..adapters.target_modules import has_cross_attention
 from ..data.replay_buffer import ReplayBuffer
-from ..data.rows import Half, Row
+from ..data.rows import Halves, Row
 from ..data.sampler import Batch, Sampler
 from ..divergences.loss import DivergenceLoss
 from ..pipelines.offload import is_streamed, onloaded, placement, streamed
@@ -73,7 +73,7 @@ class Agreement:
     model: nn.Module
     settings: Settings
 
-    def __call__(self, buffer: ReplayBuffer, halves: Sequence[Half]) -> bool:
+    def __call__(self, buffer: ReplayBuffer, halves: Sequence[Halves]) -> bool:
         """Whether to stop recording.
 
         Args:
@@ -83,7 +83,7 @@ class Agreement:
         with set_aside(self.pipe, self.model, self.settings.offloads):
             return all(self.cosine(buffer, own) >= ENOUGH for own in halves)
 
-    def cosine(self, buffer: ReplayBuffer, halves: Half) -> float:
+    def cosine(self, buffer: ReplayBuffer, halves: Halves) -> float:
         """Between the halves' mean gradients; 0 where one cannot be told from noise."""
         seed = self.settings.train.seed
         sampler = Sampler(self.model, buffer, SIZE, seed, retains=False)

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from ..config import Auto, PerformanceConfig
-from ..pipelines.context import RunContext
+from ..data.plan import RunContext
 from ..pipelines.offload import placement
 from ..pipelines.recorder import BATCH, STEPS
 from ..settings import Settings

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..pipelines.denoiser import predicted, sample_name
+from ..pipelines.denoiser import extract_prediction, sample_name
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Pass:
     def __call__(self, inputs: dict[str, Any]) -> None:
         """Run it."""
         with torch.set_grad_enabled(bool(self.trained)), self.autocast():
-            output = predicted(self.model(**inputs), inputs[sample_name(self.model)])
+            output = extract_prediction(self.model(**inputs), inputs[sample_name(self.model)])
         if self.trained:
             loss = output.float().square().mean()
             del output

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.replay_buffer import ReplayBuffer
-from ..data.rows import Entry, Part
+from ..data.rows import DenoiserCall, Entry
 from ..data.teacher import predict
 from ..pipelines.offload import placement
 from ..pipelines.placeholder_tokens import PlaceholderTokens
@@ -66,13 +66,15 @@ class Goal:
         answer = predict(model, parts).float()
         return (answer - target).flatten(1).square().mean(1)
 
-    def _asked(self, part: Part, entries: Sequence[Entry], texts: Mapping[str, Any]) -> Part:
+    def _asked(
+        self, part: DenoiserCall, entries: Sequence[Entry], texts: Mapping[str, Any]
+    ) -> DenoiserCall:
         """The call with other texts."""
         rows = [self.template_of(entries[place]) for place in part.places]
         flat = flatten(part.inputs)
         for name in self.names:
             flat[name] = _picked(texts[name], rows)
-        return Part(unflatten(flat), part.places)
+        return DenoiserCall(unflatten(flat), part.places)
 
 
 def _picked(text: Any, rows: list[int]) -> Any:
@@ -122,7 +124,7 @@ class Inversion:
         """
         vectors = [own.clone().requires_grad_() for own in slots.vectors]
         groups: list[dict[str, Any]] = [
-            {"params": [vector], "lr": self.learning_rate * slots.spread(i)}
+            {"params": [vector], "lr": self.learning_rate * slots.embedding_std(i)}
             for i, vector in enumerate(vectors)
         ]
         optimizer = torch.optim.Adam(groups)

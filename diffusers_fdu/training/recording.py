@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from ..adapters.target_modules import has_cross_attention
 from ..data.concepts import Concept
-from ..data.plan import RecordingPlan
+from ..data.plan import RecordingPlan, RunContext
 from ..data.replay_buffer import ReplayBuffer
-from ..pipelines.context import RunContext
 from ..pipelines.denoiser import denoiser_names
 from .agreement import Agreement, starts_in_closed_form
 from .checkpoint import Checkpoints

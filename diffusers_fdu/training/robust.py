@@ -28,9 +28,9 @@ from ..data.concepts import Concept, Pair
 from ..data.recording import record
 from ..data.replay_buffer import ReplayBuffer
 from ..data.rows import Entry
-from ..data.teacher import ask, guided
+from ..data.teacher import ask, negative_guidance
 from ..pipelines.placeholder_tokens import PlaceholderTokens
-from ..pipelines.recorder import Recorder, entry, preserve_pipeline_state
+from ..pipelines.recorder import Recorder, preserve_pipeline_state, select_row
 from ..utils.distributed import Processes
 from .inversion import Goal, Inversion
 
@@ -142,7 +142,7 @@ def _answer(recorder: Recorder, found: ReplayBuffer, pairs: dict[str, Pair]) -> 
     for row, pair, answer in zip(rows, wanted, answers, strict=True):
         if pair.guidance is not None:
             own = found.predictions([row])[0].float()
-            answer = guided(own, answer, pair.guidance)
+            answer = negative_guidance(own, answer, pair.guidance)
         kept = found.add_prediction(answer)
         found.add_row("hidden", row.state, row.text, kept, row.concept)
 
@@ -192,7 +192,7 @@ class Adversary:
         places = {text: k for k, text in enumerate(sorted({row.text for row in rows}))}
         marked = [self.buffer.prompt(text) for text in places]
         goal = Goal(self.buffer, rows, self.names, lambda row: places[row.text])
-        self.slots.start_at_a_word(self.generator)
+        self.slots.start_at_random_word(self.generator)
         vectors = self.search(
             self.model, self.slots, self.recorder, marked, goal, self.generator, self.autocast
         )
@@ -200,7 +200,7 @@ class Adversary:
         with torch.no_grad():
             inputs = self.slots.conditioning(self.recorder, marked, self.names, vectors)
         for text, k in places.items():
-            self._add(f"\0adversary {step} {text}", text, entry(inputs, self.names, k))
+            self._add(f"\0adversary {step} {text}", text, select_row(inputs, self.names, k))
 
     def _add(self, name: str, text: int, leaves: dict[str, Any]) -> None:
         """Ask the states of one prompt with what was found, too."""

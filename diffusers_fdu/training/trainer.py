@@ -12,11 +12,10 @@ from torch import nn
 
 from ..adapters import lora as adapters
 from ..config import CheckpointConfig, TrainConfig
-from ..data.plan import RecordingPlan
+from ..data.plan import RecordingPlan, RunContext
 from ..data.replay_buffer import ReplayBuffer
 from ..data.sampler import Sampler
 from ..divergences.variational import VariationalLoss
-from ..pipelines.context import RunContext
 from ..pipelines.offload import is_streamed, onloaded, placement, streamed
 from ..pipelines.recorder import Recorder
 from ..settings import Settings

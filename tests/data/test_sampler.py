@@ -82,8 +82,8 @@ def test_rows_to_retain_in_a_call_of_their_own() -> None:
 
 def test_spread_takes_each_row_at_most_once() -> None:
     draw = sampler()
-    assert [i for _, i in draw.spread(0, 3)] == [0, 4, 8]
-    assert [i for _, i in draw.spread(1, 16)] == [9, 10, 11]
+    assert [i for _, i in draw.evenly_spaced(0, 3)] == [0, 4, 8]
+    assert [i for _, i in draw.evenly_spaced(1, 16)] == [9, 10, 11]
 
 
 def test_the_seed_decides() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 
-from diffusers_fdu.data.templates import fill, fill_words, slots, without
+from diffusers_fdu.data.templates import fill, fill_words, placeholders, without
 from diffusers_fdu.pipelines.tokenizers import vocabulary
 
 
@@ -35,5 +35,5 @@ def test_without_leaves_plurals_out_too() -> None:
 
 
 def test_slots_are_everything_in_braces() -> None:
-    assert slots("a {} in {word} {") == {"{}", "{word}", "{"}
-    assert slots("plain") == set()
+    assert placeholders("a {} in {word} {") == {"{}", "{word}", "{"}
+    assert placeholders("plain") == set()

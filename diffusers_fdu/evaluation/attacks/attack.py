@@ -137,7 +137,7 @@ class AttackTarget:
             recorder = Recorder(pipe, kwargs, seed, self.batch, self.component)
             buffer = record(recorder, pairs, [], torch.float32, progress=False)
             with preserve_pipeline_state(pipe):
-                texts = recorder.layout(marked[0], own[0]).texts
+                texts = recorder.find_signature(marked[0], own[0]).texts
         return Goal(buffer, buffer.entries("unlearn"), tuple(texts))
 
     def recorder(self) -> Recorder:
@@ -145,7 +145,9 @@ class AttackTarget:
         kwargs = {k: v for k, v in self.settings.items() if k != "num_inference_steps"}
         recorder = Recorder(self.pipe, kwargs, batch=self.batch, component=self.component)
         with preserve_pipeline_state(self.pipe):
-            recorder.layout(self.asked(self.target)[0], "")  # finds out how to ask one question
+            recorder.find_signature(
+                self.asked(self.target)[0], ""
+            )  # finds out how to ask one question
         return recorder
 
 

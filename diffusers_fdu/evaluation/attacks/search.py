@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...data.rows import Entry
 from ...pipelines.placeholder_tokens import PlaceholderTokens
 from ...pipelines.recorder import Recorder, preserve_pipeline_state
-from ...pipelines.tokenizers import BEFORE, single_tokens, vocabulary
+from ...pipelines.tokenizers import PRECEDING_WORD, single_tokens, vocabulary
 from ...training.inversion import Inversion
 from .attack import AttackOutcome, AttackTarget
 
@@ -49,14 +49,14 @@ class Prefix:
         self.attack_target, self.count = attack_target, count
         asked = attack_target.asked(attack_target.target)
         self.slots = PlaceholderTokens(attack_target.pipe, count, asked)
-        self.marked = [f"{BEFORE} {self.slots.marker} {prompt}" for prompt in asked]
+        self.marked = [f"{PRECEDING_WORD} {self.slots.marker} {prompt}" for prompt in asked]
         known = single_tokens(attack_target.pipe, vocabulary(attack_target.pipe))
         if not known:
             pipeline = type(attack_target.pipe).__name__
             raise ValueError(f"{pipeline} has no whole words of one token to search among")
         self.words = [word for word, _ in known]
         columns = list(zip(*(ids for _, ids in known), strict=True))
-        self.tables = [self.slots.table(i, ids) for i, ids in enumerate(columns)]
+        self.tables = [self.slots.embeddings(i, ids) for i, ids in enumerate(columns)]
         self.goal = attack_target.goal(self.marked, seed, pictures)
         self.recorder: Recorder = attack_target.recorder()
 
@@ -86,7 +86,7 @@ class Prefix:
         """The target's prompts with these words before them: plain text, which anyone may type."""
         text = self.in_words(words)
         asked = self.attack_target.asked(self.attack_target.target)
-        return [f"{BEFORE} {text} {prompt}" for prompt in asked]
+        return [f"{PRECEDING_WORD} {text} {prompt}" for prompt in asked]
 
 
 @dataclass(frozen=True)
@@ -263,12 +263,12 @@ class ConceptInversion:
         slots = PlaceholderTokens(
             attack_target.pipe, self.tokens, attack_target.asked(attack_target.target)
         )
-        slots.start_at_a_word(generator)
+        slots.start_at_random_word(generator)
         marked = attack_target.asked(slots.marker)
         goal = attack_target.goal(marked, seed, self.pictures)
         with preserve_pipeline_state(attack_target.pipe):
             vectors = self.inversion(
                 attack_target.model, slots, attack_target.recorder(), marked, goal, generator
             )
-        with slots.placed(vectors):
+        with slots.substituted(vectors):
             return AttackOutcome(attack_target.hits(marked, seed))
