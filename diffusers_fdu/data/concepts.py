@@ -1,15 +1,14 @@
 """What is to be forgotten, what takes its place, and the prompts that ask for either."""
 
-from __future__ import annotations
-
 import math
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from .templates import fill, fill_words, placeholders, plain, without
+from .templates import fill, fill_words, plain, without
 
 Kind = Literal["object", "style", "prompt"]
 
@@ -73,16 +72,12 @@ Anchor = str | NegativeGuidance | None
 
 
 class Pair(NamedTuple):
-    """A target's prompt, and the same prompt with the anchor, which is "" if there is none.
-
-    `concept` is the index of the target among those unlearned together; `guidance` the scale of
-    a `NegativeGuidance`, if that is the anchor.
-    """
+    """A target's prompt and what the teacher is asked in its place."""
 
     target: str
-    anchor: str
-    concept: int = 0
-    guidance: float | None = None
+    anchor: str  # the same prompt with the anchor; "" if there is none
+    concept: int = 0  # index of the target among those unlearned together
+    guidance: float | None = None  # scale of a `NegativeGuidance`, if that is the anchor
 
     @property
     def drawn(self) -> str:
@@ -198,7 +193,8 @@ def _checked_prompts(prompts: Sequence[str] | str | Path) -> tuple[str, ...]:
     for prompt in prompts:
         if "{}" not in prompt:
             raise ValueError(f"prompt {prompt!r} has no {{}} for the concept")
-        unknown = placeholders(prompt) - {"{}", "{word}"}
+        in_braces = re.findall(r"\{[^{}]*\}|[{}]", prompt)  # or braces that are not closed
+        unknown = set(in_braces) - {"{}", "{word}"}
         if unknown:
             raise ValueError(
                 f"prompt {prompt!r} has {', '.join(sorted(unknown))}: "

@@ -1,7 +1,5 @@
 """From concepts and options to a replay buffer: which prompts are drawn, and what is kept."""
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -79,20 +77,15 @@ class RecordingPlan:
         ]
         retain: list[str] = []
         if train.retain_weight > 0:
-            count = RETAIN_PER_TRAJECTORY * data.stages[-1]
-            known_words = vocabulary(context.pipe)
-            retain = retain_prompts(self.concepts, data.retain, count, known_words, rng)
+            count, known = RETAIN_PER_TRAJECTORY * data.stages[-1], vocabulary(context.pipe)
+            retain = retain_prompts(self.concepts, data.retain, count, known, rng)
         recorder = self.recorder()
         is_bf16 = getattr(recorder.model, "dtype", None) == torch.bfloat16
+        dtype = torch.bfloat16 if is_bf16 else torch.float16
+        progress, processes = context.progress, context.processes
+        stages = Stages(data.stages, self.is_enough)
         buffer = record(
-            recorder,
-            pairs,
-            retain,
-            torch.bfloat16 if is_bf16 else torch.float16,
-            context.progress,
-            context.processes,
-            Stages(data.stages, self.is_enough),
-            self.keep_texts,
+            recorder, pairs, retain, dtype, progress, processes, stages, self.keep_texts
         )
         buffer.about = self.about()
         return buffer

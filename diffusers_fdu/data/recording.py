@@ -4,14 +4,10 @@ The pipeline is the source of truth for how its denoiser is called. Its calls on
 prompts are recorded as keyword arguments; those that depend on the text are found by comparing
 two prompts, and swapped for the target's. So nothing about prompt embeddings, added conditions
 or guidance is rebuilt here, and the teacher costs nothing once training starts.
-
-In a guided run the rows that carry the prompt's own conditioning answer for the anchor; the
-others answer for the empty (or negative) prompt and are kept as something to retain.
 """
 
-from __future__ import annotations
-
-from collections import Counter, defaultdict
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, NamedTuple
@@ -21,14 +17,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..config import RETAIN_PER_TRAJECTORY
+from ..pipelines.denoiser import find_timestep_convention
 from ..pipelines.recorder import Recorder, preserve_pipeline_state
-from ..pipelines.timestep_convention import find_timestep_convention
 from ..utils.distributed import Processes
 from ..utils.nested import chunks
 from .concepts import Pair
-from .replay_buffer import ReplayBuffer
+from .replay_buffer import Entry, Halves, ReplayBuffer
 from .rollout import Rollout, Run
-from .rows import Entry, Halves, Row
 from .teacher import ask, negative_guidance
 
 GOLDEN = (5**0.5 - 1) / 2  # multiples of it spread evenly over [0, 1) however many there are
@@ -63,15 +58,8 @@ def record(
     Processes share the work, and each gets the same buffer as one alone would. The pipe's
     scheduler, progress-bar settings, hooks and the global RNG are left as they were.
 
-    Args:
-        recorder: runs the pipeline.
-        pairs: prompts of the targets and their anchors.
-        retain: prompts that must stay as they are.
-        dtype: dtype in which states and predictions are kept.
-        progress: whether a progress bar is shown.
-        processes: the processes that work together.
-        stages: where recording may stop; by default everything is recorded.
-        keep_texts: whether the texts of all prompts, drawn or not, are kept for the closed form.
+    States and predictions are kept in `dtype`; with `keep_texts` so are the texts of all prompts,
+    drawn or not, for the closed form. `stages` say where recording may stop.
 
     Raises:
         ValueError: if a prompt is longer than the tokenizer takes, or if target and anchor get
@@ -121,7 +109,7 @@ def _shifted(scheduler: Any, steps: int, share: float) -> Any:
 
 
 class _Session:
-    """What is recorded so far; `rows` are those to unlearn, by concept and group."""
+    """What is recorded so far; `ends` are the numbers of rows to unlearn after each group."""
 
     def __init__(
         self, recorder: Recorder, pairs: Sequence[Pair], dtype: torch.dtype, processes: Processes
@@ -134,7 +122,7 @@ class _Session:
         self.recording = self.rollout.empty_recording()
         self.buffer = self.recording.buffer
         self.concepts = 1 + max(pair.concept for pair in pairs)
-        self.rows: dict[int, list[list[Row]]] = defaultdict(list)
+        self.ends: list[int] = []
 
     def draw(self, groups: Sequence[Sequence[Run]], progress: bool, stages: Stages) -> None:
         """Run the pipe on all prompts, or on as many as are enough."""
@@ -165,40 +153,43 @@ class _Session:
         for i in self.processes.own(numbers):
             steps = fewest + int(i * GOLDEN % 1 * (most - fewest + 1))
             if scheduler is not None:  # half the runs visit the timesteps of the pipe itself
-                shifted = _shifted(scheduler, steps, i * SQUARE % 1) if i % 2 else scheduler
-                recorder.pipe.scheduler = shifted
+                share = i * SQUARE % 1
+                recorder.pipe.scheduler = _shifted(scheduler, steps, share) if i % 2 else scheduler
             recordings.append(self.rollout.group(groups[i], steps, i))
             bar.update(len(groups[i]))
             nbytes = sum(r.buffer.nbytes for r in recordings) + self.buffer.nbytes
             bar.set_postfix(MB=f"{nbytes / 1e6:.1f}")
         for recording in self.processes.gather(recordings):
-            group_rows: dict[int, list[Row]] = defaultdict(list)
-            entries = recording.buffer.entries("unlearn")
-            for k, entry in enumerate(entries, self.buffer.count("unlearn")):
-                group_rows[entry.concept].append(("unlearn", k))
-            for concept, rows in group_rows.items():
-                self.rows[concept].append(rows)
             self.recording.absorb(recording)
+            self.ends.append(self.buffer.count("unlearn"))
 
     def _is_enough(self, is_enough: StopRecording | None) -> bool:
-        # A concept without rows is not answered yet; one group has no halves.
-        fewest = min((len(groups) for groups in self.rows.values()), default=0)
-        if is_enough is None or len(self.rows) < self.concepts or fewest < 2:
+        if is_enough is None:
             return False
         halves: list[Halves] = []
-        for groups in self.rows.values():
-            middle = len(groups) // 2
-            halves.append((sum(groups[:middle], []), sum(groups[middle:], [])))
+        entries = self.buffer.entries("unlearn")
+        for concept in range(self.concepts):
+            rows = [i for i, entry in enumerate(entries) if entry.concept == concept]
+            groups = sorted({bisect_right(self.ends, i) for i in rows})
+            if len(groups) < 2:  # one group has no halves, and none is not answered yet
+                return False
+            end = self.ends[groups[len(groups) // 2] - 1]
+            first, second = [i for i in rows if i < end], [i for i in rows if i >= end]
+            halves.append(([("unlearn", i) for i in first], [("unlearn", i) for i in second]))
         # Rounding may differ between processes, so the first decides.
         return self.processes.gather([is_enough(self.buffer, halves)])[0]
 
     def answer_guided(self) -> None:
-        """Ask the frozen model for negative guidance, which the runs themselves did not tell."""
+        """Ask the frozen model for what negative guidance needs and the runs did not tell."""
         if not self.recording.guided:
             return
+        name = self.recording.unconditional
+        text = None if name is None else self.buffer.text_of(name)
+        # Runs without guidance never ask for it, and a negative prompt is not empty.
+        if text is None or self.recorder.has_negative:
+            text = self.buffer.add_text("", self.recorder.conditioning([""], self.names)[""])
         entries = [entry for entry, _ in self.recording.guided]
-        empty_text = self._empty_text()
-        empty = self._ask([entry._replace(text=empty_text) for entry in entries])
+        empty = self._ask([entry._replace(text=text) for entry in entries])
         conditional = self._ask(entries)
         for i, (entry, scale) in enumerate(self.recording.guided):
             teacher = negative_guidance(conditional[i], empty[i], scale)
@@ -221,14 +212,6 @@ class _Session:
         recorded = [entry.text for entry in self.buffer.entries("retain")]
         planned = [ids[prompt] for prompt in (*anchors, *retain)]
         self.buffer.kept_texts = list(dict.fromkeys([*recorded, *planned]))
-
-    def _empty_text(self) -> int:
-        name = self.recording.unconditional
-        text = None if name is None else self.buffer.text_of(name)
-        # Runs without guidance never ask for it, and a negative prompt is not empty.
-        if text is None or self.recorder.has_negative:
-            return self.buffer.add_text("", self.recorder.conditioning([""], self.names)[""])
-        return text
 
     def _ask(self, entries: list[Entry]) -> Tensor:
         """Predictions for entries, of which each process asks its own part."""

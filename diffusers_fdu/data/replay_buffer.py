@@ -5,19 +5,45 @@ conditioning, a *prediction* is what the frozen denoiser answered. A row of the 
 of each: "at this state, asked this text, predict that". Rows to unlearn belong to a concept.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, get_args
+from functools import partial
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from ..pipelines.timestep_convention import TimestepConvention
+from ..pipelines.denoiser import TimestepConvention
 from ..utils.nested import RowInputs, same, to_device, unflatten
-from .rows import DenoiserCall, Entry, Role, Row
+
+Role = Literal["unlearn", "retain", "attacked", "hidden", "adversarial"]
+"""What a row is for; the last three belong to robust training, see `training.robust`."""
+
+Row = tuple[Role, int]
+"""A role, and the index of one of its rows."""
+
+Halves = tuple[list[Row], list[Row]]
+"""A concept's rows to unlearn: those of the first half of its pictures, and of the second."""
+
+
+class DenoiserCall(NamedTuple):
+    """Keyword arguments of one call, and the places that its rows have in the batch."""
+
+    inputs: dict[str, Any]
+    places: list[int]
+
+
+class Entry(NamedTuple):
+    """Indices of what a row joins; the prediction is -1 where nobody needs it."""
+
+    state: int
+    text: int
+    prediction: int
+    concept: int = 0
+
+
+_Lists: Any = partial(defaultdict, list)
 
 
 @dataclass
@@ -32,12 +58,10 @@ class ReplayBuffer:
     kept_texts: list[int] = field(default_factory=list)  # texts of what stays, recorded or not
     marker: str = ""  # what stands in the prompts of "attacked" rows, see `robust.expose`
     about: dict[str, Any] = field(default_factory=dict)  # what the recording depended on
-    _states: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
-    _texts: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    _states: dict[str, list[Any]] = field(default_factory=_Lists)
+    _texts: dict[str, list[Any]] = field(default_factory=_Lists)
     _predictions: list[Tensor] = field(default_factory=list)
-    _rows: dict[Role, list[Entry]] = field(
-        default_factory=lambda: {role: [] for role in get_args(Role)}
-    )
+    _rows: dict[Role, list[Entry]] = field(default_factory=_Lists)
     _text_ids: dict[tuple, int] = field(default_factory=dict)  # by prompt and shape
     _shapes: list[tuple] = field(default_factory=list)  # of each text
     _free: list[int] = field(default_factory=list)  # predictions that no row has any more
@@ -81,7 +105,7 @@ class ReplayBuffer:
                     "call to call and does not have an entry for each prompt"
                 )
 
-    def absorb(self, other: ReplayBuffer) -> Callable[[Entry], Entry]:
+    def absorb(self, other: Self) -> Callable[[Entry], Entry]:
         """Append another recording of the same pipe; returns what renumbers its entries."""
         first_state, first_prediction = self._state_count, len(self._predictions)
         for key, values in other._states.items():
@@ -109,26 +133,25 @@ class ReplayBuffer:
         return {**state, "clock": asdict(self.clock), "listed": sorted(self.listed)}
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> ReplayBuffer:
+    def from_state_dict(cls, state: dict[str, Any]) -> Self:
         """The buffer of a `state_dict`."""
         buffer = cls(**state)
         buffer.clock = TimestepConvention(**state["clock"])
         buffer.listed = frozenset(state["listed"])
-        buffer._states = defaultdict(list, state["_states"])
-        buffer._texts = defaultdict(list, state["_texts"])
-        buffer._rows = {role: [Entry(*r) for r in rows] for role, rows in state["_rows"].items()}
+        rows = {role: [Entry(*r) for r in rows] for role, rows in state["_rows"].items()}
+        buffer._states, buffer._texts = _Lists(state["_states"]), _Lists(state["_texts"])
+        buffer._rows = _Lists(rows)
         return buffer
 
     def clear(self, role: Role) -> None:
         """Forget the rows of a role, and the predictions that no other row has."""
-        used = {e.prediction for other, rows in self._rows.items() if other != role for e in rows}
-        self._free += sorted({e.prediction for e in self._rows[role]} - used)
-        self._rows[role].clear()
+        cleared = {entry.prediction for entry in self._rows.pop(role, [])}
+        used = {entry.prediction for rows in self._rows.values() for entry in rows}
+        self._free += sorted(cleared - used)
 
     def recast(self, role: Role, new: Role) -> None:
         """Give the rows of a role another one."""
-        self._rows[new] += self._rows[role]
-        self._rows[role] = []
+        self._rows[new] += self._rows.pop(role, [])
 
     def text_of(self, prompt: str) -> int | None:
         """The first text that was made of a prompt, if there is one."""
@@ -157,9 +180,7 @@ class ReplayBuffer:
     @property
     def timesteps(self) -> Tensor:
         """The time of every state as the scheduler has it, from noise down to 0, (S,) float64."""
-        return torch.stack(
-            [self.clock.to_scheduler(value) for value in self._states[self.clock.name]]
-        )
+        return torch.stack([self.clock.to_scheduler(v) for v in self._states[self.clock.name]])
 
     def count(self, role: Role) -> int:
         """Number of rows of a role."""

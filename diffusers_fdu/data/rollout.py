@@ -1,27 +1,23 @@
 """One group of prompts, drawn by the frozen pipeline under hooks, as a buffer of its own.
 
-A guided pipeline asks its denoiser about each x_t twice, once with the prompts' own conditioning
-and once with that of the empty (or negative) prompt, in one call or in two. A *half* is either of
-them: one row for each prompt that is drawn.
+A guided pipeline asks its denoiser about each x_t twice, in one call or in two: a *half* has the
+prompts' own conditioning and answers for the anchor, the other half that of the empty (or
+negative) prompt, and is kept as something to retain. Each has one row for each prompt.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from ..pipelines.call_signature import CallSignature
-from ..pipelines.denoiser import timestep_name
+from ..pipelines.denoiser import TimestepConvention, timestep_name
 from ..pipelines.recorder import Call, Recorder, select_row
-from ..pipelines.timestep_convention import TimestepConvention
 from ..utils.nested import RowInputs, close, same, to_cpu
 from .concepts import Pair
-from .replay_buffer import ReplayBuffer
-from .rows import Entry
+from .replay_buffer import Entry, ReplayBuffer
 
 Run = tuple[str, Pair | None]
 """A prompt to draw, and the pair that it belongs to; None if it is to be retained."""
@@ -33,19 +29,15 @@ OTHER_EVERY = 4  # one call in so many keeps the rows of the empty prompt, which
 class Recording:
     """What one group of prompts left, or several together.
 
-    Args:
-        buffer: the rows; also the states and texts of `guided`.
-        unconditional: name that the buffer has for the text of guided runs' other half.
-        guided: states that negative guidance is to answer, each with its scale.
-        times: first and last time of each run.
+    `guided` are states that negative guidance is to answer, each with its scale.
     """
 
     buffer: ReplayBuffer
-    unconditional: str | None = None
+    unconditional: str | None = None  # what the buffer calls the text of guided runs' other half
     guided: list[tuple[Entry, float]] = field(default_factory=list)
-    times: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    times: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # first and last of each run
 
-    def absorb(self, other: Recording) -> None:
+    def absorb(self, other: Self) -> None:
         """Append what another group left."""
         renumbered = self.buffer.absorb(other.buffer)
         self.unconditional = self.unconditional or other.unconditional
@@ -63,16 +55,13 @@ class _Half(NamedTuple):
 
 @dataclass
 class _Part:
-    """Prompts that were drawn together, their own texts, and the halves of every call.
-
-    `state` is the last state that the buffer got, and `state_ids` are the indices of its rows.
-    """
+    """Prompts that were drawn together, their own texts, and the halves of every call."""
 
     runs: Sequence[Run]
     texts: RowInputs
     calls: list[list[_Half]] = field(default_factory=list)
-    state: RowInputs | None = None
-    state_ids: list[int] = field(default_factory=list)
+    state: RowInputs | None = None  # the last that the buffer got
+    state_ids: list[int] = field(default_factory=list)  # of its rows
 
 
 class Rollout:
@@ -97,9 +86,8 @@ class Rollout:
     def group(self, runs: Sequence[Run], steps: int, number: int) -> Recording:
         """Draw a group in so many steps, as many prompts at once as fit the memory.
 
-        The noise depends on the group's number and on a prompt's place in it alone, and rows come
-        in the order in which all prompts at once would give them: so what is recorded does not
-        depend on how many fitted.
+        What is recorded does not depend on how many fit: the noise is that of the group's number
+        and a prompt's place in it, and rows come as all prompts at once would give them.
         """
         recorder, recording = self.recorder, self.empty_recording()
         first_seed = recorder.seed + recorder.group * number
@@ -116,10 +104,10 @@ class Rollout:
         recording.times.append((first, last))
         for i, part_calls in enumerate(zip(*(part.calls for part in parts), strict=True)):
             # The group's number is added so that groups keep the empty prompt at other steps.
-            keeps_unconditional = (number + i) % OTHER_EVERY == 0
+            keeps_other = (number + i) % OTHER_EVERY == 0
             for halves in zip(*part_calls, strict=True):
                 for part, half in zip(parts, halves, strict=True):
-                    self._keep(recording, part, half, keeps_unconditional)
+                    self._keep(recording, part, half, keeps_other)
         return recording
 
     def _draw(self, runs: Sequence[Run], steps: int, seed: int, buffer: ReplayBuffer) -> _Part:
@@ -159,9 +147,7 @@ class Rollout:
             halves.append(_Half(half_state, None if is_own else to_cpu(texts), predictions))
         return halves
 
-    def _keep(
-        self, recording: Recording, part: _Part, half: _Half, keeps_unconditional: bool
-    ) -> None:
+    def _keep(self, recording: Recording, part: _Part, half: _Half, keeps_other: bool) -> None:
         buffer = recording.buffer
         if half.texts is not None and recording.unconditional is None:
             recording.unconditional, row = self._unconditional(half.texts, 0)
@@ -171,7 +157,7 @@ class Rollout:
             part.state = half.state
             rows = [select_row(half.state, list(half.state), i) for i in range(len(part.runs))]
             part.state_ids = [buffer.add_state(row) for row in rows]
-        if half.texts is None or keeps_unconditional:
+        if half.texts is None or keeps_other:
             self._add_rows(recording, part, half)
 
     def _add_rows(self, recording: Recording, part: _Part, half: _Half) -> None:
@@ -186,21 +172,17 @@ class Rollout:
             if pair is None or pair.guidance is None:
                 text = buffer.add_text(prompt, select_row(part.texts, self.names, i))
                 buffer.add_row("retain", state, text, prediction)
-            if pair is None:
-                continue
-            text = buffer.add_text(pair.target, self.target_texts[pair.target])
-            if pair.guidance is None:
-                buffer.add_row("unlearn", state, text, prediction, pair.concept)
-            else:
-                entry = Entry(state, text, prediction, pair.concept)
-                recording.guided.append((entry, pair.guidance))
+            if pair is not None:
+                text = buffer.add_text(pair.target, self.target_texts[pair.target])
+                if pair.guidance is None:
+                    buffer.add_row("unlearn", state, text, prediction, pair.concept)
+                else:
+                    entry = Entry(state, text, prediction, pair.concept)
+                    recording.guided.append((entry, pair.guidance))
 
     def _unconditional(self, texts: RowInputs, i: int) -> tuple[str, RowInputs]:
-        """A row of the other half's text, and a name for it.
-
-        Nobody says what its prompt was, so the sums of its tensors name it; no prompt begins with
-        the character zero.
-        """
+        """A row of the other half's text, and a name for it."""
         row = select_row(texts, self.names, i)
+        # Nobody says what its prompt was, so sums name it; no prompt begins with this character.
         sums = [value.cpu().double().sum().item() for value in row.values() if value is not None]
         return f"\0{','.join(f'{value:.9g}' for value in sums)}", row

@@ -1,10 +1,8 @@
 """Which rows of the replay buffer a step sees."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +10,7 @@ from torch import Tensor, nn
 from ..pipelines.offload import placement
 from ..utils.distributed import Processes
 from ..utils.nested import to_device
-from .replay_buffer import ReplayBuffer
-from .rows import DenoiserCall, Role, Row
+from .replay_buffer import DenoiserCall, ReplayBuffer, Role, Row
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Batch:
     size: int  # number of rows to unlearn
     concept: Tensor  # index of the concept of each row to unlearn, (size,)
     timestep: Tensor  # (B,), float32, on a scale that ends at 1000
-    held: Batch | None = None  # the rows to retain, where they are in calls of their own
+    held: Self | None = None  # the rows to retain, where they are in calls of their own
 
 
 @dataclass(frozen=True)
@@ -38,24 +35,18 @@ class Draw:
     def __len__(self) -> int:
         return len(self.unlearn)
 
-    def part(self, start: int, size: int) -> Draw:
+    def part(self, start: int, size: int) -> Self:
         """At most `size` rows of each role from the `start`-th on."""
         rows = slice(start, start + size)
-        return Draw(self.unlearn[rows], self.retain[rows])
+        return replace(self, unlearn=self.unlearn[rows], retain=self.retain[rows])
 
 
 class Sampler:
     """Draws batches: as many rows to unlearn as to retain, all concepts equally often.
 
-    Args:
-        model: the denoiser, which determines the device and the dtype.
-        buffer: what was recorded.
-        size: number of rows of each role, for each process.
-        seed: seed of the draws.
-        retains: whether rows to retain are drawn; a ValueError if none was recorded.
-        apart: whether rows to retain are put into calls of their own.
-        processes: the processes that take parts of equal size of one batch.
-        alike: whether all processes make equally many calls, as a sharded denoiser needs.
+    A batch has `size` rows of each role for each process, which take parts of equal size of it.
+    The model determines the device and the dtype. With `apart`, rows to retain are in calls of
+    their own; with `alike`, all processes make equally many calls, as a sharded denoiser needs.
     """
 
     def __init__(

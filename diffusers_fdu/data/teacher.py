@@ -1,7 +1,5 @@
 """Ask the frozen denoiser about recorded states."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -10,8 +8,7 @@ from torch import Tensor, nn
 from ..pipelines.denoiser import extract_prediction, sample_name
 from ..pipelines.offload import placement
 from ..utils.micro_batches import MicroBatches
-from .replay_buffer import ReplayBuffer
-from .rows import DenoiserCall, Entry
+from .replay_buffer import DenoiserCall, Entry, ReplayBuffer
 
 
 def predict(model: nn.Module, calls: Sequence[DenoiserCall]) -> Tensor:

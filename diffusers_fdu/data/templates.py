@@ -1,7 +1,5 @@
 """Prompt templates, and words to fill them with."""
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Sequence
@@ -18,11 +16,6 @@ def fill(template: str, subject: str) -> str:
 def fill_words(template: str, words: Sequence[str], rng: random.Random) -> str:
     """Put a random word into every `{word}`."""
     return _WORD_SLOT.sub(lambda match: _with_article(match, rng.choice(words)), template)
-
-
-def placeholders(template: str) -> set[str]:
-    """Everything in braces, and braces that are not closed."""
-    return set(re.findall(r"\{[^{}]*\}|[{}]", template))
 
 
 def _with_article(match: re.Match[str], noun: str) -> str:

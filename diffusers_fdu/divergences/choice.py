@@ -1,9 +1,7 @@
 """Which divergence, if the user names a preference and not an f."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 Preference = Literal["erase", "balance", "preserve"]
 
@@ -18,13 +16,6 @@ it matters.
 """
 
 
-class Compared(Protocol):
-    """What `compare` returns, as far as it matters here."""
-
-    def best(self, prefer: Preference = "balance") -> Any:
-        """The point that a preference picks, with its `f`."""
-
-
 @dataclass(frozen=True)
 class AutoDivergence:
     """The divergence that a preference picks, to be passed as `f` to `FDUnlearner.unlearn`.
@@ -32,7 +23,7 @@ class AutoDivergence:
     Args:
         prefer: "erase" for forgetting as thoroughly as possible, "preserve" for forgetting as
             gently as possible, "balance" for neither.
-        comparison: what `compare` measured; without one a fixed rule decides.
+        comparison: what `compare` measured, a `Comparison`; without one a fixed rule decides.
 
     Raises:
         ValueError: for an unknown preference.
@@ -43,7 +34,7 @@ class AutoDivergence:
     """
 
     prefer: Preference = "balance"
-    comparison: Compared | None = None
+    comparison: Any = None
 
     def __post_init__(self) -> None:
         if self.prefer not in RULES:

@@ -7,8 +7,6 @@ raw output v becomes T = g(v) with an increasing g whose range is inside that do
 (Nowozin, Cseke, Tomioka, arXiv 1606.00709, table 2, whose generators have other constants).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -44,11 +42,9 @@ class Conjugate:
     composed: Function | None = field(default=None, repr=False)
 
     def bound(self, real: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        """The two terms T(x_P), (B,), and f*(T(x_Q)), (B',), of the bound, sample by sample.
+        """The terms T(x_P) and f*(T(x_Q)) of the bound, sample by sample.
 
-        Args:
-            real: the critic's raw output on samples of P, (B,).
-            other: the critic's raw output on samples of Q, (B',).
+        `real` and `other` are the critic's raw outputs on samples of P, (B,), and of Q, (B',).
         """
         if self.composed is not None:
             return self.activation(real), self.composed(other)
@@ -64,9 +60,7 @@ CONJUGATES: dict[str, Conjugate] = {
     c.name: c
     for c in (
         Conjugate("kl", lambda u: torch.exp(u - 1), lambda v: v),
-        Conjugate(
-            "reverse_kl", lambda u: -1 - torch.log(-u), lambda v: -torch.exp(-v), lambda v: v - 1
-        ),
+        Conjugate("reverse_kl", lambda u: -1 - (-u).log(), lambda v: -(-v).exp(), lambda v: v - 1),
         Conjugate(
             "hellinger",
             lambda u: u / (1 - 2 * u),
@@ -87,12 +81,7 @@ CONJUGATES: dict[str, Conjugate] = {
 
 
 def conjugate(f: str | Conjugate) -> Conjugate:
-    """The conjugate that f names or is.
-
-    Raises:
-        ValueError: for a divergence whose conjugate is not known here.
-        TypeError: for anything else.
-    """
+    """The conjugate that f names or is; a ValueError if it is not known here."""
     if isinstance(f, Conjugate):
         return f
     if not isinstance(f, str):

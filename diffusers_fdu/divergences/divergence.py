@@ -1,7 +1,5 @@
 """A divergence: its profile, the profile's slope, and what is said of them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,7 +24,7 @@ class _ProfileFunction(torch.autograd.Function):
     """phi with dphi as its derivative, so that integrals need no autograd through their nodes."""
 
     @staticmethod
-    def forward(ctx: Any, s: Tensor, div: Divergence) -> Tensor:
+    def forward(ctx: Any, s: Tensor, div: Any) -> Tensor:
         ctx.save_for_backward(s)
         ctx.div = div
         return div._phi(s)
@@ -44,7 +42,8 @@ class Divergence:
 
         phi(s) = E[f(exp(sqrt(s) z - s/2))],  z ~ N(0, 1),     s = ||delta||^2 / sigma^2
 
-    `divergence` makes one by name or from a generator; docs/theory.md derives the equation.
+    `divergence` makes one by name or from a generator; docs/theory.md derives the equation. `phi`
+    and `dphi` raise a TypeError if s is not a float32 or float64 tensor.
 
     Args:
         name: how the divergence is shown and saved.
@@ -73,19 +72,11 @@ class Divergence:
     last: float = 800.0
 
     def phi(self, s: Tensor) -> Tensor:
-        """Divergence at s = ||delta||^2 / sigma^2 (dimensionless), any shape; differentiable.
-
-        Raises:
-            TypeError: if s is not a float32 or float64 tensor.
-        """
+        """Divergence at s = ||delta||^2 / sigma^2 (dimensionless), any shape; differentiable."""
         return _ProfileFunction.apply(_checked(s), self)
 
     def dphi(self, s: Tensor) -> Tensor:
-        """Derivative of `phi` in s, same shape as s.
-
-        Raises:
-            TypeError: if s is not a float32 or float64 tensor.
-        """
+        """Derivative of `phi` in s, same shape as s."""
         return self._dphi(_checked(s))
 
 

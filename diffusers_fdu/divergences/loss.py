@@ -10,24 +10,21 @@ The plain PyTorch code here is the reference. On CUDA devices the fused kernel o
 `triton.launch` takes its place, in float32 throughout.
 """
 
-from __future__ import annotations
-
 import warnings
-from collections.abc import Callable
 from math import inf
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .divergence import Divergence
-from .generators import Generator
-from .profiles import divergence
+from .profiles import Generator, divergence
 from .triton.profile_table import Table, profile_table
 
 Reduction = Literal["mean", "sum"]
 Kernel = Literal["auto", "triton", "compile", "eager"]
 Parts = tuple[Tensor, Tensor]
+Weights = Tensor | None  # of the elements, a mask, or of the samples
 
 MEDIAN_S = 4.0
 """Where `sigma="auto"` puts the median initial s.
@@ -81,20 +78,13 @@ class DivergenceLoss(nn.Module):
         if sigma != "auto" and not (isinstance(sigma, int | float) and 0 < sigma < inf):
             raise ValueError(f"sigma must be a positive number or 'auto', got {sigma!r}")
         self.sigma, self.reduction, self.kernel = sigma, reduction, kernel
-        self._compiled: Callable[..., Parts] | None = None
+        self._compiled = torch.compile(self._eager) if kernel == "compile" else None
         self._table: Table | None = None
 
-    def distance(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Squared distance per sample before sigma: (B,) float32 (float64 for float64 inputs).
+    def distance(self, pred: Tensor, target: Tensor, mask: Weights = None) -> Tensor:
+        """Squared distance per sample before sigma, (B,) float32 (float64 for float64 inputs).
 
-        Args:
-            pred: student's prediction, (B, C, H, W) or (B, N, C).
-            target: teacher's prediction, same shape.
-            mask: weights of the elements, broadcastable to the prediction: (B, 1, H, W) or
-                (B, N, 1).
-
-        Raises:
-            ValueError: if the shapes do not match.
+        Arguments and errors are those of `forward`.
         """
         _check_shapes(pred, target, mask)
         dtype = torch.float64 if pred.dtype == torch.float64 else torch.float32
@@ -114,24 +104,21 @@ class DivergenceLoss(nn.Module):
         """Set sigma so that the median of these distances, (N,), is at s = 4; returns it.
 
         Raises:
-            ValueError: if the median is 0 or not finite: then the two predictions are the same.
+            ValueError: if the median is 0, since the predictions are the same, or not finite.
         """
         self.sigma = sigma = calibrated_sigma(distance)
         return sigma
 
     def forward(
-        self,
-        pred: Tensor,
-        target: Tensor,
-        mask: Tensor | None = None,
-        weights: Tensor | None = None,
+        self, pred: Tensor, target: Tensor, mask: Weights = None, weights: Weights = None
     ) -> Tensor:
         """Scalar loss.
 
         Args:
             pred: student's prediction, (B, C, H, W) or (B, N, C), any floating dtype.
             target: teacher's prediction, same shape; no gradient flows into it.
-            mask: weights of the elements, see `distance`.
+            mask: weights of the elements, broadcastable to the prediction: (B, 1, H, W) or
+                (B, N, 1).
             weights: weight of each sample, (B,).
 
         Raises:
@@ -140,11 +127,7 @@ class DivergenceLoss(nn.Module):
         return self.with_distance(pred, target, mask, weights)[0]
 
     def with_distance(
-        self,
-        pred: Tensor,
-        target: Tensor,
-        mask: Tensor | None = None,
-        weights: Tensor | None = None,
+        self, pred: Tensor, target: Tensor, mask: Weights = None, weights: Weights = None
     ) -> Parts:
         """The scalar loss, and s of every sample, (B,), without gradient; see `forward`."""
         _check_shapes(pred, target, mask, weights)
@@ -154,7 +137,7 @@ class DivergenceLoss(nn.Module):
         kernel = self._choose_kernel(pred, target)
         if kernel == "eager":
             return self._eager(pred, target, mask, weights)
-        compute = self._fused if kernel == "triton" else self._under_compile
+        compute: Any = self._fused if kernel == "triton" else self._compiled
         if torch.compiler.is_compiling():
             return compute(pred, target, mask, weights)
         try:
@@ -164,14 +147,12 @@ class DivergenceLoss(nn.Module):
         except Exception as error:
             # If the reference fails too, the arguments are at fault and not the kernel.
             parts = self._eager(pred, target, mask, weights)
-            reason = str(error).strip().splitlines() or [type(error).__name__]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             _broken.add(kernel)
-            warnings.warn(
-                f"the {kernel!r} loss kernel cannot run here, PyTorch takes its place: "
-                f"{reason[0]}",
-                RuntimeWarning,
-                stacklevel=3,
+            message = (
+                f"the {kernel!r} loss kernel cannot run here, PyTorch takes its place: {reason}"
             )
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
         return parts
 
     def _choose_kernel(self, pred: Tensor, target: Tensor) -> str:
@@ -192,23 +173,14 @@ class DivergenceLoss(nn.Module):
                 self._table = self._table._replace(rows=self._table.rows.to(pred.device))
         return kernel
 
-    def _eager(
-        self, pred: Tensor, target: Tensor, mask: Tensor | None, weights: Tensor | None
-    ) -> Parts:
+    def _eager(self, pred: Tensor, target: Tensor, mask: Weights, weights: Weights) -> Parts:
         s = self.distance(pred, target, mask) / float(self.sigma) ** 2
         phi = self.divergence.phi(s)
         if weights is not None:
             phi = phi * weights.to(phi.dtype)
         return phi.mean(), s.detach()
 
-    def _under_compile(self, *args: Tensor | None) -> Parts:
-        if self._compiled is None:
-            self._compiled = torch.compile(self._eager)
-        return self._compiled(*args)
-
-    def _fused(
-        self, pred: Tensor, target: Tensor, mask: Tensor | None, weights: Tensor | None
-    ) -> Parts:
+    def _fused(self, pred: Tensor, target: Tensor, mask: Weights, weights: Weights) -> Parts:
         from .triton.launch import fused_loss  # Triton is for Linux alone
 
         form, sigma, is_mean = self.divergence.form, float(self.sigma), self.reduction == "mean"
@@ -218,8 +190,7 @@ class DivergenceLoss(nn.Module):
 def calibrated_sigma(distance: Tensor) -> float:
     """The sigma that puts the median of these distances, (N,), at s = `MEDIAN_S`.
 
-    Raises:
-        ValueError: if the median is 0 or not finite: then the two predictions are the same.
+    If the median is 0 or not finite, the two predictions are the same, which is a ValueError.
     """
     median = distance.detach().cpu().double().median().item()  # MPS has no float64
     if not 0 < median < inf:
@@ -232,9 +203,7 @@ def calibrated_sigma(distance: Tensor) -> float:
 _broken: set[str] = set()
 
 
-def _check_shapes(
-    pred: Tensor, target: Tensor, mask: Tensor | None, weights: Tensor | None = None
-) -> None:
+def _check_shapes(pred: Tensor, target: Tensor, mask: Weights, weights: Weights = None) -> None:
     shape = tuple(pred.shape)
     if pred.shape != target.shape:
         raise ValueError(f"pred {shape} and target {tuple(target.shape)} differ in shape")

@@ -11,8 +11,6 @@ student's answer at one state to the teacher's at the same state.
 The critic is trained beside the student and is never part of the adapter.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -33,26 +31,21 @@ SMALLEST = 4  # a map is halved until its shorter side is this
 
 
 class Critic(nn.Module):
-    """A small spectrally normalised network over a prediction, its mask and its timestep.
+    """A small spectrally normalised network over a prediction and its timestep.
 
     Convolutions over (B, C, H, W), and over the frames of a video, (B, C, F, H, W), one below the
     other; the same layers over tokens for (B, N, C); then the mean over positions, and a linear
-    head that is not normalised, so that the output can take any scale.
-
-    Args:
-        shape: shape of one prediction, (C, H, W), (C, F, H, W) or (N, C).
-        width: number of channels inside.
-
-    Raises:
-        ValueError: for predictions of another number of dimensions.
+    head that is not normalised, so that the output can take any scale. A channel of ones beside
+    the prediction's tells zeros inside from those around the map. `shape` is that of one
+    prediction, without B, and `width` the number of channels inside.
     """
 
     def __init__(self, shape: Sequence[int], width: int = 64) -> None:
         super().__init__()
         if len(shape) not in (2, 3, 4):
             raise ValueError(
-                f"a critic takes predictions (B, C, H, W), (B, C, F, H, W) or (B, N, C), got (B, "
-                f"{', '.join(map(str, shape))})"
+                "a critic takes predictions (B, C, H, W), (B, C, F, H, W) or (B, N, C), got "
+                f"(B, {', '.join(map(str, shape))})"
             )
         self.is_map = len(shape) > 2
         if self.is_map:
@@ -71,17 +64,13 @@ class Critic(nn.Module):
         self.time = spectral_norm(nn.Linear(EMBEDDING, width))
         self.head = nn.Linear(width, 1)
 
-    def forward(self, prediction: Tensor, timestep: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Raw output v, (B,), for predictions (B, *shape), float32, and timesteps (B,) to 1000.
-
-        The mask, 0 to 1, has a single channel in place of C; what it masks is not seen.
-        """
+    def forward(self, prediction: Tensor, timestep: Tensor) -> Tensor:
+        """Raw output v, (B,), for predictions (B, *shape), float32, and timesteps (B,) to 1000."""
         place = 1 if self.is_map else -1
-        channel = prediction.narrow(place, 0, 1)
-        mask = torch.ones_like(channel) if mask is None else mask.to(channel).expand_as(channel)
         if prediction.dim() == 5:
-            prediction, mask = prediction.flatten(2, 3), mask.flatten(2, 3)
-        hidden = self.first(torch.cat([prediction * mask, mask], place))
+            prediction = prediction.flatten(2, 3)
+        ones = torch.ones_like(prediction.narrow(place, 0, 1))
+        hidden = self.first(torch.cat([prediction, ones], place))
         time = self.time(get_timestep_embedding(timestep.float(), EMBEDDING))
         hidden = hidden + (time[:, :, None, None] if self.is_map else time[:, None])
         for block in self.blocks:
@@ -93,16 +82,9 @@ class Critic(nn.Module):
 class VariationalLoss:
     """The bound of an f-divergence between two sets of predictions, and the critic that holds it.
 
-    Args:
-        f: a name of `CONJUGATES`, or a `Conjugate`.
-        shape: shape of one prediction, see `Critic`.
-        options: width and training of the critic.
-        device: where the critic is.
-        seed: seed of the critic's initial weights; the global RNG is not touched.
-        processes: hold one critic together, each with its own samples.
-
-    Raises:
-        ValueError: see `conjugate` and `Critic`.
+    `f` and `shape` are as in `conjugate` and `Critic`, and the seed is that of the critic's first
+    weights; the global RNG is not touched. Processes hold one critic together, each with samples
+    of its own.
     """
 
     def __init__(
@@ -123,44 +105,29 @@ class VariationalLoss:
         rate = self.options.learning_rate
         self.optimizer = torch.optim.AdamW(self.critic.parameters(), rate, betas=(0.5, 0.9))
 
-    def __call__(
-        self, pred: Tensor, target: Tensor, timestep: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
-        """The bound, a scalar in float32, differentiable in the student's predictions.
-
-        `pred` are samples of Q, the student's predictions, and `target` as many of P, the
-        teacher's; for the timesteps and the mask, see `Critic`.
-        """
+    def __call__(self, pred: Tensor, target: Tensor, timestep: Tensor) -> Tensor:
+        """The bound, a scalar in float32, differentiable in the student's predictions, `pred`."""
         self.critic.eval()  # its spectral norms are estimated when it learns, not when it is asked
-        return self._bound(pred, target, timestep, mask)
+        return self._bound(pred, target, timestep)
 
-    def _bound(
-        self, pred: Tensor, target: Tensor, timestep: Tensor, mask: Tensor | None
-    ) -> Tensor:
+    def _bound(self, pred: Tensor, target: Tensor, timestep: Tensor) -> Tensor:
         both = torch.cat([target.float(), pred.float()])
-        twice = torch.cat([timestep, timestep])
-        masks = None if mask is None else torch.cat([mask, mask])
         with torch.autocast(pred.device.type, enabled=False):
-            real, other = self.critic(both, twice, masks).chunk(2)
+            real, other = self.critic(both, torch.cat([timestep, timestep])).chunk(2)
         real, other = self.conjugate.bound(real, other)
         return (real - other).mean()
 
-    def update(
-        self, pred: Tensor, target: Tensor, timestep: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
-        """One step of the critic up the bound; returns the bound before it, detached.
-
-        The arguments are those of `__call__`; no gradient flows into the predictions.
-        """
+    def update(self, pred: Tensor, target: Tensor, timestep: Tensor) -> Tensor:
+        """One step of the critic up the bound; returns the bound before it, detached."""
         pred, target = pred.detach(), target.detach().float()
         penalty = self.options.gradient_penalty
         target.requires_grad_(penalty > 0)
         self.critic.train()
         with torch.enable_grad():
-            bound = self._bound(pred, target, timestep, mask)
+            bound = self._bound(pred, target, timestep)
             loss = -bound
             if penalty:
-                raw = self.critic(target, timestep, mask)
+                raw = self.critic(target, timestep)
                 (slope,) = torch.autograd.grad(raw.sum(), target, create_graph=True)
                 loss = loss + penalty / 2 * slope.flatten(1).square().sum(1).mean()
             self.optimizer.zero_grad()

@@ -1,7 +1,5 @@
 """How a pipeline calls its denoiser, found by comparing calls: no model family is named here."""
 
-from __future__ import annotations
-
 import difflib
 import inspect
 from collections.abc import Mapping, Sequence
@@ -11,8 +9,6 @@ from typing import Any
 import torch
 
 from ..utils.nested import same
-
-Inputs = Mapping[str, Any]
 
 RESERVED = ("prompt", "generator", "output_type", "num_images_per_prompt", "num_videos_per_prompt")
 """Arguments of a pipeline that recording sets itself."""
@@ -30,7 +26,9 @@ class CallSignature:
     texts: tuple[str, ...]  # those of the rows that depend on the prompt
 
 
-def find_call_signature(singles: Sequence[Inputs], together: Inputs) -> CallSignature:
+def find_call_signature(
+    singles: Sequence[Mapping[str, Any]], together: Mapping[str, Any]
+) -> CallSignature:
     """Compare the first calls for several prompts, each by itself, with that for all of them.
 
     All calls start from the same noise, so that what differs depends on the prompt; what has as
@@ -56,9 +54,8 @@ def find_call_signature(singles: Sequence[Inputs], together: Inputs) -> CallSign
 
 
 def _length(value: Any) -> int | None:
-    if torch.is_tensor(value):
-        return len(value) if value.dim() else None
-    return len(value) if isinstance(value, list | tuple) else None
+    has_length = value.dim() > 0 if torch.is_tensor(value) else isinstance(value, list | tuple)
+    return len(value) if has_length else None
 
 
 def check_arguments(pipe: Any, kwargs: Mapping[str, Any]) -> None:

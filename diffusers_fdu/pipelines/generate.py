@@ -1,7 +1,5 @@
 """Pictures of a pipeline, each from a seed of its own."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,15 +30,9 @@ def generate(
     the same picture on every device and in every batch, but for rounding. The pipe's scheduler,
     its progress bar and the global random generators are left as they were.
 
-    Args:
-        pipe: a diffusers pipeline that gives pictures.
-        prompts: what to draw.
-        seeds: one seed for each prompt, for its initial noise.
-        batch: number of pictures drawn at once; it is halved whenever the memory runs out.
-        progress: title of the progress bar; without one there is no bar.
-        on_images: called with the pictures of each batch as soon as they are drawn.
-        **arguments: further arguments of the pipeline, such as guidance_scale; a text for a
-            negative prompt counts for every picture.
+    Up to `batch` pictures are drawn together, fewer whenever the memory runs out, and `on_images`
+    is called with them at once. `progress` is the title of a progress bar, if there shall be one.
+    `arguments` are the pipeline's; a text for a negative prompt counts for every picture.
     """
     rows = list(zip(prompts, seeds, strict=True))
     images: list[Image] = []

@@ -6,21 +6,12 @@ every layer's weights on the CPU and brings them one by one; its hooks would tak
 weights away too, so for the training they are replaced by hooks on the frozen layers alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import cpu_offload
-from accelerate.hooks import (
-    AlignDevicesHook,
-    CpuOffload,
-    SequentialHook,
-    add_hook_to_module,
-    remove_hook_from_module,
-)
+from accelerate import cpu_offload, hooks
 from torch import nn
 
 
@@ -33,20 +24,19 @@ class Placement(NamedTuple):
 
 def _hooks(module: nn.Module) -> list[Any]:
     hook = getattr(module, "_hf_hook", None)
-    return list(hook.hooks) if isinstance(hook, SequentialHook) else [hook] if hook else []
+    return list(hook.hooks) if isinstance(hook, hooks.SequentialHook) else [hook] if hook else []
 
 
 def is_streamed(model: nn.Module) -> bool:
     """Whether weights are brought layer by layer."""
-    hooks = [hook for module in model.modules() for hook in _hooks(module)]
-    return any(isinstance(hook, AlignDevicesHook) for hook in hooks) and any(
-        p.is_meta for p in model.parameters()
-    )
+    attached = (hook for module in model.modules() for hook in _hooks(module))
+    is_aligned = any(isinstance(hook, hooks.AlignDevicesHook) for hook in attached)
+    return is_aligned and any(p.is_meta for p in model.parameters())
 
 
 def is_offloaded(model: nn.Module) -> bool:
     """Whether a model is moved to the accelerator as a whole when it is called."""
-    return any(isinstance(hook, CpuOffload) for hook in _hooks(model))
+    return any(isinstance(hook, hooks.CpuOffload) for hook in _hooks(model))
 
 
 def check_streamed(model: nn.Module) -> None:
@@ -58,10 +48,8 @@ def check_streamed(model: nn.Module) -> None:
     kinds = {type(p) for p in model.parameters()} - {nn.Parameter}
     names = [kind.__name__ for kind in kinds if issubclass(kind, nn.Parameter)]
     if names and is_streamed(model):
-        raise ValueError(
-            f"sequential CPU offload loses the scales of {min(names)}: use "
-            "enable_model_cpu_offload"
-        )
+        loss = f"sequential CPU offload loses the scales of {min(names)}"
+        raise ValueError(f"{loss}: use enable_model_cpu_offload")
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
@@ -77,13 +65,12 @@ def compute_dtype(model: nn.Module) -> torch.dtype:
 
 def placement(model: nn.Module) -> Placement:
     """Where a model runs: where its hooks take it, or where it is."""
-    dtype = compute_dtype(model)
-    for module in model.modules():
-        for hook in _hooks(module):
-            device = getattr(hook, "execution_device", None)
-            if device is not None:
-                return Placement(torch.device(device), dtype)
-    return Placement(next(model.parameters()).device, dtype)
+    attached = (hook for module in model.modules() for hook in _hooks(module))
+    devices = (getattr(hook, "execution_device", None) for hook in attached)
+    device = next((device for device in devices if device is not None), None)
+    if device is None:
+        device = next(model.parameters()).device
+    return Placement(torch.device(device), compute_dtype(model))
 
 
 @contextmanager
@@ -98,14 +85,14 @@ def onloaded(model: nn.Module) -> Iterator[None]:
     if offloads:
         model.to(device)
     elif streams:
-        remove_hook_from_module(model, recurse=True)
+        hooks.remove_hook_from_module(model, recurse=True)
     try:
         yield
     finally:
         if offloads:
             model.to("cpu")
         elif streams:
-            remove_hook_from_module(model, recurse=True)
+            hooks.remove_hook_from_module(model, recurse=True)
             cpu_offload(model, device, offload_buffers=len(model._parameters) > 0)
 
 
@@ -122,10 +109,10 @@ def streamed(model: nn.Module, device: torch.device, enabled: bool) -> Iterator[
         for module in model.modules():
             parameters = list(module.parameters(recurse=False))
             if parameters and not any(p.requires_grad for p in parameters):
-                add_hook_to_module(module, AlignDevicesHook(device, offload=True))
+                hooks.add_hook_to_module(module, hooks.AlignDevicesHook(device, offload=True))
             elif parameters or module._buffers:
                 module.to(device)
         yield
     finally:
-        remove_hook_from_module(model, recurse=True)
+        hooks.remove_hook_from_module(model, recurse=True)
         model.to("cpu")

@@ -9,8 +9,6 @@ makes is differentiable:
 Textual inversion (Gal et al., arXiv 2208.01618) without a change to tokenizer or table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import cycle, islice
@@ -54,21 +52,17 @@ class PlaceholderTokens:
 
     def _shortest_word(self) -> str:
         """The first of the words with fewest tokens, among those that are in no text to avoid."""
-        shortest, fewest = None, 0
-        for word in [*vocabulary(self._pipe), *FALLBACK]:
-            if not self._is_free(word):
-                continue
+        shortest: dict[int, str] = {}
+        for word in filter(self._is_free, [*vocabulary(self._pipe), *FALLBACK]):
             tokens = [word_tokens(tokenizer, word) for tokenizer in self._tokenizers]
-            if None in tokens:
-                continue
-            length = max(len(t.within) for t in tokens if t is not None)
-            if shortest is None or length < fewest:
-                shortest, fewest = word, length
-            if fewest == 1:
-                break
-        if shortest is None:
+            if None not in tokens:
+                length = max(len(t.within) for t in tokens if t is not None)
+                shortest.setdefault(length, word)
+                if length == 1:
+                    break
+        if not shortest:
             raise ValueError(f"{type(self._pipe).__name__} has no word that could be a marker")
-        return shortest
+        return shortest[min(shortest)]
 
     def _is_free(self, word: str) -> bool:
         return not any(word in text for text in self._avoid)
@@ -97,12 +91,10 @@ class PlaceholderTokens:
     def substituted(self, vectors: Sequence[Tensor] | None = None) -> Iterator[None]:
         """Put vectors in the marker's place in prompts; by default those of the placeholders."""
         with ExitStack() as stack:
-            for table, tokens, own in zip(
-                self._tables, self._tokens, vectors or self.vectors, strict=True
-            ):
-                for module in table:
-                    handle = module.register_forward_hook(self._hook(tokens, own))
-                    stack.callback(handle.remove)
+            for i, own in enumerate(vectors or self.vectors):
+                for module in self._tables[i]:
+                    hook = self._hook(self._tokens[i], own)
+                    stack.enter_context(module.register_forward_hook(hook))
             yield
 
     def conditioning(
@@ -121,7 +113,9 @@ class PlaceholderTokens:
             inputs = recorder.first_call(prompts, grad=True).inputs
         texts = {name: inputs.get(name) for name in names}
         is_free = any(own.requires_grad for own in vectors or self.vectors)
-        if torch.is_grad_enabled() and is_free and not any(map(_requires_grad, texts.values())):
+        values = [v for t in texts.values() for v in (t if isinstance(t, list | tuple) else [t])]
+        is_reached = any(torch.is_tensor(value) and value.requires_grad for value in values)
+        if torch.is_grad_enabled() and is_free and not is_reached:
             raise ValueError(
                 f"no gradient reaches the token embeddings of {type(recorder.pipe).__name__}: "
                 "its text encoders cannot be searched"
@@ -157,9 +151,3 @@ class PlaceholderTokens:
             place = index[..., offset : offset + is_start.shape[-1]]
             place[is_start] = (ordinal * size + offset)[is_start]
         return index
-
-
-def _requires_grad(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return any(map(_requires_grad, value))
-    return torch.is_tensor(value) and value.requires_grad

@@ -4,8 +4,6 @@
 a text encoder.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,10 +32,8 @@ of many steps.
 """
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 GUIDANCE = ("guidance_scale", "true_cfg_scale")
-WITHOUT = (1.0, 0.0)
-"""Guidance scales without guidance: that of nearly all pipelines, and that of the others."""
-SHORTEST = ""
-"""A prompt that is shorter than all others, so that masks differ."""
+WITHOUT = (1.0, 0.0)  # scales without guidance: of nearly all pipelines, and of the others
+SHORTEST = ""  # a prompt that is shorter than all others, so that masks differ
 
 
 class _Stop(BaseException):
@@ -97,24 +93,18 @@ def _hooked(
         call.prediction = extract_prediction(output, call.inputs[name]).detach()
         on_call(call)
 
-    with ExitStack() as stack:
-        handle = model.register_forward_pre_hook(before_call, with_kwargs=True)
-        stack.callback(handle.remove)
-        handle = model.register_forward_hook(after_call, with_kwargs=True)
-        stack.callback(handle.remove)
+    with (
+        model.register_forward_pre_hook(before_call, with_kwargs=True),
+        model.register_forward_hook(after_call, with_kwargs=True),
+    ):
         yield
 
 
 class Recorder:
-    """Runs a pipeline under hooks.
+    """Runs a pipeline under hooks, with the arguments of its recorded runs.
 
-    Args:
-        pipe: a diffusers pipeline with a `unet` or a `transformer`.
-        pipeline_kwargs: arguments of the recorded runs, see `check_arguments`.
-        seed: seed of the initial noise.
-        batch: pictures drawn at once, fewer if they do not fit the memory; more than `BATCH` make
-            larger groups.
-        component: the denoiser to record; by default the pipe's first.
+    `batch` pictures are drawn at once, fewer if they do not fit the memory; more than `BATCH` make
+    larger groups. `component` is the denoiser to record, by default the pipe's first.
     """
 
     def __init__(
@@ -131,11 +121,8 @@ class Recorder:
         self.seed, self.group = seed, max(BATCH, batch)
         self.micro = MicroBatches(batch, "pictures")
         check_arguments(pipe, self.kwargs)
-        self.has_negative = any(
-            isinstance(value, str) and bool(value)
-            for name, value in self.kwargs.items()
-            if name.startswith("negative_prompt")
-        )
+        negative = [v for name, v in self.kwargs.items() if name.startswith("negative_prompt")]
+        self.has_negative = any(isinstance(text, str) and bool(text) for text in negative)
         self._parameters = inspect.signature(pipe.__call__).parameters
         self._guidance_off = WITHOUT[0]
         default = getattr(self._parameters.get("num_inference_steps"), "default", STEPS)
@@ -152,9 +139,8 @@ class Recorder:
     ) -> None:
         """Draw prompts, as one batch, and hand every denoiser call to `on_call`.
 
-        The first picture's noise comes from `seed`, the others' from the next ones. With `stop`
-        the run is left at the first call; with `grad` the inputs of calls stay part of the
-        autograd graph. `extra` are further arguments of the pipeline.
+        The pictures' noise comes from `seed` and the numbers after it. With `stop` the run is left
+        at the first call; with `grad` the inputs stay part of the autograd graph.
         """
         # The first call is the same, whichever of several denoisers gets it.
         names = denoiser_names(self.pipe) if stop else []
@@ -229,7 +215,7 @@ class Recorder:
         return signature
 
     def conditioning(self, prompts: Sequence[str], names: Sequence[str]) -> dict[str, RowInputs]:
-        """Text-dependent arguments of each prompt, without batch dimension; None: left out."""
+        """Text-dependent arguments of each prompt, without batch dimension."""
         texts: dict[str, RowInputs] = {}
 
         def encode(part: Sequence[str]) -> None:

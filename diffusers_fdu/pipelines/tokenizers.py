@@ -1,7 +1,6 @@
 """How a pipe's tokenizers write words."""
 
-from __future__ import annotations
-
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,23 +10,20 @@ from .recorder import TOKENIZERS
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 PRECEDING_WORD = "a"
+WHOLE_WORD = re.compile(r"([A-Za-z]{3,})</w>|[▁Ġ]([A-Za-z]{3,})")  # as tokenizers write it
 
 
 class WordTokens(NamedTuple):
-    """A word's tokens after another word, and at the beginning of a text.
+    """A word's tokens, which are not the same everywhere where a space belongs to the token."""
 
-    They are equally many, but not the same where a space belongs to the token.
-    """
-
-    within: list[int]
-    first: list[int]
+    within: list[int]  # after another word
+    first: list[int]  # at the beginning of a text, equally many
 
 
 def text_encoders(pipe: Any) -> tuple[list[list[nn.Embedding]], list[Any]]:
-    """The embedding tables of a pipe's text encoders, and the tokenizers that go with them.
+    """The embedding tables of a pipe's text encoders, and their tokenizers.
 
-    A table may be several modules that share one weight, of which any may be the one that is
-    asked.
+    A table may be several modules that share one weight, of which any may be the one in use.
     """
     tables, tokenizers = [], []
     for encoder_name, tokenizer_name in zip(ENCODERS, TOKENIZERS, strict=True):
@@ -75,15 +71,5 @@ def single_tokens(pipe: Any, words: Sequence[str]) -> list[tuple[str, tuple[int,
 def vocabulary(pipe: Any) -> list[str]:
     """Whole words of at least 3 letters in the pipe's first tokenizer; empty without one."""
     tokenizer = getattr(pipe, "tokenizer", None)
-    words = map(_whole_word, tokenizer.get_vocab()) if tokenizer is not None else []
-    return sorted({word for word in words if word is not None})
-
-
-def _whole_word(token: str) -> str | None:
-    if token.endswith("</w>"):
-        word = token.removesuffix("</w>")
-    elif token.startswith(("▁", "Ġ")):
-        word = token[1:]
-    else:
-        return None
-    return word.lower() if len(word) >= 3 and word.isascii() and word.isalpha() else None
+    matches = map(WHOLE_WORD.fullmatch, tokenizer.get_vocab()) if tokenizer is not None else ()
+    return sorted({(match[1] or match[2]).lower() for match in matches if match})

@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from ..adapters import lora as adapters
 from ..adapters.target_modules import has_cross_attention
-from ..data.replay_buffer import ReplayBuffer
-from ..data.rows import Halves, Row
+from ..data.replay_buffer import Halves, ReplayBuffer, Row
 from ..data.sampler import Batch, Sampler
 from ..divergences.loss import DivergenceLoss
 from ..pipelines.offload import is_streamed, onloaded, placement, streamed

@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.replay_buffer import ReplayBuffer
-from ..data.rows import DenoiserCall, Entry
+from ..data.replay_buffer import DenoiserCall, Entry, ReplayBuffer
 from ..data.teacher import predict
 from ..pipelines.offload import placement
 from ..pipelines.placeholder_tokens import PlaceholderTokens

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.rows import Row
+from ..data.replay_buffer import Row
 from ..data.sampler import Batch, Sampler
 from ..data.teacher import predict
 from ..divergences.loss import DivergenceLoss, calibrated_sigma

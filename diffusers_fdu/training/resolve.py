@@ -23,8 +23,8 @@ from ..data.plan import RunContext
 from ..divergences.choice import AutoDivergence
 from ..divergences.conjugates import CONJUGATES, Conjugate, conjugate
 from ..divergences.divergence import Divergence
-from ..divergences.generators import Generator
 from ..divergences.loss import DivergenceLoss
+from ..divergences.profiles import Generator
 from .acceleration import check_supported
 
 RATE_TIMES_WIDTH, NARROW = 0.64, 128

@@ -26,8 +26,7 @@ from ..adapters.target_modules import has_cross_attention
 from ..config import Robust
 from ..data.concepts import Concept, Pair
 from ..data.recording import record
-from ..data.replay_buffer import ReplayBuffer
-from ..data.rows import Entry
+from ..data.replay_buffer import Entry, ReplayBuffer
 from ..data.teacher import ask, negative_guidance
 from ..pipelines.placeholder_tokens import PlaceholderTokens
 from ..pipelines.recorder import Recorder, preserve_pipeline_state, select_row

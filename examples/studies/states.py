@@ -24,9 +24,8 @@ import typer
 
 from diffusers_fdu import FDUnlearner
 from diffusers_fdu.config import RETAIN_PER_TRAJECTORY
-from diffusers_fdu.data.replay_buffer import ReplayBuffer
+from diffusers_fdu.data.replay_buffer import Halves, ReplayBuffer
 from diffusers_fdu.data.rollout import Recording, Rollout, Run
-from diffusers_fdu.data.rows import Halves
 from diffusers_fdu.emoji.loading import load_emoji_pipeline
 from diffusers_fdu.settings import Settings
 from diffusers_fdu.training.agreement import Agreement

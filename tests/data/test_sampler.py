@@ -9,7 +9,7 @@ from torch import nn
 from diffusers_fdu.data.replay_buffer import ReplayBuffer
 from diffusers_fdu.data.sampler import Batch, Sampler
 from diffusers_fdu.data.teacher import predict
-from diffusers_fdu.pipelines.timestep_convention import TimestepConvention
+from diffusers_fdu.pipelines.denoiser import TimestepConvention
 from diffusers_fdu.utils.distributed import Processes
 
 COUNTS = (9, 3, 1)  # rows of each concept

@@ -15,12 +15,9 @@ launches are made directly, since PyTorch's dispatcher costs more than they do; 
 the operators `diffusers_fdu::divergence_forward` and `divergence_backward`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
-from functools import partial, wraps
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import triton
@@ -30,8 +27,6 @@ from ..divergence import EXPONENT_CAP, Form
 from .kernels import gradient_kernel, loss_kernel, sums_kernel
 from .profile_table import Table
 
-Result = TypeVar("Result")
-
 KINDS = {"linear": 0, "exponential": 1, "tv": 2, "table": 3}
 """How the second launch computes a profile, see `Divergence`."""
 
@@ -40,11 +35,8 @@ PROGRAMS = 512  # about four for each multiprocessor of a large device
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    return (
-        x.dim() == 4
-        and not x.is_contiguous()
-        and x.is_contiguous(memory_format=torch.channels_last)
-    )
+    layout = torch.channels_last
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=layout)
 
 
 def _mask_arguments(mask: Tensor | None, pred: Tensor) -> dict[str, Any]:
@@ -72,11 +64,10 @@ def _mask_arguments(mask: Tensor | None, pred: Tensor) -> dict[str, Any]:
     return {"mask": mask, "stride": stride, "every": every, "period": period, "HAS_MASK": True}
 
 
-def _on_its_device(launch: Callable[..., Result]) -> Callable[..., Result]:
+def _on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
     """Triton launches on the current device, which need not be the tensors'."""
 
-    @wraps(launch)
-    def guarded(pred: Tensor, *args: Any) -> Result:
+    def guarded(pred: Tensor, *args: Any) -> Any:
         with torch.cuda.device_of(pred):
             return launch(pred, *args)
 
@@ -115,27 +106,18 @@ def _forward(
         BLOCK=BLOCK,
         **masks,
     )
+    # The arguments stand as in the kernel.
+    # fmt: off
     loss_kernel[(1,)](
-        sums,
-        counts,
+        sums, counts,
         sums if weights is None else weights,
         sums if table is None else table,
-        loss,
-        distance,
-        slope,
-        batch,
-        splits,
-        size,
-        sigma * sigma,
-        *numbers,
+        loss, distance, slope, batch, splits, size, sigma * sigma, *numbers,
         0 if table is None else len(table) - 1,
-        KIND=kind,
-        HAS_MASK=masks["HAS_MASK"],
-        HAS_WEIGHTS=weights is not None,
-        IS_MEAN=is_mean,
-        BLOCK_B=min(64, triton.next_power_of_2(batch)),
-        BLOCK_S=triton.next_power_of_2(splits),
+        KIND=kind, HAS_MASK=masks["HAS_MASK"], HAS_WEIGHTS=weights is not None, IS_MEAN=is_mean,
+        BLOCK_B=min(64, triton.next_power_of_2(batch)), BLOCK_S=triton.next_power_of_2(splits),
     )
+    # fmt: on
     return loss, distance, slope
 
 
@@ -164,24 +146,17 @@ torch.library.define(
 )
 
 
-@torch.library.impl(FORWARD, ("cpu", "cuda"))
-def _forward_op(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    loss, distance, slope = _forward(*args)
-    return loss.clone(), distance.clone(), slope.clone()  # an operator's may not share memory
-
-
-torch.library.impl(BACKWARD, ("cpu", "cuda"), _backward)
+DEVICES = ("cpu", "cuda")
+# What an operator returns may not share memory.
+torch.library.impl(FORWARD, DEVICES, lambda *args: tuple(x.clone() for x in _forward(*args)))
+torch.library.impl(BACKWARD, DEVICES, _backward)
+torch.library.register_fake(BACKWARD, lambda pred, *args: torch.empty_like(pred))
 
 
 @torch.library.register_fake(FORWARD)
-def _forward_fake(pred: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    of = partial(pred.new_empty, dtype=torch.float32)
-    return of(()), of((pred.shape[0],)), of((pred.shape[0],))
-
-
-@torch.library.register_fake(BACKWARD)
-def _backward_fake(pred: Tensor, *args: Any) -> Tensor:
-    return torch.empty_like(pred)
+def _forward_fake(pred: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    shapes = ((), pred.shape[:1], pred.shape[:1])
+    return tuple(pred.new_empty(shape, dtype=torch.float32) for shape in shapes)
 
 
 class _FusedLoss(torch.autograd.Function):

@@ -10,8 +10,6 @@ c and d are cubic splines. 64 knots a decade hold phi to 1.5e-6 for js and le_ca
 for generators that grow like t^3, relative (`tests/divergences/test_triton_profile_table.py`).
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -27,20 +25,15 @@ FIRST = 1e-6  # below, profiles are powers of s, which the first tangent continu
 class Table(NamedTuple):
     """Cubic coefficients of log phi and of log phi' over intervals of log s.
 
-    Args:
-        rows: (knots + 1, 8) float32: the tangent below the first knot, the intervals, the
-            constant past the last knot; four coefficients of c, four of d.
-        first: log s of the first knot.
-        step: distance of the knots in log s.
-        decay: what d leaves out of log phi': -decay s.
-        is_finite: whether all coefficients are finite.
+    The rows are the tangent below the first knot, the intervals, and the constant past the last
+    knot; each has four coefficients of c and four of d.
     """
 
-    rows: Tensor
-    first: float
-    step: float
-    decay: float
-    is_finite: bool
+    rows: Tensor  # (knots + 1, 8) float32
+    first: float  # log s of the first knot
+    step: float  # distance of the knots in log s
+    decay: float  # what d leaves out of log phi': -decay s
+    is_finite: bool  # whether all coefficients are
 
 
 def profile_table(phi: Profile, dphi: Profile, last: float, is_bounded: bool) -> Table:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...data.rows import Entry
+from ...data.replay_buffer import Entry
 from ...pipelines.placeholder_tokens import PlaceholderTokens
 from ...pipelines.recorder import Recorder, preserve_pipeline_state
 from ...pipelines.tokenizers import PRECEDING_WORD, single_tokens, vocabulary
