@@ -130,10 +130,7 @@ class Concept:
             if not isinstance(name, str) or not name.strip():
                 raise ValueError(f"target must name a concept, got {name!r}")
             if self.anchor_name and plain(name) == plain(self.anchor_name):
-                raise ValueError(
-                    f"target and anchor are both {name!r}: choose another anchor, "
-                    "or None for the empty prompt"
-                )
+                raise ValueError(f"target and anchor are both {name!r}: choose another, or None")
         if self.kind not in TEMPLATES:
             raise ValueError(f"unknown kind {self.kind!r}: choose {', '.join(TEMPLATES)}")
         if self.prompts is not None:

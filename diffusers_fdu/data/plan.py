@@ -77,8 +77,8 @@ class RecordingPlan:
         ]
         retain: list[str] = []
         if train.retain_weight > 0:
-            count, known = RETAIN_PER_TRAJECTORY * data.stages[-1], vocabulary(context.pipe)
-            retain = retain_prompts(self.concepts, data.retain, count, known, rng)
+            count, all_words = RETAIN_PER_TRAJECTORY * data.stages[-1], vocabulary(context.pipe)
+            retain = retain_prompts(self.concepts, data.retain, count, all_words, rng)
         recorder = self.recorder()
         is_bf16 = getattr(recorder.model, "dtype", None) == torch.bfloat16
         dtype = torch.bfloat16 if is_bf16 else torch.float16

@@ -62,8 +62,7 @@ def record(
     drawn or not, for the closed form. `stages` say where recording may stop.
 
     Raises:
-        ValueError: if a prompt is longer than the tokenizer takes, or if target and anchor get
-            the same conditioning.
+        ValueError: for a prompt that the pipe cuts, or if target and anchor look alike to it.
     """
     if not pairs:
         raise ValueError("no prompts to record")
@@ -143,12 +142,10 @@ class _Session:
     def _draw_groups(
         self, numbers: Sequence[int], groups: Sequence[Sequence[Run]], scheduler: Any, bar: Any
     ) -> None:
-        """Draw these groups, each process its own, and keep what all have seen.
-
-        The number of steps and the shift of the timesteps are low-discrepancy sequences in the
-        group's number: few groups already cover both evenly, in any order and however many.
-        """
+        """Draw these groups, each process its own, and keep what all have seen."""
         recorder, recordings = self.recorder, []
+        # Steps and shifts are low-discrepancy sequences in the group's number, so that few groups
+        # already cover both evenly, whichever stage or process draws them.
         fewest, most = (recorder.steps + 1) // 2, recorder.steps
         for i in self.processes.own(numbers):
             steps = fewest + int(i * GOLDEN % 1 * (most - fewest + 1))

@@ -82,7 +82,7 @@ class ReplayBuffer:
         for key, value in leaves.items():
             dtype = None if self._is_exact(key, value) else self.dtype
             self._states[key].append(_copy(value, dtype))
-        return self._state_count - 1
+        return len(self._states[key]) - 1
 
     def add_prediction(self, prediction: Tensor) -> int:
         """Keep a prediction of the frozen denoiser, without batch dimension."""
@@ -107,7 +107,8 @@ class ReplayBuffer:
 
     def absorb(self, other: Self) -> Callable[[Entry], Entry]:
         """Append another recording of the same pipe; returns what renumbers its entries."""
-        first_state, first_prediction = self._state_count, len(self._predictions)
+        first_state = max(map(len, self._states.values()), default=0)
+        first_prediction = len(self._predictions)
         for key, values in other._states.items():
             self._states[key] += values
         text_ids = {}
@@ -229,10 +230,6 @@ class ReplayBuffer:
         for key, values in self._texts.items():
             flat[key] = self._joined(key, [values[e.text] for e in entries], device, dtype)
         return unflatten(flat)
-
-    @property
-    def _state_count(self) -> int:
-        return max(map(len, self._states.values()), default=0)
 
     def _is_exact(self, key: str, value: Any) -> bool:
         """The time keeps its precision: bfloat16 cannot tell 999 from 996."""

@@ -12,10 +12,7 @@ from .replay_buffer import DenoiserCall, Entry, ReplayBuffer
 
 
 def predict(model: nn.Module, calls: Sequence[DenoiserCall]) -> Tensor:
-    """Predictions of a denoiser in several calls, in the order of their rows, (B, ...).
-
-    Calls without places are made all the same, and their predictions are left out.
-    """
+    """Predictions of a denoiser, (B, ...); those of calls without places are left out."""
     name = sample_name(model)
     predictions = []
     for call in calls:

@@ -31,6 +31,7 @@ class Conjugate:
         composed: f*(g(v)) where it has a form that rounds less or overflows later.
 
     Example:
+        >>> import torch
         >>> pearson = Conjugate("pearson", lambda u: u + u**2 / 4, lambda v: v)
         >>> [t.item() for t in pearson.bound(torch.ones(1), torch.ones(1))]
         [1.0, 1.25]

@@ -56,6 +56,7 @@ class Divergence:
         last: s from which on a table of phi is constant if bounded, else its tangent.
 
     Example:
+        >>> import torch
         >>> divergence("tv").phi(torch.tensor([0.0, 1.0, 100.0]))
         tensor([0.0000, 0.3829, 1.0000])
         >>> half_kl = Divergence("half_kl", lambda s: s / 4, lambda s: torch.full_like(s, 0.25))

@@ -55,6 +55,7 @@ class DivergenceLoss(nn.Module):
             positive.
 
     Example:
+        >>> import torch
         >>> pred, target = torch.zeros(2, 4, 8, 8), torch.ones(2, 4, 8, 8)
         >>> DivergenceLoss("kl")(pred, target)
         tensor(0.5000)

@@ -237,6 +237,7 @@ def divergence(f: str | Divergence | Generator) -> Divergence:
     Example:
         >>> divergence("hellinger").bound
         1.0
+        >>> import torch
         >>> pearson = divergence(lambda t: (t - 1) ** 2)
         >>> [d.phi(torch.tensor([1.0])).item() for d in (pearson, divergence("chi2"))]
         [1.718281..., 1.718281...]

@@ -102,8 +102,8 @@ class VariationalLoss:
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)
             self.critic = Critic(shape, self.options.width).to(device)
-        rate = self.options.learning_rate
-        self.optimizer = torch.optim.AdamW(self.critic.parameters(), rate, betas=(0.5, 0.9))
+        parameters, rate = self.critic.parameters(), self.options.learning_rate
+        self.optimizer = torch.optim.AdamW(parameters, rate, betas=(0.5, 0.9))
 
     def __call__(self, pred: Tensor, target: Tensor, timestep: Tensor) -> Tensor:
         """The bound, a scalar in float32, differentiable in the student's predictions, `pred`."""

@@ -31,8 +31,8 @@ def find_call_signature(
 ) -> CallSignature:
     """Compare the first calls for several prompts, each by itself, with that for all of them.
 
-    All calls start from the same noise, so that what differs depends on the prompt; what has as
-    many entries as there are prompts, and one in each call by itself, belongs to the rows.
+    All start from the same noise, so what differs depends on the prompt; what has an entry for
+    each prompt in the joint call, and one in each call by itself, belongs to the rows.
     """
     rows: set[str] = set()
     texts: list[str] = []

@@ -42,8 +42,7 @@ def is_offloaded(model: nn.Module) -> bool:
 def check_streamed(model: nn.Module) -> None:
     """Refuse a streamed denoiser whose weights lose something when hooks are taken off and put on.
 
-    These are weights of a class of their own, such as those of bitsandbytes, which keeps scales
-    beside the tensor.
+    These are of a class of their own, as bitsandbytes', which keep scales beside the tensor.
     """
     kinds = {type(p) for p in model.parameters()} - {nn.Parameter}
     names = [kind.__name__ for kind in kinds if issubclass(kind, nn.Parameter)]
@@ -53,11 +52,8 @@ def check_streamed(model: nn.Module) -> None:
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype a model computes in: what it says itself, or that of its first floating weight.
-
-    Some weights may be kept in float32, and quantised ones be integers.
-    """
-    dtype = getattr(model, "dtype", None)
+    """The dtype a model computes in: what it says itself, or that of its first floating weight."""
+    dtype = getattr(model, "dtype", None)  # not of weights kept in float32 or quantised
     if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
         return dtype
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -77,8 +73,8 @@ def placement(model: nn.Module) -> Placement:
 def onloaded(model: nn.Module) -> Iterator[None]:
     """Take the hooks that move a denoiser off for a while.
 
-    A model that is moved as a whole is moved to where it runs. One that is streamed is on the CPU
-    in between: see `streamed`, and `check_streamed` for what is refused.
+    A model that is moved as a whole is moved to where it runs; one that is streamed stays on the
+    CPU, see `streamed`.
     """
     check_streamed(model)
     device, offloads, streams = placement(model).device, is_offloaded(model), is_streamed(model)

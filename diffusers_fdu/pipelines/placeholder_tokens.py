@@ -11,6 +11,7 @@ Textual inversion (Gal et al., arXiv 2208.01618) without a change to tokenizer o
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
@@ -91,9 +92,9 @@ class PlaceholderTokens:
     def substituted(self, vectors: Sequence[Tensor] | None = None) -> Iterator[None]:
         """Put vectors in the marker's place in prompts; by default those of the placeholders."""
         with ExitStack() as stack:
-            for i, own in enumerate(vectors or self.vectors):
+            for i, encoder_vectors in enumerate(vectors or self.vectors):
+                hook = partial(self._put, self._tokens[i], encoder_vectors)
                 for module in self._tables[i]:
-                    hook = self._hook(self._tokens[i], own)
                     stack.enter_context(module.register_forward_hook(hook))
             yield
 
@@ -112,7 +113,7 @@ class PlaceholderTokens:
         with self.substituted(vectors):
             inputs = recorder.first_call(prompts, grad=True).inputs
         texts = {name: inputs.get(name) for name in names}
-        is_free = any(own.requires_grad for own in vectors or self.vectors)
+        is_free = any(tensor.requires_grad for tensor in vectors or self.vectors)
         values = [v for t in texts.values() for v in (t if isinstance(t, list | tuple) else [t])]
         is_reached = any(torch.is_tensor(value) and value.requires_grad for value in values)
         if torch.is_grad_enabled() and is_free and not is_reached:
@@ -122,22 +123,20 @@ class PlaceholderTokens:
             )
         return texts
 
-    def _hook(self, tokens: WordTokens, vectors: Tensor) -> Any:
-        def put(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            index = self._places(args[0], tokens)
-            if not bool((index >= 0).any()):
-                return output
-            rows = vectors.to(output)[index.clamp(min=0)]
-            return torch.where((index >= 0)[..., None], rows, output)
-
-        return put
+    def _put(
+        self, tokens: WordTokens, vectors: Tensor, table: nn.Module, args: tuple, output: Tensor
+    ) -> Tensor:
+        index = self._places(args[0], tokens)
+        if not bool((index >= 0).any()):
+            return output
+        rows = vectors.to(output)[index.clamp(min=0)]
+        return torch.where((index >= 0)[..., None], rows, output)
 
     def _places(self, ids: Tensor, tokens: WordTokens) -> Tensor:
         """Which vector goes where, as ids, (B, L); -1 where none goes.
 
-        Every window of the word's length is compared with the word. The n-th match is marker
-        n mod count, so that several markers in a row, and several times in a prompt, are told
-        apart; the vectors of a marker then go to its tokens one by one.
+        Every window of the word's length is compared with the word. The n-th match is marker n mod
+        count, however often all markers come; its vectors go to its tokens one by one.
         """
         size = len(tokens.within)
         index = torch.full_like(ids, -1)

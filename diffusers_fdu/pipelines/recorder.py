@@ -148,9 +148,8 @@ class Recorder:
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
         arguments = {**self.kwargs, "output_type": "latent", "generator": generators, **extra}
         arguments = repeat_negative_prompts(arguments, len(prompts))
-        draw = type(self.pipe).__call__
-        if grad:  # beneath diffusers' own torch.no_grad()
-            draw = inspect.unwrap(draw)
+        call = type(self.pipe).__call__
+        draw = inspect.unwrap(call) if grad else call  # beneath diffusers' own torch.no_grad()
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(grad))
             for model in models:

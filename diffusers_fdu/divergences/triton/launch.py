@@ -27,9 +27,7 @@ from ..divergence import EXPONENT_CAP, Form
 from .kernels import gradient_kernel, loss_kernel, sums_kernel
 from .profile_table import Table
 
-KINDS = {"linear": 0, "exponential": 1, "tv": 2, "table": 3}
-"""How the second launch computes a profile, see `Divergence`."""
-
+KINDS = {"linear": 0, "exponential": 1, "tv": 2, "table": 3}  # forms of a `Divergence`
 BLOCK = 1024
 PROGRAMS = 512  # about four for each multiprocessor of a large device
 
@@ -195,7 +193,6 @@ def fused_loss(
 
     Predictions are (B, ...), float32, bfloat16 or float16, in any layout; the mask broadcasts to
     them, and the weights are (B,). `form` and `table` are the profile's, see `Divergence`.
-    `is_mean` says whether a sample's sum is divided by its number of elements.
     """
     layout = torch.channels_last if _is_channels_last(pred) else torch.contiguous_format
     pred, target = (x.contiguous(memory_format=layout) for x in (pred, target))
