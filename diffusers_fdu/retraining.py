@@ -8,7 +8,7 @@ from typing import Any
 from .adapters import lora as adapters
 from .adapters.merging.merge import Merged
 from .adapters.read import read_adapter
-from .data.concepts import from_json
+from .data.concepts import concept_from_json
 from .training.callbacks import StepRecord
 from .training.identity import active_strengths
 from .unlearner import FDUnlearner
@@ -76,7 +76,7 @@ def retrain(
     options = current_options({**facts["config"], **facts["performance"]})
     if facts["f"].startswith(USERS_OWN):
         raise ValueError(f"the recipe names {facts['f']!r}, which is not in it: train by hand")
-    concepts = [from_json(fields) for fields in facts["concepts"]]
+    concepts = [concept_from_json(fields) for fields in facts["concepts"]]
     worker = FDUnlearner(
         pipe, facts["pipeline_kwargs"], progress, component=facts["component"], **options
     )
@@ -118,7 +118,7 @@ def refine(pipe: Any, merged: Merged, progress: bool = True, **options: Any) -> 
                 f"{part.get('adapter_name')!r} has no recipe of its training to replay: merge it "
                 "without refining"
             )
-    concepts = [from_json(fields) for part in recipes for fields in part["concepts"]]
+    concepts = [concept_from_json(fields) for part in recipes for fields in part["concepts"]]
     f = options.pop("f", _shared(recipes, "f") or "hellinger")
     if isinstance(f, str) and f.startswith(USERS_OWN):
         raise ValueError(f"the recipes' {f!r} is not in them: pass f=")

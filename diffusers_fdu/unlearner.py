@@ -13,11 +13,11 @@ import torch
 
 from .adapters import loading, recipe
 from .adapters import lora as adapters
-from .data.concepts import Anchor, Target, concepts
+from .data.concepts import Anchor, Target, make_concepts
+from .data.plan import RunContext
 from .data.replay_buffer import ReplayBuffer
 from .hub.preview import draw_pictures
 from .hub.push import push
-from .pipelines.context import RunContext
 from .pipelines.denoiser import denoiser_name, denoiser_names
 from .pipelines.offload import placement
 from .settings import Settings, settings
@@ -137,7 +137,7 @@ class FDUnlearner:
             ...     _ = unlearner.unlearn("dog", "cat", f=f, buffer=buffer)
             ...     pipe.unload_lora_weights()
         """
-        targets = concepts(target, anchor)
+        targets = make_concepts(target, anchor)
         adapters.check_denoiser(self.model)
         state_before = adapters.snapshot(self.model)
         try:
@@ -194,7 +194,9 @@ class FDUnlearner:
             >>> pipe.get_active_adapters()
             ['forget-dog-blob']
         """
-        plan = resolve_plan(self.context, concepts(target, anchor), f, adapter_name, init_adapter)
+        plan = resolve_plan(
+            self.context, make_concepts(target, anchor), f, adapter_name, init_adapter
+        )
         state_before = adapters.snapshot(self.model)
         context = replace(self.context, settings=self.context.settings._replace(train=plan.config))
         started = time.monotonic()

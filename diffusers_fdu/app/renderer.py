@@ -16,7 +16,7 @@ from PIL.Image import Image
 from ..adapters import lora as adapters
 from ..adapters import stacking
 from ..pipelines.denoiser import denoiser_names
-from ..pipelines.generate import generate, takes
+from ..pipelines.generate import generate, takes_argument
 
 LOGGER = logging.getLogger(__name__)
 KEPT = 32  # pictures
@@ -111,7 +111,7 @@ class Renderer:
         # Pipelines that are guided by another argument are not, without a negative prompt.
         if request.negative_prompt or self.guidance_name == GUIDANCE_NAMES[1]:
             arguments["negative_prompt"] = request.negative_prompt
-        if takes(self.pipe, "num_frames"):
+        if takes_argument(self.pipe, "num_frames"):
             arguments["num_frames"] = 1
         arguments |= self.pipeline_kwargs
         return generate(self.pipe, [request.prompt], [request.seed], **arguments)[0]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..pipelines.generate import takes
+from ..pipelines.generate import takes_argument
 from .renderer import GUIDANCE_SCALE, STEPS, Renderer, shortened
 
 Recipes = Mapping[str, Mapping[str, Any]]  # by the adapters' names
@@ -98,7 +98,7 @@ def _recorded_guidance(renderer: Renderer, recipes: Recipes) -> float | None:
 
 def _fields(gr: Any, renderer: Renderer, steps: int, guidance: float | None) -> dict[str, Any]:
     """The fields of a request, by name."""
-    has_negative = takes(renderer.pipe, "negative_prompt")
+    has_negative = takes_argument(renderer.pipe, "negative_prompt")
     negative = {"placeholder": "optional", "lines": 1, "visible": has_negative}
     number = {"min_width": 90}
     fields = {

@@ -17,7 +17,7 @@ from accelerate.utils import parse_flag_from_env
 
 from ..adapters import lora as adapters
 from ..adapters.loading import has_loader
-from ..data.concepts import Concept, concepts
+from ..data.concepts import Concept, make_concepts
 from ..divergences.choice import AutoDivergence
 from ..divergences.profiles import divergence
 from ..settings import check_names, option_names, settings
@@ -99,7 +99,9 @@ def _list_concepts(command: Unlearn, details: dict[str, Any]) -> list[ListedConc
         {"target": target, "anchor": anchor, "kind": command.kind, **details}
         for target, anchor in zip(targets, anchors, strict=True)
     ]
-    return [ListedConcept("", concept) for concept in concepts(list(map(make_concept, entries)))]
+    return [
+        ListedConcept("", concept) for concept in make_concepts(list(map(make_concept, entries)))
+    ]
 
 
 def launched() -> bool:

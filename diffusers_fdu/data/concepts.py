@@ -1,15 +1,14 @@
 """What is to be forgotten, what takes its place, and the prompts that ask for either."""
 
-from __future__ import annotations
-
 import math
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from .templates import fill, fill_words, plain, slots, without
+from .templates import fill, fill_words, plain, without
 
 Kind = Literal["object", "style", "prompt"]
 
@@ -38,7 +37,7 @@ TEMPLATES: dict[Kind, tuple[str, ...]] = {
     ),
     "prompt": ("{}",),
 }
-"""Prompts by kind of concept: `{}` is the concept, `{word}` any word the tokenizer knows."""
+"""Prompts by kind of concept: `{}` is the concept, `{word}` any word that the tokenizer knows."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,14 @@ class NegativeGuidance:
     pictures.
 
     Args:
-        scale: how far beyond the empty prompt's answer; 0 is that answer itself.
+        scale: how far the teacher goes beyond the empty prompt's prediction; 0 is that prediction.
 
     Raises:
         ValueError: if the scale is negative or not finite.
+
+    Example:
+        >>> Concept("dog", NegativeGuidance(scale=2.0)).anchor
+        NegativeGuidance(scale=2.0)
     """
 
     scale: float = 1.0
@@ -69,19 +72,12 @@ Anchor = str | NegativeGuidance | None
 
 
 class Pair(NamedTuple):
-    """A target's prompt and what the teacher is asked in its place.
-
-    Args:
-        target: a prompt with the target in it.
-        anchor: the same prompt with the anchor; "" if there is none.
-        concept: index of the concept among those unlearned together.
-        guidance: scale of a `NegativeGuidance`, which draws the target's prompt; else None.
-    """
+    """A target's prompt and what the teacher is asked in its place."""
 
     target: str
-    anchor: str
-    concept: int = 0
-    guidance: float | None = None
+    anchor: str  # the same prompt with the anchor; "" if there is none
+    concept: int = 0  # index of the target among those unlearned together
+    guidance: float | None = None  # scale of a `NegativeGuidance`, if that is the anchor
 
     @property
     def drawn(self) -> str:
@@ -97,15 +93,23 @@ class Concept:
         target: what to forget, as a prompt would say it, such as "Snoopy".
         anchor: what the model should do instead: a super-class such as "dog", a neighbour, any
             prompt; None or "" is the empty prompt; or a `NegativeGuidance`.
-        kind: which `TEMPLATES` the two are put into: "object", "style", or "prompt", which
-            uses them as they are.
-        prompts: prompts of your own instead, with `{}` where the concept goes and `{word}` where
-            any word may stand; or the path of a text file with one on each line.
+        kind: which templates the two are put into: those for an "object" or for a "style", or
+            "prompt", which uses them as they are.
+        prompts: prompts of your own in place of the templates, with `{}` where the concept goes
+            and `{word}` where any word may stand; or the path of a text file with one on each
+            line.
         aliases: other names of the target, such as "Snoopy the beagle".
 
     Raises:
         ValueError: for an empty name, a name equal to the anchor, an unknown kind, prompts
             without `{}` or with another placeholder, or a file that cannot be read.
+
+    Example:
+        >>> concept = Concept("Snoopy", "dog", prompts=["a {} asleep", "{} in the snow"])
+        >>> concept.prompts
+        ('a {} asleep', '{} in the snow')
+        >>> Concept("blob", "noto", kind="style").kind
+        'style'
     """
 
     target: str
@@ -126,10 +130,7 @@ class Concept:
             if not isinstance(name, str) or not name.strip():
                 raise ValueError(f"target must name a concept, got {name!r}")
             if self.anchor_name and plain(name) == plain(self.anchor_name):
-                raise ValueError(
-                    f"target and anchor are both {name!r}: choose another anchor, "
-                    "or None for the empty prompt"
-                )
+                raise ValueError(f"target and anchor are both {name!r}: choose another, or None")
         if self.kind not in TEMPLATES:
             raise ValueError(f"unknown kind {self.kind!r}: choose {', '.join(TEMPLATES)}")
         if self.prompts is not None:
@@ -148,13 +149,9 @@ class Concept:
     def prompt_pairs(
         self, count: int, words: Sequence[str], rng: random.Random, index: int = 0
     ) -> list[Pair]:
-        """`count` pairs of prompts that differ in the concept alone, names in turn.
+        """Pairs of prompts that differ in the concept alone; its names take turns.
 
-        Args:
-            count: number of pairs.
-            words: fillers for `{word}`; templates that need one are skipped if there is none.
-            rng: source of the fillers.
-            index: of this concept among those unlearned together.
+        `words` fill `{word}`; `index` is the concept's among those unlearned together.
         """
         words = without(words, (*self.names, self.anchor_name))
         templates = self.usable_templates(words)
@@ -169,10 +166,9 @@ class Concept:
         return pairs
 
     def usable_templates(self, words: Sequence[str]) -> list[str]:
-        """The concept's templates, less those with `{word}` where there are no words."""
-        own = self.prompts
-        templates = list(own if isinstance(own, tuple) else TEMPLATES[self.kind])
-        usable = [t for t in templates if words or "{word}" not in t]
+        """The concept's templates, without those with `{word}` where there are no words."""
+        templates = self.prompts if isinstance(self.prompts, tuple) else TEMPLATES[self.kind]
+        usable = [template for template in templates if words or "{word}" not in template]
         if not usable:
             raise ValueError("every template has {word}, but the pipe has no tokenizer for words")
         return usable
@@ -194,7 +190,8 @@ def _checked_prompts(prompts: Sequence[str] | str | Path) -> tuple[str, ...]:
     for prompt in prompts:
         if "{}" not in prompt:
             raise ValueError(f"prompt {prompt!r} has no {{}} for the concept")
-        unknown = slots(prompt) - {"{}", "{word}"}
+        in_braces = re.findall(r"\{[^{}]*\}|[{}]", prompt)  # or braces that are not closed
+        unknown = set(in_braces) - {"{}", "{word}"}
         if unknown:
             raise ValueError(
                 f"prompt {prompt!r} has {', '.join(sorted(unknown))}: "
@@ -206,59 +203,50 @@ def _checked_prompts(prompts: Sequence[str] | str | Path) -> tuple[str, ...]:
 Target = str | Concept
 
 
-def from_json(fields: Mapping[str, Any]) -> Concept:
-    """A concept again, from what a recipe says of it."""
+def concept_from_json(fields: Mapping[str, Any]) -> Concept:
+    """The concept that a recipe describes."""
     anchor = fields["anchor"]
     if isinstance(anchor, Mapping):
         anchor = NegativeGuidance(**anchor["NegativeGuidance"])
     return Concept(**{**fields, "anchor": anchor})
 
 
-def concepts(
+def make_concepts(
     target: Target | Sequence[Target], anchor: Anchor | Sequence[Anchor] = None
 ) -> list[Concept]:
-    """The concepts that are to be unlearned together.
+    """The concepts that are to be unlearned together, one for each target.
 
-    Args:
-        target: what to forget, or a list of them; a `Concept` says more, such as that it is a
-            style.
-        anchor: what takes the place of each, in the same order; one for all strings if it is no
-            list.
-
-    Raises:
-        ValueError: if there is none, one comes twice, the lists differ in length, a `Concept`
-            comes with another anchor, or the anchor of one is the target of another.
+    Anchors are in the order of the targets; a single one counts for every target that is a string.
+    What does not go together is refused with a ValueError.
     """
-    is_one = isinstance(target, str | Concept)
-    targets: list[Target] = [target] if is_one else list(target)  # type: ignore[list-item, arg-type]
-    anchors: list[Anchor]
-    if isinstance(anchor, str | NegativeGuidance | None):
-        # In a list, one for all is one for those that do not bring their own.
-        anchors = [None if isinstance(one, Concept) and not is_one else anchor for one in targets]
-    else:
+    targets = [target] if isinstance(target, str | Concept) else list(target)
+    if not isinstance(anchor, str | NegativeGuidance | None):
         anchors = list(anchor)
+    elif isinstance(target, Concept):
+        anchors = [anchor]
+    else:  # a Concept in a list brings its own
+        anchors = [None if isinstance(each, Concept) else anchor for each in targets]
     if not targets:
         raise ValueError("no target: name at least one concept to forget")
     if len(anchors) != len(targets):
         raise ValueError(f"{len(targets)} targets and {len(anchors)} anchors: pass one for each")
-    found = []
-    for one, other in zip(targets, anchors, strict=True):
-        if isinstance(one, Concept) and other is not None:
+    concepts = []
+    for each_target, each_anchor in zip(targets, anchors, strict=True):
+        if not isinstance(each_target, Concept):
+            concepts.append(Concept(each_target, each_anchor))
+        elif each_anchor is None:
+            concepts.append(each_target)
+        else:
             raise ValueError("the Concept has its own anchor: do not pass another")
-        found.append(one if isinstance(one, Concept) else Concept(one, other))
-    _check_apart(found)
-    return found
-
-
-def _check_apart(found: Sequence[Concept]) -> None:
-    names: dict[str, int] = {}
-    for i, concept in enumerate(found):
+    owners: dict[str, int] = {}
+    for i, concept in enumerate(concepts):
         for name in map(plain, concept.names):
-            if names.setdefault(name, i) != i:
+            if owners.setdefault(name, i) != i:
                 raise ValueError(f"{name!r} is to be forgotten twice: name it once")
-    for concept in found:
-        if plain(concept.anchor_name) in names:
+    for concept in concepts:
+        if plain(concept.anchor_name) in owners:
             raise ValueError(
                 f"{concept.anchor_name!r} is to be forgotten and is the anchor of "
                 f"{concept.target!r}: choose another anchor"
             )
+    return concepts

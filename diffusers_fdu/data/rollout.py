@@ -1,245 +1,188 @@
-"""One group of prompts, drawn by the frozen pipeline under hooks, as a buffer of its own."""
+"""One group of prompts, drawn by the frozen pipeline under hooks, as a buffer of its own.
 
-from __future__ import annotations
+A guided pipeline asks its denoiser about each x_t twice, in one call or in two: a *half* has the
+prompts' own conditioning and answers for the anchor, the other half that of the empty (or
+negative) prompt, and is kept as something to retain. Each has one row for each prompt.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from ..pipelines.call_signature import CallSignature
-from ..pipelines.denoiser import timestep_name
-from ..pipelines.recorder import Call, Recorder, entry
-from ..pipelines.timestep_convention import TimestepConvention
+from ..pipelines.denoiser import TimestepConvention, timestep_name
+from ..pipelines.recorder import Call, Recorder, select_row
 from ..utils.nested import RowInputs, nearly_same, same, to_cpu
 from .concepts import Pair
-from .replay_buffer import ReplayBuffer
-from .rows import Entry
+from .replay_buffer import Entry, ReplayBuffer
 
 Run = tuple[str, Pair | None]
-"""A prompt to draw, and the pair that it belongs to; None: it is retained."""
+"""A prompt to draw, and the pair that it belongs to; None if it is to be retained."""
 
 OTHER_EVERY = 4  # one call in so many keeps the rows of the empty prompt, which is one prompt
 
 
-class Guided(NamedTuple):
-    """A state to be answered away from the target, by negative guidance of a scale."""
-
-    entry: Entry
-    scale: float
-
-
 @dataclass
-class Drawn:
-    """What a group left.
+class Recording:
+    """What one group of prompts left, or several together.
 
-    Args:
-        buffer: its rows; states and texts of what is still to be answered.
-        empty: index of the text of guided runs' other half.
-        guided: to be answered away from the target.
-        times: first and last time of the run.
+    `guided` are states that negative guidance is to answer, each with its scale.
     """
 
     buffer: ReplayBuffer
-    empty: int | None = None
-    guided: list[Guided] = field(default_factory=list)
-    times: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    unconditional: str | None = None  # what the buffer calls the text of guided runs' other half
+    guided: list[tuple[Entry, float]] = field(default_factory=list)
+    times: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # first and last of each run
 
-    def absorb(self, other: Drawn) -> None:
+    def absorb(self, other: Self) -> None:
         """Append what another group left."""
-        moved = self.buffer.absorb(other.buffer)
-        if self.empty is None and other.empty is not None:
-            self.empty = moved.text(other.empty)
-        self.guided += [Guided(moved.entry(one.entry), one.scale) for one in other.guided]
+        renumbered = self.buffer.absorb(other.buffer)
+        self.unconditional = self.unconditional or other.unconditional
+        self.guided += [(renumbered(entry), scale) for entry, scale in other.guided]
         self.times += other.times
 
 
-class Rollout:
-    """What is known of a pipe while its groups are drawn.
-
-    Args:
-        recorder: holds the pipeline.
-        layout: how it calls its denoiser.
-        texts: the targets' conditioning, by prompt.
-        dtype: in which states and predictions are kept.
-    """
-
-    def __init__(
-        self,
-        recorder: Recorder,
-        layout: CallSignature,
-        texts: dict[str, RowInputs],
-        dtype: torch.dtype,
-    ) -> None:
-        self.recorder, self.layout, self.texts = recorder, layout, texts
-        self.dtype, self.names = dtype, layout.texts
-        self.time = timestep_name(recorder.model)
-
-    def nothing(self) -> Drawn:
-        """What is left before anything is drawn."""
-        return Drawn(ReplayBuffer(self.dtype, TimestepConvention(self.time), self.layout.listed))
-
-    def group(self, runs: Sequence[Run], steps: int, number: int) -> Drawn:
-        """Draw a group of prompts, as many at once as fit the memory.
-
-        Args:
-            runs: its prompts.
-            steps: of its run.
-            number: of the group, which its noise depends on.
-        """
-        recorder = self.recorder
-        first = recorder.seed + recorder.group * number
-        kept = _Group(self, number)
-
-        def draw(part: Sequence[int]) -> _Part:
-            return kept.draw([runs[i] for i in part], steps, first + part[0])
-
-        kept.keep(recorder.micro.map(draw, range(len(runs))))
-        return kept.drawn
-
-
-class _Ask(NamedTuple):
-    """What a call asked about one half of a guided step, or all of a call without guidance.
-
-    Args:
-        state: what the denoiser was given besides the text, on the CPU.
-        texts: the text, on the CPU; None: the prompts' own.
-        prediction: the answer, on the CPU.
-    """
+class _Half(NamedTuple):
+    """What one half was asked and answered, on the CPU; no texts mean the prompts' own."""
 
     state: RowInputs
     texts: RowInputs | None
-    prediction: Tensor
+    predictions: Tensor
 
 
 @dataclass
 class _Part:
-    """What was seen while some prompts of a group were drawn together.
-
-    Args:
-        runs: these prompts.
-        own: their own texts.
-        calls: of the denoiser.
-        state: the last that was kept.
-        ids: indices of its rows in the buffer.
-    """
+    """Prompts that were drawn together, their own texts, and the halves of every call."""
 
     runs: Sequence[Run]
-    own: RowInputs
-    calls: list[list[_Ask]] = field(default_factory=list)
-    state: RowInputs | None = None
-    ids: list[int] = field(default_factory=list)
+    texts: RowInputs
+    calls: list[list[_Half]] = field(default_factory=list)
+    state: RowInputs | None = None  # the last that the buffer got
+    state_ids: list[int] = field(default_factory=list)  # of its rows
 
 
-class _Group:
-    """A group while it is drawn; its rows are in the order in which all at once would come."""
+class Rollout:
+    """Draws groups of prompts; `target_texts` are the conditioning of the targets' prompts."""
 
-    def __init__(self, drawing: Rollout, number: int) -> None:
-        self.recorder, self.layout, self.texts = drawing.recorder, drawing.layout, drawing.texts
-        self.names, self.time = drawing.names, drawing.time
-        self.number, self.drawn = number, drawing.nothing()
-        self.buffer = self.drawn.buffer
+    def __init__(
+        self,
+        recorder: Recorder,
+        signature: CallSignature,
+        target_texts: dict[str, RowInputs],
+        dtype: torch.dtype,
+    ) -> None:
+        self.recorder, self.target_texts, self.dtype = recorder, target_texts, dtype
+        self.signature, self.names = signature, signature.texts
+        self.time = timestep_name(recorder.model)
 
-    def draw(self, runs: Sequence[Run], steps: int, seed: int) -> _Part:
-        """Draw some of its prompts together."""
+    def empty_recording(self) -> Recording:
+        """What is left before anything is drawn."""
+        clock = TimestepConvention(self.time)
+        return Recording(ReplayBuffer(self.dtype, clock, self.signature.listed))
+
+    def group(self, runs: Sequence[Run], steps: int, number: int) -> Recording:
+        """Draw a group in so many steps, as many prompts at once as fit the memory.
+
+        What is recorded does not depend on how many fit: the noise is that of the group's number
+        and a prompt's place in it, and rows come as all prompts at once would give them.
+        """
+        recorder, recording = self.recorder, self.empty_recording()
+        first_seed = recorder.seed + recorder.group * number
+
+        def draw(places: Sequence[int]) -> _Part:
+            part_runs = [runs[i] for i in places]
+            return self._draw(part_runs, steps, first_seed + places[0], recording.buffer)
+
+        parts = recorder.micro.map(draw, range(len(runs)))
+        calls = parts[0].calls
+        if not calls:  # all of a short run's steps belong to another denoiser
+            return recording
+        first, last = (call[0].state[self.time][0] for call in (calls[0], calls[-1]))
+        recording.times.append((first, last))
+        for i, part_calls in enumerate(zip(*(part.calls for part in parts), strict=True)):
+            # The group's number is added so that groups keep the empty prompt at other steps.
+            keeps_other = (number + i) % OTHER_EVERY == 0
+            for halves in zip(*part_calls, strict=True):
+                for part, half in zip(parts, halves, strict=True):
+                    self._keep(recording, part, half, keeps_other)
+        return recording
+
+    def _draw(self, runs: Sequence[Run], steps: int, seed: int, buffer: ReplayBuffer) -> _Part:
         prompts = [prompt for prompt, _ in runs]
-        own = self.recorder.first_call(prompts).inputs
-        part = _Part(runs, {name: own.get(name) for name in self.names})
+        inputs = self.recorder.first_call(prompts).inputs
+        part = _Part(runs, {name: inputs.get(name) for name in self.names})
 
         def on_call(call: Call) -> None:
-            part.calls.append(self._asked(call, part))
+            part.calls.append(self._split(call, part, buffer))
 
         self.recorder.run(prompts, on_call, seed, num_inference_steps=steps)
         return part
 
-    def _asked(self, call: Call, part: _Part) -> list[_Ask]:
+    def _split(self, call: Call, part: _Part, buffer: ReplayBuffer) -> list[_Half]:
+        """The halves of a call; the buffer gets what is the same for all rows."""
         assert call.prediction is not None  # only a stopped call has none
-        state, constants = self._split(call.inputs, len(call.prediction))
-        self.buffer.keep_constants(constants)
-        state = {name: to_cpu(value) for name, value in state.items()}
-        prediction, found = call.prediction.cpu(), []
-        for start in range(0, len(prediction), len(part.runs)):
-            block = slice(start, start + len(part.runs))
-            given = {name: call.inputs.get(name) for name in self.names}
-            texts = {name: v if v is None else v[block] for name, v in given.items()}
-            is_own = all(nearly_same(texts[name], part.own[name]) for name in self.names)
-            found.append(
-                _Ask(
-                    {name: value[block] for name, value in state.items()},
-                    None if is_own else {name: to_cpu(value) for name, value in texts.items()},
-                    prediction[block],
-                )
-            )
-        return found
-
-    def keep(self, parts: Sequence[_Part]) -> None:
-        """Put what was seen into the buffer, call by call."""
-        calls = parts[0].calls
-        if not calls:  # all of a short run's steps belong to another denoiser
-            return
-        first, last = (call[0].state[self.time][0] for call in (calls[0], calls[-1]))
-        self.drawn.times.append((first, last))
-        for i, together in enumerate(zip(*(part.calls for part in parts), strict=True)):
-            # So that the empty prompt is kept at other steps in each group.
-            is_kept = (self.number + i) % OTHER_EVERY == 0
-            for half in zip(*together, strict=True):
-                for part, ask in zip(parts, half, strict=True):
-                    self._keep(part, ask, is_kept)
-
-    def _keep(self, part: _Part, ask: _Ask, is_kept: bool) -> None:
-        if ask.texts is not None and self.drawn.empty is None:
-            self.drawn.empty = self._other(ask.texts, 0)
-        # Both halves of a guided step share x_t: keep it once.
-        before = part.state
-        if before is None or not all(same(before[n], v) for n, v in ask.state.items()):
-            part.state, part.ids = ask.state, self._states(ask.state, len(part.runs))
-        if ask.texts is None or is_kept:
-            self._rows(part, ask)
-
-    def _split(self, inputs: dict[str, Any], rows: int) -> tuple[RowInputs, dict[str, Any]]:
-        """What besides the text belongs to a row, batched, and what is the same for all."""
+        rows, size = len(call.prediction), len(part.runs)
         state: RowInputs = {}
-        constants: dict[str, Any] = {}
-        for name, value in inputs.items():
+        for name in call.inputs:
             if name in self.names:
                 continue
+            value = to_cpu(call.inputs[name])
             if name == self.time and value.dim() == 0:
                 state[name] = value.expand(rows).clone()
-            elif name in self.layout.rows:
+            elif name in self.signature.rows:
                 state[name] = value
             else:
-                constants[name] = to_cpu(value)
-        return state, constants
+                buffer.keep_constants({name: value})
+        halves = []
+        for start in range(0, rows, size):
+            block = slice(start, start + size)
+            texts = {name: call.inputs.get(name) for name in self.names}
+            texts = {name: v if v is None else v[block] for name, v in texts.items()}
+            is_own = all(nearly_same(texts[name], part.texts[name]) for name in self.names)
+            half_state = {name: value[block] for name, value in state.items()}
+            predictions = call.prediction[block].cpu()
+            halves.append(_Half(half_state, None if is_own else to_cpu(texts), predictions))
+        return halves
 
-    def _states(self, key: RowInputs, size: int) -> list[int]:
-        return [self.buffer.add_state({n: v[i] for n, v in key.items()}) for i in range(size)]
+    def _keep(self, recording: Recording, part: _Part, half: _Half, keeps_other: bool) -> None:
+        buffer = recording.buffer
+        if half.texts is not None and recording.unconditional is None:
+            recording.unconditional, row = self._unconditional(half.texts, 0)
+            buffer.add_text(recording.unconditional, row)  # needed even if no row has it
+        # Both halves of a guided step share x_t, which is kept once.
+        if part.state is None or not all(same(part.state[n], v) for n, v in half.state.items()):
+            part.state = half.state
+            rows = [select_row(half.state, list(half.state), i) for i in range(len(part.runs))]
+            part.state_ids = [buffer.add_state(row) for row in rows]
+        if half.texts is None or keeps_other:
+            self._add_rows(recording, part, half)
 
-    def _other(self, texts: RowInputs, i: int) -> int:
-        """Index of the conditioning of a run's other half: the empty or the negative prompt."""
-        row = entry(texts, self.names, i)
-        sums = [value.cpu().double().sum().item() for value in row.values() if value is not None]
-        return self.buffer.add_text(f"\0{','.join(f'{value:.9g}' for value in sums)}", row)
-
-    def _own(self, prompt: str, texts: RowInputs, i: int) -> int:
-        return self.buffer.add_text(prompt, entry(texts, self.names, i))
-
-    def _target(self, pair: Pair) -> int:
-        return self.buffer.add_text(pair.target, self.texts[pair.target])
-
-    def _rows(self, part: _Part, ask: _Ask) -> None:
-        """Rows of one call: what was asked for, and what its target is to get."""
+    def _add_rows(self, recording: Recording, part: _Part, half: _Half) -> None:
+        """Rows of what was asked, and of what the targets are to answer in the same states."""
+        buffer = recording.buffer
         for i, (prompt, pair) in enumerate(part.runs):
-            state, answer = part.ids[i], self.buffer.add_prediction(ask.prediction[i])
-            if ask.texts is not None:
-                self.buffer.add_row("retain", state, self._other(ask.texts, i), answer)
-            elif pair is None:
-                self.buffer.add_row("retain", state, self._own(prompt, part.own, i), answer)
-            elif pair.guidance is not None:
-                asked = Entry(state, self._target(pair), answer, pair.concept)
-                self.drawn.guided.append(Guided(asked, pair.guidance))
-            else:
-                self.buffer.add_row("retain", state, self._own(prompt, part.own, i), answer)
-                text = self._target(pair)
-                self.buffer.add_row("unlearn", state, text, answer, pair.concept)
+            state, prediction = part.state_ids[i], buffer.add_prediction(half.predictions[i])
+            if half.texts is not None:
+                name, row = self._unconditional(half.texts, i)
+                buffer.add_row("retain", state, buffer.add_text(name, row), prediction)
+                continue
+            if pair is None or pair.guidance is None:
+                text = buffer.add_text(prompt, select_row(part.texts, self.names, i))
+                buffer.add_row("retain", state, text, prediction)
+            if pair is not None:
+                text = buffer.add_text(pair.target, self.target_texts[pair.target])
+                if pair.guidance is None:
+                    buffer.add_row("unlearn", state, text, prediction, pair.concept)
+                else:
+                    entry = Entry(state, text, prediction, pair.concept)
+                    recording.guided.append((entry, pair.guidance))
+
+    def _unconditional(self, texts: RowInputs, i: int) -> tuple[str, RowInputs]:
+        """A row of the other half's text, and a name for it."""
+        row = select_row(texts, self.names, i)
+        # Nobody says what its prompt was, so sums name it; no prompt begins with this character.
+        sums = [value.cpu().double().sum().item() for value in row.values() if value is not None]
+        return f"\0{','.join(f'{value:.9g}' for value in sums)}", row

@@ -1,6 +1,4 @@
-"""Templates, and words to fill them with."""
-
-from __future__ import annotations
+"""Prompt templates, and words to fill them with."""
 
 import random
 import re
@@ -20,11 +18,6 @@ def fill_words(template: str, words: Sequence[str], rng: random.Random) -> str:
     return _WORD_SLOT.sub(lambda match: _with_article(match, rng.choice(words)), template)
 
 
-def slots(template: str) -> set[str]:
-    """Everything in braces, and braces that are not closed."""
-    return set(re.findall(r"\{[^{}]*\}|[{}]", template))
-
-
 def _with_article(match: re.Match[str], noun: str) -> str:
     article = match.group(1) or ""
     if article and noun[:1].lower() in "aeiou":
@@ -33,21 +26,21 @@ def _with_article(match: re.Match[str], noun: str) -> str:
 
 
 def plain(text: str) -> str:
-    """In lower case, with single spaces."""
+    """The text in lower case, with single spaces."""
     return " ".join(text.lower().split())
 
 
-def parts(name: str) -> set[str]:
+def name_words(name: str) -> set[str]:
     """The words of a name in lower case, without punctuation."""
     return set(re.findall(r"[\w'-]+", name.lower()))
 
 
 def with_plurals(words: set[str]) -> set[str]:
-    """The words, and what they are in the plural as a rule."""
+    """The words, and their regular plurals."""
     return words | {word + ending for word in words for ending in ("s", "es")}
 
 
-def without(words: Sequence[str], taken: Sequence[str]) -> list[str]:
-    """The words that are no part of the taken names, in the plural neither."""
-    names = with_plurals({part for name in taken for part in parts(name)})
-    return [word for word in words if plain(word) not in names]
+def without(words: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The words that are no part of these names, nor a plural of one."""
+    taken = with_plurals({word for name in names for word in name_words(name)})
+    return [word for word in words if plain(word) not in taken]

@@ -1,9 +1,7 @@
 """Which divergence, if the user names a preference and not an f."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 Preference = Literal["erase", "balance", "preserve"]
 
@@ -18,30 +16,25 @@ it matters.
 """
 
 
-class Compared(Protocol):
-    """What `compare` returns, as far as it matters here."""
-
-    def best(self, prefer: Preference = "balance") -> Any:
-        """The point that a preference picks, with its `f`."""
-
-
 @dataclass(frozen=True)
 class AutoDivergence:
-    """The divergence that a preference picks.
-
-        unlearner.unlearn("Snoopy", "dog", f=AutoDivergence("preserve", comparison))
+    """The divergence that a preference picks, to be passed as `f` to `FDUnlearner.unlearn`.
 
     Args:
-        prefer: "erase": as thoroughly as possible; "preserve": as gently as possible;
-            "balance": neither.
-        comparison: what `compare` measured; None: `RULES`.
+        prefer: "erase" for forgetting as thoroughly as possible, "preserve" for forgetting as
+            gently as possible, "balance" for neither.
+        comparison: what `compare` measured, a `Comparison`; without one a fixed rule decides.
 
     Raises:
         ValueError: for an unknown preference.
+
+    Example:
+        >>> AutoDivergence("preserve").f
+        'le_cam'
     """
 
     prefer: Preference = "balance"
-    comparison: Compared | None = None
+    comparison: Any = None
 
     def __post_init__(self) -> None:
         if self.prefer not in RULES:
@@ -50,5 +43,6 @@ class AutoDivergence:
     @property
     def f(self) -> str:
         """The name of the divergence."""
-        compared = self.comparison
-        return RULES[self.prefer] if compared is None else compared.best(self.prefer).f
+        if self.comparison is None:
+            return RULES[self.prefer]
+        return self.comparison.best(self.prefer).f

@@ -7,8 +7,6 @@ raw output v becomes T = g(v) with an increasing g whose range is inside that do
 (Nowozin, Cseke, Tomioka, arXiv 1606.00709, table 2, whose generators have other constants).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,10 +25,16 @@ class Conjugate:
     """f* of a generator, and a map of the real line into its domain.
 
     Args:
-        name: of the divergence.
+        name: name of the divergence.
         conjugate: f*(u), elementwise and differentiable on the range of `activation`.
         activation: g(v), elementwise, increasing and differentiable.
         composed: f*(g(v)) where it has a form that rounds less or overflows later.
+
+    Example:
+        >>> import torch
+        >>> pearson = Conjugate("pearson", lambda u: u + u**2 / 4, lambda v: v)
+        >>> [t.item() for t in pearson.bound(torch.ones(1), torch.ones(1))]
+        [1.0, 1.25]
     """
 
     name: str
@@ -39,11 +43,9 @@ class Conjugate:
     composed: Function | None = field(default=None, repr=False)
 
     def bound(self, real: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        """The two terms T(x_P) and f*(T(x_Q)) of the bound, sample by sample.
+        """The terms T(x_P) and f*(T(x_Q)) of the bound, sample by sample.
 
-        Args:
-            real: the critic's raw output on samples of P, (B,).
-            other: on samples of Q, (B',).
+        `real` and `other` are the critic's raw outputs on samples of P, (B,), and of Q, (B',).
         """
         if self.composed is not None:
             return self.activation(real), self.composed(other)
@@ -59,9 +61,7 @@ CONJUGATES: dict[str, Conjugate] = {
     c.name: c
     for c in (
         Conjugate("kl", lambda u: torch.exp(u - 1), lambda v: v),
-        Conjugate(
-            "reverse_kl", lambda u: -1 - torch.log(-u), lambda v: -torch.exp(-v), lambda v: v - 1
-        ),
+        Conjugate("reverse_kl", lambda u: -1 - (-u).log(), lambda v: -(-v).exp(), lambda v: v - 1),
         Conjugate(
             "hellinger",
             lambda u: u / (1 - 2 * u),
@@ -78,22 +78,17 @@ CONJUGATES: dict[str, Conjugate] = {
         Conjugate("tv", lambda u: u, lambda v: torch.tanh(v) / 2),
     )
 }
-"""By name, for the generators of `DIVERGENCES`."""
+"""Conjugates by name, for the generators of `DIVERGENCES`."""
 
 
 def conjugate(f: str | Conjugate) -> Conjugate:
-    """The conjugate that f names or is.
-
-    Raises:
-        ValueError: for a divergence whose conjugate is not known here.
-        TypeError: for anything else.
-    """
+    """The conjugate that f names or is; a ValueError if it is not known here."""
     if isinstance(f, Conjugate):
         return f
-    if isinstance(f, str):
-        if f in CONJUGATES:
-            return CONJUGATES[f]
-        known = ", ".join(CONJUGATES)
-        reason = "has no conjugate here" if f in DIVERGENCES else "is unknown"
-        raise ValueError(f"divergence {f!r} {reason}: choose {known}, or pass a Conjugate")
-    raise TypeError(f"f must be a name or a Conjugate, got {type(f).__name__}")
+    if not isinstance(f, str):
+        raise TypeError(f"f must be a name or a Conjugate, got {type(f).__name__}")
+    if f in CONJUGATES:
+        return CONJUGATES[f]
+    reason = "has no conjugate here" if f in DIVERGENCES else "is unknown"
+    choices = ", ".join(CONJUGATES)
+    raise ValueError(f"divergence {f!r} {reason}: choose {choices}, or pass a Conjugate")

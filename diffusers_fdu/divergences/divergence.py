@@ -1,20 +1,15 @@
 """A divergence: its profile, the profile's slope, and what is said of them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 Profile = Callable[[Tensor], Tensor]
-
-
 Form = tuple[Literal["linear", "exponential", "tv", "table"], float, float]
-
 
 EXPONENT_CAP = {torch.float32: 60.0, torch.float64: 600.0}
 """Largest exponent of an exponential profile; beyond it the profile continues as its tangent.
@@ -29,21 +24,26 @@ class _ProfileFunction(torch.autograd.Function):
     """phi with dphi as its derivative, so that integrals need no autograd through their nodes."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, s: Tensor, div: Divergence) -> Tensor:
+    def forward(ctx: Any, s: Tensor, div: Any) -> Tensor:
         ctx.save_for_backward(s)
-        ctx.div = div  # type: ignore[attr-defined]
+        ctx.div = div
         return div._phi(s)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        (s,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return grad * ctx.div._dphi(s), None  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (s,) = ctx.saved_tensors
+        return grad * ctx.div._dphi(s), None
 
 
 @dataclass(frozen=True)
 class Divergence:
     """An f-divergence between two Gaussians of equal covariance, as a profile of s.
+
+        phi(s) = E[f(exp(sqrt(s) z - s/2))],  z ~ N(0, 1),     s = ||delta||^2 / sigma^2
+
+    `divergence` makes one by name or from a generator; docs/theory.md derives the equation. `phi`
+    and `dphi` raise a TypeError if s is not a float32 or float64 tensor.
 
     Args:
         name: how the divergence is shown and saved.
@@ -54,6 +54,14 @@ class Divergence:
         form: how a kernel computes the profile: ("linear", slope, 0), ("exponential", rate,
             scale), ("tv", 0, 0), or ("table", 0, 0) for splines of phi and dphi up to `last`.
         last: s from which on a table of phi is constant if bounded, else its tangent.
+
+    Example:
+        >>> import torch
+        >>> divergence("tv").phi(torch.tensor([0.0, 1.0, 100.0]))
+        tensor([0.0000, 0.3829, 1.0000])
+        >>> half_kl = Divergence("half_kl", lambda s: s / 4, lambda s: torch.full_like(s, 0.25))
+        >>> half_kl.dphi(torch.tensor([1.0]))
+        tensor([0.2500])
     """
 
     name: str
@@ -65,19 +73,11 @@ class Divergence:
     last: float = 800.0
 
     def phi(self, s: Tensor) -> Tensor:
-        """Divergence at s = ||delta||^2 / sigma^2 (dimensionless), any shape; differentiable.
-
-        Raises:
-            TypeError: if s is not a float32 or float64 tensor.
-        """
+        """Divergence at s = ||delta||^2 / sigma^2 (dimensionless), any shape; differentiable."""
         return _ProfileFunction.apply(_checked(s), self)
 
     def dphi(self, s: Tensor) -> Tensor:
-        """Derivative of `phi` in s, same shape as s.
-
-        Raises:
-            TypeError: if s is not a float32 or float64 tensor.
-        """
+        """Derivative of `phi` in s, same shape as s."""
         return self._dphi(_checked(s))
 
 

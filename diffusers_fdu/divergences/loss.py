@@ -10,23 +10,21 @@ The plain PyTorch code here is the reference. On CUDA devices the fused kernel o
 `triton.launch` takes its place, in float32 throughout.
 """
 
-from __future__ import annotations
-
 import warnings
-from collections.abc import Callable
-from typing import Literal, get_args
+from math import inf
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from .divergence import EXPONENT_CAP, Divergence
-from .generators import Generator
-from .profiles import divergence
+from .divergence import Divergence
+from .profiles import Generator, divergence
 from .triton.profile_table import Table, profile_table
 
 Reduction = Literal["mean", "sum"]
 Kernel = Literal["auto", "triton", "compile", "eager"]
 Parts = tuple[Tensor, Tensor]
+Weights = Tensor | None  # of the elements, a mask, or of the samples
 
 MEDIAN_S = 4.0
 """Where `sigma="auto"` puts the median initial s.
@@ -39,12 +37,14 @@ With s much below 1 every profile is a straight line and all divergences train a
 class DivergenceLoss(nn.Module):
     """An f-divergence between the reverse steps that two predictions imply.
 
+        loss = mean_b phi(mean((pred_b - target_b)^2) / sigma^2)
+
     Args:
         f: name, `Divergence` or generator, see `divergence`.
         sigma: standard deviation of the reverse step in units of the prediction, which sets
             where on the profile a difference falls; "auto" takes it from the first batch, or
-            from `calibrate`, so that the median s is `MEDIAN_S`.
-        reduction: over the elements of one sample, "mean" or "sum".
+            from `calibrate`, so that the median s is 4, where the profiles differ.
+        reduction: whether s has the "mean" or the "sum" over the elements of one sample.
         kernel: "eager" is the reference in PyTorch, "compile" the same under `torch.compile`,
             "triton" the fused kernel, "auto" the fused kernel on CUDA and else "eager". A kernel
             that cannot run falls back to "eager" with one warning that says why; float64
@@ -53,6 +53,14 @@ class DivergenceLoss(nn.Module):
     Raises:
         ValueError: for an unknown divergence, reduction or kernel, or a sigma that is not
             positive.
+
+    Example:
+        >>> import torch
+        >>> pred, target = torch.zeros(2, 4, 8, 8), torch.ones(2, 4, 8, 8)
+        >>> DivergenceLoss("kl")(pred, target)
+        tensor(0.5000)
+        >>> DivergenceLoss("hellinger", sigma=0.5)(pred, target)
+        tensor(0.3935)
     """
 
     def __init__(
@@ -66,28 +74,18 @@ class DivergenceLoss(nn.Module):
         self.divergence = divergence(f)
         if kernel not in get_args(Kernel):
             raise ValueError(f"unknown kernel {kernel!r}: choose {', '.join(get_args(Kernel))}")
-        if reduction not in ("mean", "sum"):
+        if reduction not in get_args(Reduction):
             raise ValueError(f"unknown reduction {reduction!r}: choose mean or sum")
-        if sigma != "auto" and not (isinstance(sigma, int | float) and 0 < sigma < float("inf")):
+        if sigma != "auto" and not (isinstance(sigma, int | float) and 0 < sigma < inf):
             raise ValueError(f"sigma must be a positive number or 'auto', got {sigma!r}")
-        self.sigma = sigma
-        self.reduction = reduction
-        self.kernel = kernel
-        self._compiled: Callable[..., Parts] | None = None
+        self.sigma, self.reduction, self.kernel = sigma, reduction, kernel
+        self._compiled = torch.compile(self._eager) if kernel == "compile" else None
         self._table: Table | None = None
-        self._table_is_finite = False
 
-    def distance(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Squared distance per sample before sigma: (B,) float32 (float64 for float64 inputs).
+    def distance(self, pred: Tensor, target: Tensor, mask: Weights = None) -> Tensor:
+        """Squared distance per sample before sigma, (B,) float32 (float64 for float64 inputs).
 
-        Args:
-            pred: student's prediction, (B, C, H, W) or (B, N, C).
-            target: teacher's prediction, same shape.
-            mask: weights of the elements, broadcastable to the prediction: (B, 1, H, W) or
-                (B, N, 1).
-
-        Raises:
-            ValueError: if the shapes do not match.
+        Arguments and errors are those of `forward`.
         """
         _check_shapes(pred, target, mask)
         dtype = torch.float64 if pred.dtype == torch.float64 else torch.float32
@@ -104,23 +102,24 @@ class DivergenceLoss(nn.Module):
         return total / torch.where(count > 0, count, 1)
 
     def calibrate(self, distance: Tensor) -> float:
-        """Set sigma by `calibrated`, and return it."""
-        self.sigma = sigma = calibrated(distance)
+        """Set sigma so that the median of these distances, (N,), is at s = 4; returns it.
+
+        Raises:
+            ValueError: if the median is 0, since the predictions are the same, or not finite.
+        """
+        self.sigma = sigma = calibrated_sigma(distance)
         return sigma
 
     def forward(
-        self,
-        pred: Tensor,
-        target: Tensor,
-        mask: Tensor | None = None,
-        weights: Tensor | None = None,
+        self, pred: Tensor, target: Tensor, mask: Weights = None, weights: Weights = None
     ) -> Tensor:
         """Scalar loss.
 
         Args:
             pred: student's prediction, (B, C, H, W) or (B, N, C), any floating dtype.
             target: teacher's prediction, same shape; no gradient flows into it.
-            mask: see `distance`.
+            mask: weights of the elements, broadcastable to the prediction: (B, 1, H, W) or
+                (B, N, 1).
             weights: weight of each sample, (B,).
 
         Raises:
@@ -129,24 +128,17 @@ class DivergenceLoss(nn.Module):
         return self.with_distance(pred, target, mask, weights)[0]
 
     def with_distance(
-        self,
-        pred: Tensor,
-        target: Tensor,
-        mask: Tensor | None = None,
-        weights: Tensor | None = None,
+        self, pred: Tensor, target: Tensor, mask: Weights = None, weights: Weights = None
     ) -> Parts:
-        """The scalar loss, and s of every sample, (B,), without gradient.
-
-        Args and errors are those of `forward`.
-        """
+        """The scalar loss, and s of every sample, (B,), without gradient; see `forward`."""
         _check_shapes(pred, target, mask, weights)
         target = target.detach()
         if self.sigma == "auto":
             self.calibrate(self.distance(pred, target, mask))
-        kernel = self._choose(pred, target)
+        kernel = self._choose_kernel(pred, target)
         if kernel == "eager":
             return self._eager(pred, target, mask, weights)
-        compute = self._fused if kernel == "triton" else self._under_compile
+        compute: Any = self._fused if kernel == "triton" else self._compiled
         if torch.compiler.is_compiling():
             return compute(pred, target, mask, weights)
         try:
@@ -156,17 +148,15 @@ class DivergenceLoss(nn.Module):
         except Exception as error:
             # If the reference fails too, the arguments are at fault and not the kernel.
             parts = self._eager(pred, target, mask, weights)
-            reason = str(error).strip().splitlines() or [type(error).__name__]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             _broken.add(kernel)
-            warnings.warn(
-                f"the {kernel!r} loss kernel cannot run here, PyTorch takes its place: "
-                f"{reason[0]}",
-                RuntimeWarning,
-                stacklevel=3,
+            message = (
+                f"the {kernel!r} loss kernel cannot run here, PyTorch takes its place: {reason}"
             )
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
         return parts
 
-    def _choose(self, pred: Tensor, target: Tensor) -> str:
+    def _choose_kernel(self, pred: Tensor, target: Tensor) -> str:
         """The kernel for these tensors, among those that have not failed."""
         kernel = self.kernel
         if kernel == "auto":
@@ -174,57 +164,37 @@ class DivergenceLoss(nn.Module):
         if kernel in _broken or torch.float64 in (pred.dtype, target.dtype):
             return "eager"
         if kernel == "triton" and self.divergence.form[0] == "table":
+            if self._table is None:
+                d = self.divergence
+                self._table = profile_table(d.phi, d.dphi, d.last, d.bound < inf)
             # A generator that is flat around t = 1 has phi = 0 there, and no logarithm.
-            return "triton" if self._settled_table(pred.device) else "eager"
+            if not self._table.is_finite:
+                return "eager"
+            if self._table.rows.device != pred.device:
+                self._table = self._table._replace(rows=self._table.rows.to(pred.device))
         return kernel
 
-    def _settled_table(self, device: torch.device) -> bool:
-        """Make the profile's table and put it on the device; whether it is finite."""
-        if self._table is None:
-            d = self.divergence
-            self._table = profile_table(d.phi, d.dphi, d.last, d.bound < float("inf"))
-            self._table_is_finite = bool(torch.isfinite(self._table.rows).all())
-        if self._table.rows.device != device:
-            self._table = self._table._replace(rows=self._table.rows.to(device))
-        return self._table_is_finite
-
-    def _eager(
-        self, pred: Tensor, target: Tensor, mask: Tensor | None, weights: Tensor | None
-    ) -> Parts:
+    def _eager(self, pred: Tensor, target: Tensor, mask: Weights, weights: Weights) -> Parts:
         s = self.distance(pred, target, mask) / float(self.sigma) ** 2
         phi = self.divergence.phi(s)
         if weights is not None:
             phi = phi * weights.to(phi.dtype)
         return phi.mean(), s.detach()
 
-    def _under_compile(self, *args: Tensor | None) -> Parts:
-        if self._compiled is None:
-            self._compiled = torch.compile(self._eager)
-        return self._compiled(*args)
+    def _fused(self, pred: Tensor, target: Tensor, mask: Weights, weights: Weights) -> Parts:
+        from .triton.launch import fused_loss  # Triton is for Linux alone
 
-    def _fused(
-        self, pred: Tensor, target: Tensor, mask: Tensor | None, weights: Tensor | None
-    ) -> Parts:
-        from .triton import launch as fused
-
-        cap = EXPONENT_CAP[torch.float32]
-        profile = fused.Profile(*self.divergence.form, cap=cap)
-        if self._table is not None:
-            rows, first, step, decay = self._table
-            profile = profile._replace(table=rows, first=first, step=step, decay=decay)
-        is_mean = self.reduction == "mean"
-        sigma = float(self.sigma)
-        return fused.fused_loss(pred, target, mask, weights, profile, sigma, is_mean)
+        form, sigma, is_mean = self.divergence.form, float(self.sigma), self.reduction == "mean"
+        return fused_loss(pred, target, mask, weights, form, self._table, sigma, is_mean)
 
 
-def calibrated(distance: Tensor) -> float:
+def calibrated_sigma(distance: Tensor) -> float:
     """The sigma that puts the median of these distances, (N,), at s = `MEDIAN_S`.
 
-    Raises:
-        ValueError: if the median is 0 or not finite: then the two predictions are the same.
+    If the median is 0 or not finite, the two predictions are the same, which is a ValueError.
     """
     median = distance.detach().cpu().double().median().item()  # MPS has no float64
-    if not 0 < median < float("inf"):
+    if not 0 < median < inf:
         raise ValueError(
             f"cannot calibrate sigma: the median distance of the predictions is {median}"
         )
@@ -234,20 +204,15 @@ def calibrated(distance: Tensor) -> float:
 _broken: set[str] = set()
 
 
-def _check_shapes(
-    pred: Tensor, target: Tensor, mask: Tensor | None, weights: Tensor | None = None
-) -> None:
+def _check_shapes(pred: Tensor, target: Tensor, mask: Weights, weights: Weights = None) -> None:
+    shape = tuple(pred.shape)
     if pred.shape != target.shape:
-        raise ValueError(
-            f"pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape"
-        )
+        raise ValueError(f"pred {shape} and target {tuple(target.shape)} differ in shape")
     if pred.numel() == 0:
-        raise ValueError(f"pred {tuple(pred.shape)} is empty")
+        raise ValueError(f"pred {shape} is empty")
     if mask is not None:
-        sizes = zip(reversed(mask.shape), reversed(pred.shape), strict=False)
+        sizes = zip(reversed(mask.shape), reversed(shape), strict=False)
         if mask.dim() > pred.dim() or any(m not in (1, p) for m, p in sizes):
-            raise ValueError(f"mask {tuple(mask.shape)} does not broadcast to {tuple(pred.shape)}")
+            raise ValueError(f"mask {tuple(mask.shape)} does not broadcast to {shape}")
     if weights is not None and weights.shape != pred.shape[:1]:
-        raise ValueError(
-            f"weights must have shape {tuple(pred.shape[:1])}, got {tuple(weights.shape)}"
-        )
+        raise ValueError(f"weights must have shape {shape[:1]}, got {tuple(weights.shape)}")

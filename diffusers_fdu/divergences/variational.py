@@ -11,10 +11,9 @@ student's answer at one state to the teacher's at the same state.
 The critic is trained beside the student and is never part of the adapter.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,31 +26,26 @@ from ..utils.distributed import Processes
 from .conjugates import Conjugate, conjugate
 
 EMBEDDING = 64  # width of the sinusoidal embedding of t
-SLOPE = 0.2  # of the leaky ReLU, as usual in critics
+leaky_relu = partial(nn.functional.leaky_relu, negative_slope=0.2)  # as usual in critics
 SMALLEST = 4  # a map is halved until its shorter side is this
 
 
 class Critic(nn.Module):
-    """A small spectrally normalised network over a prediction, its mask and its timestep.
+    """A small spectrally normalised network over a prediction and its timestep.
 
     Convolutions over (B, C, H, W), and over the frames of a video, (B, C, F, H, W), one below the
     other; the same layers over tokens for (B, N, C); then the mean over positions, and a linear
-    head that is not normalised, so that the output can take any scale.
-
-    Args:
-        shape: of one prediction, (C, H, W), (C, F, H, W) or (N, C).
-        width: channels.
-
-    Raises:
-        ValueError: for predictions of another number of dimensions.
+    head that is not normalised, so that the output can take any scale. A channel of ones beside
+    the prediction's tells zeros inside from those around the map. `shape` is that of one
+    prediction, without B, and `width` the number of channels inside.
     """
 
     def __init__(self, shape: Sequence[int], width: int = 64) -> None:
         super().__init__()
         if len(shape) not in (2, 3, 4):
             raise ValueError(
-                f"a critic takes predictions (B, C, H, W), (B, C, F, H, W) or (B, N, C), got (B, "
-                f"{', '.join(map(str, shape))})"
+                "a critic takes predictions (B, C, H, W), (B, C, F, H, W) or (B, N, C), got "
+                f"(B, {', '.join(map(str, shape))})"
             )
         self.is_map = len(shape) > 2
         if self.is_map:
@@ -70,42 +64,27 @@ class Critic(nn.Module):
         self.time = spectral_norm(nn.Linear(EMBEDDING, width))
         self.head = nn.Linear(width, 1)
 
-    def forward(self, prediction: Tensor, timestep: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Raw output v, (B,).
-
-        Args:
-            prediction: (B, C, H, W), (B, C, F, H, W) or (B, N, C), float32.
-            timestep: (B,), in [0, 1000].
-            mask: 0 to 1, with a single channel in place of C; what is masked is not seen.
-        """
+    def forward(self, prediction: Tensor, timestep: Tensor) -> Tensor:
+        """Raw output v, (B,), for predictions (B, *shape), float32, and timesteps (B,) to 1000."""
         place = 1 if self.is_map else -1
-        if mask is None:
-            mask = torch.ones_like(prediction.narrow(place, 0, 1))
-        mask = mask.to(prediction).expand_as(prediction.narrow(place, 0, 1))
         if prediction.dim() == 5:
-            prediction, mask = prediction.flatten(2, 3), mask.flatten(2, 3)
-        hidden = self.first(torch.cat([prediction * mask, mask], place))
+            prediction = prediction.flatten(2, 3)
+        ones = torch.ones_like(prediction.narrow(place, 0, 1))
+        hidden = self.first(torch.cat([prediction, ones], place))
         time = self.time(get_timestep_embedding(timestep.float(), EMBEDDING))
         hidden = hidden + (time[:, :, None, None] if self.is_map else time[:, None])
         for block in self.blocks:
-            hidden = block(nn.functional.leaky_relu(hidden, SLOPE))
-        hidden = nn.functional.leaky_relu(hidden, SLOPE)
+            hidden = block(leaky_relu(hidden))
+        hidden = leaky_relu(hidden)
         return self.head(hidden.mean((2, 3)) if self.is_map else hidden.mean(1)).squeeze(-1)
 
 
 class VariationalLoss:
     """The bound of an f-divergence between two sets of predictions, and the critic that holds it.
 
-    Args:
-        f: a name of `CONJUGATES`, or a `Conjugate`.
-        shape: of one prediction, see `Critic`.
-        options: see `Variational`.
-        device: of the critic.
-        seed: of the critic's initial weights; the global RNG is not touched.
-        processes: hold one critic together, each with its own samples.
-
-    Raises:
-        ValueError: see `conjugate` and `Critic`.
+    `f` and `shape` are as in `conjugate` and `Critic`, and the seed is that of the critic's first
+    weights; the global RNG is not touched. Processes hold one critic together, each with samples
+    of its own.
     """
 
     def __init__(
@@ -123,70 +102,45 @@ class VariationalLoss:
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)
             self.critic = Critic(shape, self.options.width).to(device)
-        rate = self.options.learning_rate
-        self.optimizer = torch.optim.AdamW(self.critic.parameters(), rate, betas=(0.5, 0.9))
+        parameters, rate = self.critic.parameters(), self.options.learning_rate
+        self.optimizer = torch.optim.AdamW(parameters, rate, betas=(0.5, 0.9))
 
-    def __call__(
-        self, pred: Tensor, target: Tensor, timestep: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
-        """The bound, a scalar in float32, differentiable in the student's predictions.
-
-        Args:
-            pred: the student's predictions, samples of Q.
-            target: the teacher's, samples of P, of the same shape.
-            timestep: (B,), in [0, 1000].
-            mask: see `Critic`.
-        """
+    def __call__(self, pred: Tensor, target: Tensor, timestep: Tensor) -> Tensor:
+        """The bound, a scalar in float32, differentiable in the student's predictions, `pred`."""
         self.critic.eval()  # its spectral norms are estimated when it learns, not when it is asked
-        return self._bound(pred, target, timestep, mask)
+        return self._bound(pred, target, timestep)
 
-    def _bound(
-        self, pred: Tensor, target: Tensor, timestep: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        real, other = self._terms(pred, target, timestep, mask)
-        gap = real - other
-        return gap.mean()
+    def _bound(self, pred: Tensor, target: Tensor, timestep: Tensor) -> Tensor:
+        both = torch.cat([target.float(), pred.float()])
+        with torch.autocast(pred.device.type, enabled=False):
+            real, other = self.critic(both, torch.cat([timestep, timestep])).chunk(2)
+        real, other = self.conjugate.bound(real, other)
+        return (real - other).mean()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Of the critic and its optimiser, for a checkpoint."""
-        return {"critic": self.critic.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as from that state."""
-        self.critic.load_state_dict(state["critic"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-    def update(
-        self, pred: Tensor, target: Tensor, timestep: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
-        """One step of the critic up the bound; returns the bound before it, detached.
-
-        Args are those of `__call__`; no gradient flows into the predictions.
-        """
+    def update(self, pred: Tensor, target: Tensor, timestep: Tensor) -> Tensor:
+        """One step of the critic up the bound; returns the bound before it, detached."""
         pred, target = pred.detach(), target.detach().float()
         penalty = self.options.gradient_penalty
         target.requires_grad_(penalty > 0)
         self.critic.train()
         with torch.enable_grad():
-            bound = self._bound(pred, target, timestep, mask)
+            bound = self._bound(pred, target, timestep)
             loss = -bound
             if penalty:
-                raw = self.critic(target, timestep, mask)
+                raw = self.critic(target, timestep)
                 (slope,) = torch.autograd.grad(raw.sum(), target, create_graph=True)
                 loss = loss + penalty / 2 * slope.flatten(1).square().sum(1).mean()
             self.optimizer.zero_grad()
             loss.backward(inputs=list(self.critic.parameters()))
-        gradients = [p.grad for p in self.critic.parameters() if p.grad is not None]
-        self.processes.mean_(gradients)
+        self.processes.mean_([p.grad for p in self.critic.parameters() if p.grad is not None])
         self.optimizer.step()
         return bound.detach()
 
-    def _terms(
-        self, pred: Tensor, target: Tensor, timestep: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        both = torch.cat([target.float(), pred.float()])
-        twice = torch.cat([timestep, timestep])
-        masks = None if mask is None else torch.cat([mask, mask])
-        with torch.autocast(pred.device.type, enabled=False):
-            real, other = self.critic(both, twice, masks).chunk(2)
-        return self.conjugate.bound(real, other)
+    def state_dict(self) -> dict[str, Any]:
+        """State of the critic and its optimiser, for a checkpoint."""
+        return {"critic": self.critic.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue as from that state."""
+        self.critic.load_state_dict(state["critic"])
+        self.optimizer.load_state_dict(state["optimizer"])

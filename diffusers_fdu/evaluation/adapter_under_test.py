@@ -13,7 +13,7 @@ from ..adapters.download import local_folder
 from ..adapters.evaluation_file import sha256
 from ..adapters.loading import load_adapter
 from ..adapters.read import read_adapter
-from ..data.concepts import Concept, from_json
+from ..data.concepts import Concept, concept_from_json
 from ..unlearner import FDUnlearner
 
 
@@ -40,7 +40,9 @@ class AdapterUnderTest:
 def concepts_of(recipe: Mapping[str, Any], targets: Sequence[str] = ()) -> list[Concept]:
     """What an adapter unlearned by its recipe, or only these targets; ValueError if it did not."""
     recipes = [recipe, *recipe.get("merged", ())]  # a merged adapter unlearned what its parts did
-    concepts = [from_json(fields) for part in recipes for fields in part.get("concepts", ())]
+    concepts = [
+        concept_from_json(fields) for part in recipes for fields in part.get("concepts", ())
+    ]
     if not concepts:
         raise ValueError("the recipe does not say what the adapter unlearned: pass concepts")
     names = [concept.target for concept in concepts]

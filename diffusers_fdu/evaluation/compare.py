@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..adapters import lora as adapters
 from ..config import TrainConfig
-from ..data.concepts import Anchor, Concept, Target, concepts
+from ..data.concepts import Anchor, Concept, Target, make_concepts
 from ..data.replay_buffer import ReplayBuffer
 from ..data.teacher import ask
 from ..divergences.conjugates import conjugate
@@ -73,7 +73,7 @@ def compare(
         >>> [(point.f, point.strength, point.erased) for point in comparison.points]
         [('kl', 0.5, 0.5), ('kl', 1.0, 0.5)]
     """
-    concept_list = concepts(target, anchor)
+    concept_list = make_concepts(target, anchor)
     seed_list = list(dict.fromkeys(range(seeds) if isinstance(seeds, int) else seeds))
     if not fs or not seed_list or not strengths:
         raise ValueError("nothing to compare: fs, seeds and strengths need one entry each")

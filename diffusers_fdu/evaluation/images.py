@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 from ..adapters.evaluation_file import sha256
-from ..pipelines.generate import BATCH, check_pictures, generate, takes
+from ..pipelines.generate import BATCH, check_pictures, generate, takes_argument
 from ..training.identity import pipe_facts
 from ..utils.distributed import Processes
 from ..utils.io import as_json, read_json, writable_folder, write_json
@@ -143,7 +143,7 @@ def adapter_digest(pipe: Any) -> str:
 
 def accepted_settings(pipe: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that are not None and that the pipeline takes."""
-    return {k: v for k, v in settings.items() if takes(pipe, k) and v is not None}
+    return {k: v for k, v in settings.items() if takes_argument(pipe, k) and v is not None}
 
 
 class _ImageStore:

@@ -14,7 +14,7 @@ from ..adapters.hub_files import PICTURES
 from ..adapters.stacking import at_strengths, strengths
 from ..adapters.summary import concepts, mapping, text_or_empty, texts
 from ..data.templates import fill, without
-from ..pipelines.call_signature import OWN
+from ..pipelines.call_signature import RESERVED
 from ..pipelines.generate import check_pictures, generate
 from ..pipelines.tokenizers import vocabulary
 from ..utils.markup import cleaned
@@ -54,7 +54,7 @@ def draw_pictures(
         return []
     prompts = card_prompts(pipe, recipe)
     seeds = range(len(prompts))
-    kwargs = {name: value for name, value in pipeline_kwargs.items() if name not in OWN}
+    kwargs = {name: value for name, value in pipeline_kwargs.items() if name not in RESERVED}
     # Both halves have the adapters that were part of the frozen model, and no others.
     trained_beside = mapping(recipe.get("active_adapters"))
     values = {name: trained_beside.get(name, 0.0) for name in strengths(pipe)}

@@ -1,9 +1,4 @@
-"""How a pipeline calls its denoiser, found by comparing calls: no model family is named here.
-
-Some arguments have an entry for each prompt; the prompt decides some of those.
-"""
-
-from __future__ import annotations
+"""How a pipeline calls its denoiser, found by comparing calls: no model family is named here."""
 
 import difflib
 import inspect
@@ -15,9 +10,7 @@ import torch
 
 from ..utils.nested import same
 
-Inputs = Mapping[str, Any]
-
-OWN = ("prompt", "generator", "output_type", "num_images_per_prompt", "num_videos_per_prompt")
+RESERVED = ("prompt", "generator", "output_type", "num_images_per_prompt", "num_videos_per_prompt")
 """Arguments of a pipeline that recording sets itself."""
 
 
@@ -25,33 +18,26 @@ OWN = ("prompt", "generator", "output_type", "num_images_per_prompt", "num_video
 class CallSignature:
     """Arguments of a denoiser call, by dotted name.
 
-    Args:
-        rows: tensors and lists that have one entry for each prompt.
-        listed: those of them that are lists.
-        texts: those of `rows` that depend on the prompt. An entry may be None: pipelines leave a
-            mask out where all prompts of a call are equally long.
+    A text may be None: pipelines leave a mask out where all prompts of a call are equally long.
     """
 
-    rows: frozenset[str]
-    listed: frozenset[str]
-    texts: tuple[str, ...]
+    rows: frozenset[str]  # tensors and lists that have one entry for each prompt
+    listed: frozenset[str]  # those of the rows that are lists
+    texts: tuple[str, ...]  # those of the rows that depend on the prompt
 
 
-def find_call_signature(singles: Sequence[Inputs], together: Inputs) -> CallSignature:
-    """Compare the calls for several prompts one by one with the call for all of them.
+def find_call_signature(
+    singles: Sequence[Mapping[str, Any]], together: Mapping[str, Any]
+) -> CallSignature:
+    """Compare the first calls for several prompts, each by itself, with that for all of them.
 
-    Args:
-        singles: the first call for each prompt, from the same noise; at least two.
-        together: the first call for all prompts at once.
-
-    Raises:
-        ValueError: if what depends on the prompts has no entry for each.
+    All start from the same noise, so what differs depends on the prompt; what has an entry for
+    each prompt in the joint call, and one in each call by itself, belongs to the rows.
     """
     rows: set[str] = set()
     texts: list[str] = []
-    for name in together:
+    for name, joint in together.items():
         alone = [single.get(name) for single in singles]
-        joint = together[name]
         lengths = {_length(value) for value in alone if value is not None}
         if _length(joint) == len(singles) and lengths <= {1}:
             rows.add(name)
@@ -68,20 +54,15 @@ def find_call_signature(singles: Sequence[Inputs], together: Inputs) -> CallSign
 
 
 def _length(value: Any) -> int | None:
-    if torch.is_tensor(value):
-        return len(value) if value.dim() else None
-    return len(value) if isinstance(value, list | tuple) else None
+    has_length = value.dim() > 0 if torch.is_tensor(value) else isinstance(value, list | tuple)
+    return len(value) if has_length else None
 
 
-def check_arguments(pipe: Any, kwargs: dict[str, Any]) -> None:
-    """Refuse arguments of recorded runs that recording sets or that the pipe does not take.
-
-    Raises:
-        ValueError: with the argument, and the nearest one that there is.
-    """
+def check_arguments(pipe: Any, kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments of recorded runs that recording sets or that the pipe does not take."""
     parameters = inspect.signature(pipe.__call__).parameters
     for name, value in kwargs.items():
-        if name in OWN:
+        if name in RESERVED:
             raise ValueError(f"pipeline_kwargs may not hold {name!r}: recording sets it")
         if name not in parameters:  # what `**kwargs` would swallow, too
             near = difflib.get_close_matches(name, parameters, n=1)

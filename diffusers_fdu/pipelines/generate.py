@@ -1,7 +1,5 @@
 """Pictures of a pipeline, each from a seed of its own."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +9,7 @@ from PIL.Image import Image
 from tqdm.auto import tqdm
 
 from ..utils.micro_batches import MicroBatches
-from .recorder import for_each, preserve_pipeline_state
+from .recorder import preserve_pipeline_state, repeat_negative_prompts
 
 BATCH = 16
 
@@ -26,25 +24,15 @@ def generate(
     on_images: Callable[[list[Image]], None] | None = None,
     **arguments: Any,
 ) -> list[Image]:
-    """Draw one picture of each prompt, with the pipe as it is.
+    """Draw one picture of each prompt, with the pipe as it is; of a video its first frame.
 
     The noise of each picture comes from its own seed and is drawn on the CPU, so that a seed gives
     the same picture on every device and in every batch, but for rounding. The pipe's scheduler,
     its progress bar and the global random generators are left as they were.
 
-    Args:
-        pipe: a diffusers pipeline that gives pictures; of a video its first frame is taken.
-        prompts: what to draw.
-        seeds: seeds of the initial noise, as many as prompts.
-        batch: number of pictures drawn at once; it is halved whenever the memory runs out.
-        progress: title of a progress bar; None: no bar.
-        on_images: called with the pictures of each batch as soon as they are drawn.
-        **arguments: further arguments of the pipeline, such as num_inference_steps and
-            guidance_scale; a text for a negative prompt counts for every picture.
-
-    Raises:
-        ValueError: if there are not as many seeds as prompts.
-        RuntimeError: if a single picture does not fit the memory.
+    Up to `batch` pictures are drawn together, fewer whenever the memory runs out, and `on_images`
+    is called with them at once. `progress` is the title of a progress bar, if there shall be one.
+    `arguments` are the pipeline's; a text for a negative prompt counts for every picture.
     """
     rows = list(zip(prompts, seeds, strict=True))
     images: list[Image] = []
@@ -53,12 +41,12 @@ def generate(
         output = pipe(
             prompt=[prompt for prompt, _ in part],
             generator=[torch.Generator().manual_seed(seed) for _, seed in part],
-            **for_each({"output_type": "pil", **arguments}, len(part)),
+            **repeat_negative_prompts({"output_type": "pil", **arguments}, len(part)),
         )
-        made = output.images if hasattr(output, "images") else [f[0] for f in output.frames]
+        drawn = output.images if hasattr(output, "images") else [f[0] for f in output.frames]
         if on_images is not None:
-            on_images(made)
-        images.extend(made)
+            on_images(drawn)
+        images.extend(drawn)
         bar.update(len(part))
 
     bar = tqdm(total=len(rows), desc=progress, disable=progress is None, unit="image")
@@ -67,18 +55,14 @@ def generate(
     return images
 
 
-def takes(pipe: Any, name: str) -> bool:
+def takes_argument(pipe: Any, name: str) -> bool:
     """Whether a call of the pipeline has this argument."""
     return name in inspect.signature(type(pipe).__call__).parameters
 
 
 def check_pictures(pipe: Any) -> None:
-    """Refuse pipelines that give no pictures.
-
-    Raises:
-        ValueError: with the reason.
-    """
-    if takes(pipe, "num_frames"):
+    """Refuse pipelines that give no pictures, with a ValueError that says why."""
+    if takes_argument(pipe, "num_frames"):
         raise ValueError(f"{type(pipe).__name__} draws videos, not pictures")
-    if not (takes(pipe, "output_type") and takes(pipe, "generator")):
+    if not (takes_argument(pipe, "output_type") and takes_argument(pipe, "generator")):
         raise ValueError(f"{type(pipe).__name__} gives no pictures")

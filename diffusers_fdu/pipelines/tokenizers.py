@@ -1,7 +1,6 @@
 """How a pipe's tokenizers write words."""
 
-from __future__ import annotations
-
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,34 +9,29 @@ from torch import nn
 from .recorder import TOKENIZERS
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-BEFORE = "a"
-"""A word that stands before another one."""
+PRECEDING_WORD = "a"
+WHOLE_WORD = re.compile(r"([A-Za-z]{3,})</w>|[▁Ġ]([A-Za-z]{3,})")  # as tokenizers write it
 
 
 class WordTokens(NamedTuple):
-    """A word's tokens.
+    """A word's tokens, which are not the same everywhere where a space belongs to the token."""
 
-    Args:
-        within: after another word.
-        first: at the beginning; as many, but not the same where a space belongs to the token.
-    """
-
-    within: list[int]
-    first: list[int]
+    within: list[int]  # after another word
+    first: list[int]  # at the beginning of a text, equally many
 
 
-def encoders(pipe: Any) -> tuple[list[list[nn.Embedding]], list[Any]]:
-    """The embedding tables of a pipe's text encoders, and the tokenizers that go with them.
+def text_encoders(pipe: Any) -> tuple[list[list[nn.Embedding]], list[Any]]:
+    """The embedding tables of a pipe's text encoders, and their tokenizers.
 
-    A table may be several modules that share one weight, of which any may be the one that is
-    asked.
+    A table may be several modules that share one weight, of which any may be the one in use.
     """
     tables, tokenizers = [], []
-    for name, other in zip(ENCODERS, TOKENIZERS, strict=True):
-        encoder, tokenizer = getattr(pipe, name, None), getattr(pipe, other, None)
+    for encoder_name, tokenizer_name in zip(ENCODERS, TOKENIZERS, strict=True):
+        encoder = getattr(pipe, encoder_name, None)
+        tokenizer = getattr(pipe, tokenizer_name, None)
         if isinstance(encoder, nn.Module) and tokenizer is not None:
-            own: Any = encoder.get_input_embeddings()  # type: ignore[operator]
-            modules = [m for m in encoder.modules() if getattr(m, "weight", None) is own.weight]
+            weight = encoder.get_input_embeddings().weight  # type: ignore[operator]
+            modules = [m for m in encoder.modules() if getattr(m, "weight", None) is weight]
             tables.append([m for m in modules if isinstance(m, nn.Embedding)])
             tokenizers.append(tokenizer)
     return tables, tokenizers
@@ -49,13 +43,13 @@ def word_tokens(tokenizer: Any, word: str) -> WordTokens | None:
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False).input_ids)
 
-    before, once, first = ids(BEFORE), ids(f"{BEFORE} {word}"), ids(word)
-    within = once[len(before) :]
-    if once[: len(before)] != before or not within:
+    preceding, once, first = ids(PRECEDING_WORD), ids(f"{PRECEDING_WORD} {word}"), ids(word)
+    within = once[len(preceding) :]
+    if once[: len(preceding)] != preceding or not within:
         return None
-    if ids(f"{BEFORE} {word} {word}") != before + within + within:
+    if ids(f"{PRECEDING_WORD} {word} {word}") != preceding + within + within:
         return None
-    if getattr(tokenizer, "unk_token_id", None) in within and len(within) == 1:
+    if within == [getattr(tokenizer, "unk_token_id", None)]:
         return None
     if first and within[-len(first) :] == first:
         return WordTokens(first, first)  # a space is a token of its own, or none
@@ -63,43 +57,19 @@ def word_tokens(tokenizer: Any, word: str) -> WordTokens | None:
 
 
 def single_tokens(pipe: Any, words: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
-    """The words that are one token, the same everywhere, for every tokenizer of the pipe.
-
-    Args:
-        pipe: the pipeline.
-        words: to choose from.
-
-    Returns:
-        Each with its ids.
-    """
-    _, tokenizers = encoders(pipe)
-    found = []
+    """The words that are one token, the same everywhere, in every tokenizer; each with its ids."""
+    _, tokenizers = text_encoders(pipe)
+    single = []
     for word in words:
-        own = [word_tokens(tokenizer, word) for tokenizer in tokenizers]
-        ids = [one.within for one in own if one is not None]
-        if len(ids) == len(tokenizers) and all(len(one) == 1 for one in ids):
-            found.append((word, tuple(one[0] for one in ids)))
-    return found
+        tokens = [word_tokens(tokenizer, word) for tokenizer in tokenizers]
+        ids = tuple(t.within[0] for t in tokens if t is not None and len(t.within) == 1)
+        if len(ids) == len(tokenizers):
+            single.append((word, ids))
+    return single
 
 
 def vocabulary(pipe: Any) -> list[str]:
     """Whole words of at least 3 letters in the pipe's first tokenizer; empty without one."""
     tokenizer = getattr(pipe, "tokenizer", None)
-    if tokenizer is None:
-        return []
-    words = set()
-    for token in tokenizer.get_vocab():
-        word = _whole_word(token)
-        if word is not None:
-            words.add(word)
-    return sorted(words)
-
-
-def _whole_word(token: str) -> str | None:
-    if token.endswith("</w>"):
-        word = token.removesuffix("</w>")
-    elif token.startswith(("▁", "Ġ")):
-        word = token[1:]
-    else:
-        return None
-    return word.lower() if len(word) >= 3 and word.isascii() and word.isalpha() else None
+    matches = map(WHOLE_WORD.fullmatch, tokenizer.get_vocab()) if tokenizer is not None else ()
+    return sorted({(match[1] or match[2]).lower() for match in matches if match})

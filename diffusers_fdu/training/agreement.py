@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from ..adapters import lora as adapters
 from ..adapters.target_modules import has_cross_attention
-from ..data.replay_buffer import ReplayBuffer
-from ..data.rows import Half, Row
+from ..data.replay_buffer import Halves, ReplayBuffer, Row
 from ..data.sampler import Sampler
 from ..divergences.loss import DivergenceLoss
 from ..pipelines.offload import is_streamed, onloaded, placement, streamed
@@ -60,12 +59,12 @@ class Agreement:
     model: nn.Module
     settings: Settings
 
-    def __call__(self, buffer: ReplayBuffer, halves: Sequence[Half]) -> bool:
+    def __call__(self, buffer: ReplayBuffer, halves: Sequence[Halves]) -> bool:
         """Whether recording may stop: whether the halves of every concept's pictures agree."""
         with set_aside(self.pipe, self.model, self.settings.offloads):
             return all(self.cosine(buffer, half_rows) >= ENOUGH for half_rows in halves)
 
-    def cosine(self, buffer: ReplayBuffer, halves: Half) -> float:
+    def cosine(self, buffer: ReplayBuffer, halves: Halves) -> float:
         """Cosine between the halves' mean gradients; 0 where one cannot be told from noise."""
         train, performance = self.settings.train, self.settings.performance
         sampler = Sampler(self.model, buffer, SIZE, train.seed, retains=False)

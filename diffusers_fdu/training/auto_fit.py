@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..config import Auto, PerformanceConfig
-from ..pipelines.context import RunContext
+from ..data.plan import RunContext
 from ..pipelines.offload import placement
 from ..pipelines.recorder import BATCH, STEPS
 from ..utils.micro_batches import HELP, is_out_of_memory

@@ -25,8 +25,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from ..data.replay_buffer import ReplayBuffer
-from ..data.rows import Entry
+from ..data.replay_buffer import Entry, ReplayBuffer
 from ..pipelines.offload import placement
 from ..utils.micro_batches import MicroBatches
 from ..utils.nested import chunks

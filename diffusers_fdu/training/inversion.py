@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.replay_buffer import ReplayBuffer
-from ..data.rows import Entry, Part
+from ..data.replay_buffer import DenoiserCall, Entry, ReplayBuffer
 from ..data.teacher import predict
 from ..pipelines.offload import placement
 from ..pipelines.placeholder_tokens import PlaceholderTokens
@@ -57,7 +56,7 @@ class Goal:
             arguments = flatten(call.inputs)
             for name in self.names:
                 arguments[name] = _rows_of(texts[name], prompts)
-            calls.append(Part(unflatten(arguments), call.places))
+            calls.append(DenoiserCall(unflatten(arguments), call.places))
         return (predict(model, calls).float() - target).flatten(1).square().mean(1)
 
 
@@ -95,7 +94,7 @@ class Inversion:
         """
         vectors = [vector.clone().requires_grad_() for vector in slots.vectors]
         groups: list[dict[str, Any]] = [
-            {"params": [vector], "lr": self.learning_rate * slots.spread(i)}
+            {"params": [vector], "lr": self.learning_rate * slots.embedding_std(i)}
             for i, vector in enumerate(vectors)
         ]
         optimizer = torch.optim.Adam(groups)

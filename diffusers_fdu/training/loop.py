@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..config import PerformanceConfig
-from ..data.rows import Row
+from ..data.replay_buffer import Row
 from ..data.sampler import Batch, Draw, Sampler
 from ..settings import Settings
 from ..utils.micro_batches import MicroBatches

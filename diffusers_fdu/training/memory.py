@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..adapters import lora as adapters
 from ..adapters.target_modules import input_width
-from ..pipelines.context import RunContext
+from ..data.plan import RunContext
 from ..pipelines.denoiser import sample_name
 from ..pipelines.offload import is_offloaded, is_streamed, onloaded, placement, streamed
 from ..pipelines.recorder import Recorder, preserve_pipeline_state

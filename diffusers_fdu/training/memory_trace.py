@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ..pipelines.denoiser import predicted, sample_name
+from ..pipelines.denoiser import extract_prediction, sample_name
 from ..utils.micro_batches import is_out_of_memory
 from .identity import plain_tensors
 
@@ -95,7 +95,7 @@ def denoiser_pass(
 
     def run(inputs: dict[str, Any]) -> None:
         with torch.set_grad_enabled(bool(trained)), autocast():
-            output = predicted(model(**inputs), inputs[sample_name(model)])
+            output = extract_prediction(model(**inputs), inputs[sample_name(model)])
         if trained:
             loss = output.float().square().mean()
             del output  # as in the training, where autograd alone keeps what it needs

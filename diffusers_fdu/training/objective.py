@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.rows import Row
+from ..data.replay_buffer import Row
 from ..data.sampler import Batch, Sampler
 from ..data.teacher import predict
-from ..divergences.loss import DivergenceLoss, calibrated
+from ..divergences.loss import DivergenceLoss, calibrated_sigma
 from ..divergences.variational import VariationalLoss
 from ..utils.micro_batches import MicroBatches
 
@@ -45,7 +45,7 @@ class Objective:
     ) -> None:
         self.critic, self._weight, self.distances = critic, retain_weight, list(distances)
         self.sigmas = [
-            calibrated(d) if loss.sigma == "auto" else float(loss.sigma) for d in distances
+            calibrated_sigma(d) if loss.sigma == "auto" else float(loss.sigma) for d in distances
         ]
         starts = [d / sigma**2 for d, sigma in zip(distances, self.sigmas, strict=True)]
         self.first = torch.stack([start.mean() for start in starts]).mean().item()
@@ -171,7 +171,7 @@ def initial_distances(
     """
     distances = []
     for concept in range(sampler.concepts):
-        rows = sampler.spread(concept, max(LEAST, MEASURED // sampler.concepts))
+        rows = sampler.evenly_spaced(concept, max(LEAST, MEASURED // sampler.concepts))
 
         def distance(part: Sequence[Row]) -> Tensor:
             batch = sampler.batch(part, [])

@@ -17,12 +17,12 @@ from ..adapters.read import read_adapter
 from ..adapters.target_modules import input_width
 from ..config import TrainConfig
 from ..data.concepts import Concept
+from ..data.plan import RunContext
 from ..divergences.choice import AutoDivergence
 from ..divergences.conjugates import CONJUGATES, Conjugate, conjugate
 from ..divergences.divergence import Divergence
-from ..divergences.generators import Generator
 from ..divergences.loss import DivergenceLoss
-from ..pipelines.context import RunContext
+from ..divergences.profiles import Generator
 from .acceleration import check_supported
 
 RATE_TIMES_WIDTH, NARROW = 0.64, 128

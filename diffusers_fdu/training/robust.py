@@ -22,11 +22,10 @@ from ..config import Robust
 from ..data.concepts import Pair
 from ..data.plan import RecordingPlan
 from ..data.recording import record
-from ..data.replay_buffer import ReplayBuffer
-from ..data.rows import Entry
-from ..data.teacher import ask, guided
+from ..data.replay_buffer import Entry, ReplayBuffer
+from ..data.teacher import ask, negative_guidance
 from ..pipelines.placeholder_tokens import PlaceholderTokens
-from ..pipelines.recorder import Recorder, entry, preserve_pipeline_state
+from ..pipelines.recorder import Recorder, preserve_pipeline_state, select_row
 from ..settings import Settings
 from ..utils.distributed import Processes
 from .acceleration import precision
@@ -82,7 +81,7 @@ def _add_hidden(recorder: Recorder, recorded: ReplayBuffer, pairs: Mapping[str, 
     for row, pair, answer in zip(rows, pair_of_row, answers, strict=True):
         if pair.guidance is not None:
             target_answer = recorded.predictions([row])[0].float()
-            answer = guided(target_answer, answer, pair.guidance)
+            answer = negative_guidance(target_answer, answer, pair.guidance)
         prediction = recorded.add_prediction(answer)
         recorded.add_row("hidden", row.state, row.text, prediction, row.concept)
 
@@ -125,7 +124,7 @@ class Adversary:
         places = {text: k for k, text in enumerate(sorted({row.text for row in rows}))}
         marked = [self.buffer.prompt(text) for text in places]
         goal = Goal(self.buffer, rows, self.names, lambda row: places[row.text])
-        self.slots.start_at_a_word(self.generator)
+        self.slots.start_at_random_word(self.generator)
         vectors = self.search(
             self.model, self.slots, self.recorder, marked, goal, self.generator, self.autocast
         )
@@ -133,7 +132,7 @@ class Adversary:
         with torch.no_grad():
             inputs = self.slots.conditioning(self.recorder, marked, self.names, vectors)
         for text, k in places.items():
-            self._add(f"\0adversary {step} {text}", text, entry(inputs, self.names, k))
+            self._add(f"\0adversary {step} {text}", text, select_row(inputs, self.names, k))
 
     def _add(self, name: str, text: int, leaves: dict[str, Any]) -> None:
         """Ask the states of one prompt with what was found, too."""

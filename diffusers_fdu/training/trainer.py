@@ -12,11 +12,10 @@ from ..adapters import lora as adapters
 from ..adapters.target_modules import has_cross_attention
 from ..config import TrainConfig
 from ..data.concepts import Concept
-from ..data.plan import RecordingPlan
+from ..data.plan import RecordingPlan, RunContext
 from ..data.replay_buffer import ReplayBuffer
 from ..data.sampler import Sampler
 from ..divergences.variational import VariationalLoss
-from ..pipelines.context import RunContext
 from ..pipelines.denoiser import denoiser_names
 from ..pipelines.offload import is_streamed, onloaded, placement, streamed
 from ..settings import Settings

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusers_fdu import Concept, FDUnlearner
-from diffusers_fdu.data.replay_buffer import ReplayBuffer
-from diffusers_fdu.data.rows import Entry, Role
+from diffusers_fdu.data.replay_buffer import Entry, ReplayBuffer, Role
 from diffusers_fdu.data.teacher import ask
 
 from .bench import RUNS

@@ -24,9 +24,8 @@ import typer
 
 from diffusers_fdu import FDUnlearner
 from diffusers_fdu.config import RETAIN_PER_TRAJECTORY
-from diffusers_fdu.data.replay_buffer import ReplayBuffer
-from diffusers_fdu.data.rollout import Drawn, Rollout, Run
-from diffusers_fdu.data.rows import Half
+from diffusers_fdu.data.replay_buffer import Halves, ReplayBuffer
+from diffusers_fdu.data.rollout import Recording, Rollout, Run
 from diffusers_fdu.emoji.loading import load_emoji_pipeline
 from diffusers_fdu.settings import Settings
 from diffusers_fdu.training.agreement import Agreement
@@ -92,9 +91,9 @@ class Prefixes:
             state["kept_texts"] = list(dict.fromkeys(row[1] for row in retain))
         return ReplayBuffer.from_state_dict(state)
 
-    def halves(self, buffer: ReplayBuffer, count: int) -> Half:
+    def halves(self, buffer: ReplayBuffer, count: int) -> Halves:
         """Rows to unlearn of the first half of these pictures, and of the second."""
-        halves: Half = [], []
+        halves: Halves = [], []
         for i, entry in enumerate(buffer.entries("unlearn")):
             halves[not self.is_within(entry.state, count // 2)].append(("unlearn", i))
         return halves
@@ -105,7 +104,7 @@ def _watched(sizes: list[tuple[int, int]]) -> Iterator[None]:
     """Note how many pictures every group has, and how many states."""
     draw = Rollout.group
 
-    def watched(self: Rollout, runs: Sequence[Run], steps: int, number: int) -> Drawn:
+    def watched(self: Rollout, runs: Sequence[Run], steps: int, number: int) -> Recording:
         drawn = draw(self, runs, steps, number)
         sizes.append((len(runs), len(drawn.buffer.state_dict()["_states"][self.time])))
         return drawn

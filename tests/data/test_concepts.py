@@ -5,8 +5,8 @@ import random
 import pytest
 
 from diffusers_fdu import Concept
-from diffusers_fdu.data.concepts import TEMPLATES, NegativeGuidance, Pair, concepts
-from diffusers_fdu.data.retain import retain_prompts
+from diffusers_fdu.data.concepts import TEMPLATES, NegativeGuidance, Pair, make_concepts
+from diffusers_fdu.data.plan import retain_prompts
 
 WORDS = ["cat", "dog", "apple", "blue"]
 
@@ -83,12 +83,12 @@ def test_negative_guidance_draws_the_target() -> None:
 
 def test_several_concepts() -> None:
     own = Concept("blob", "noto", kind="style")
-    found = concepts(["dog", own], ["cat", None])
+    found = make_concepts(["dog", own], ["cat", None])
     assert found == [Concept("dog", "cat"), own]
-    assert [c.anchor for c in concepts(["dog", "cow"], "cat")] == ["cat", "cat"]
-    assert concepts("dog", "cat") == [Concept("dog", "cat")]
-    assert concepts(["dog", own], "cat") == [Concept("dog", "cat"), own]
-    assert concepts(own) == [own]
+    assert [c.anchor for c in make_concepts(["dog", "cow"], "cat")] == ["cat", "cat"]
+    assert make_concepts("dog", "cat") == [Concept("dog", "cat")]
+    assert make_concepts(["dog", own], "cat") == [Concept("dog", "cat"), own]
+    assert make_concepts(own) == [own]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_several_concepts() -> None:
 )
 def test_concepts_that_do_not_go_together(target, anchor, message) -> None:
     with pytest.raises(ValueError, match=message):
-        concepts(target, anchor)
+        make_concepts(target, anchor)
 
 
 def test_without_a_vocabulary_templates_with_words_are_skipped() -> None:

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from diffusers_fdu import Concept
-from diffusers_fdu.data.retain import retain_prompts
+from diffusers_fdu.data.plan import retain_prompts
 
 WORDS = ["cat", "dog", "apple", "blue"]
 

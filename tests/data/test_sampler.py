@@ -9,7 +9,7 @@ from torch import nn
 from diffusers_fdu.data.replay_buffer import ReplayBuffer
 from diffusers_fdu.data.sampler import Batch, Sampler
 from diffusers_fdu.data.teacher import predict
-from diffusers_fdu.pipelines.timestep_convention import TimestepConvention
+from diffusers_fdu.pipelines.denoiser import TimestepConvention
 from diffusers_fdu.utils.distributed import Processes
 
 COUNTS = (9, 3, 1)  # rows of each concept
@@ -82,8 +82,8 @@ def test_rows_to_retain_in_a_call_of_their_own() -> None:
 
 def test_spread_takes_each_row_at_most_once() -> None:
     draw = sampler()
-    assert [i for _, i in draw.spread(0, 3)] == [0, 4, 8]
-    assert [i for _, i in draw.spread(1, 16)] == [9, 10, 11]
+    assert [i for _, i in draw.evenly_spaced(0, 3)] == [0, 4, 8]
+    assert [i for _, i in draw.evenly_spaced(1, 16)] == [9, 10, 11]
 
 
 def test_the_seed_decides() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 
-from diffusers_fdu.data.templates import fill, fill_words, slots, without
+from diffusers_fdu.data.templates import fill, fill_words, without
 from diffusers_fdu.pipelines.tokenizers import vocabulary
 
 
@@ -32,8 +32,3 @@ def test_without_compares_words_not_letters() -> None:
 def test_without_leaves_plurals_out_too() -> None:
     words = ["dogs", "dog", "foxes", "doge", "tree"]
     assert without(words, ["Dog,", "fox"]) == ["doge", "tree"]
-
-
-def test_slots_are_everything_in_braces() -> None:
-    assert slots("a {} in {word} {") == {"{}", "{word}", "{"}
-    assert slots("plain") == set()

@@ -67,17 +67,6 @@ def test_shapes_of_maps_and_tokens(shape) -> None:
     assert out.shape == (2,) and prediction.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("shape", [(4, 8, 8), (16, 4)])
-def test_what_is_masked_is_not_seen(shape) -> None:
-    critic = Critic(shape, 8).eval()
-    one, other = torch.randn(2, 1, *shape)
-    mask = torch.zeros_like(one[:, :1] if len(shape) == 3 else one[..., :1])
-    timestep = torch.tensor([10.0])
-    assert torch.equal(critic(one, timestep, mask), critic(other, timestep, mask))
-    assert not torch.equal(critic(one, timestep), critic(other, timestep))
-    assert not torch.equal(critic(one, timestep), critic(one, timestep, mask))
-
-
 def test_the_timestep_is_seen() -> None:
     critic = Critic((4, 8, 8), 8).eval()
     x = torch.randn(1, 4, 8, 8)

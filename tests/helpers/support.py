@@ -28,7 +28,12 @@ from diffusers_fdu.data.concepts import Pair
 from diffusers_fdu.data.recording import record
 from diffusers_fdu.data.replay_buffer import ReplayBuffer
 from diffusers_fdu.data.teacher import ask, predict
-from diffusers_fdu.pipelines.denoiser import denoiser_name, denoiser_names, predicted, sample_name
+from diffusers_fdu.pipelines.denoiser import (
+    denoiser_name,
+    denoiser_names,
+    extract_prediction,
+    sample_name,
+)
 from diffusers_fdu.pipelines.offload import onloaded
 from diffusers_fdu.pipelines.recorder import Recorder
 
@@ -80,7 +85,7 @@ def replayed(family: Family) -> tuple[float, float]:
 
     def keep(module: Any, args: tuple, kwargs: dict, output: Any) -> None:
         sample = kwargs[sample_name(model)] if sample_name(model) in kwargs else args[0]
-        seen.append(predicted(output, sample))
+        seen.append(extract_prediction(output, sample))
 
     handle = model.register_forward_hook(keep, with_kwargs=True)
     generator = torch.Generator().manual_seed(3)

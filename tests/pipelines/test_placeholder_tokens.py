@@ -33,7 +33,7 @@ def test_the_markers_own_embedding_changes_nothing(pipe) -> None:
 def test_another_words_embedding_makes_it_that_word(pipe) -> None:
     slots = PlaceholderTokens(pipe, avoid=["dog"])
     (_, ids), *_ = single_tokens(pipe, ["dog"])
-    slots.vectors = [slots.table(0, ids)]
+    slots.vectors = [slots.embeddings(0, ids)]
     with torch.no_grad():
         found = slots.conditioning(
             Recorder(pipe), [f"a {slots.marker} house"], ["encoder_hidden_states"]
@@ -46,7 +46,7 @@ def test_another_words_embedding_makes_it_that_word(pipe) -> None:
 def test_several_slots_are_filled_in_order(pipe) -> None:
     slots = PlaceholderTokens(pipe, 2, ["dog", "house"])
     ids = [single_tokens(pipe, [word])[0][1][0] for word in ("dog", "house")]
-    slots.vectors = [slots.table(0, ids)]
+    slots.vectors = [slots.embeddings(0, ids)]
     with torch.no_grad():
         found = slots.conditioning(
             Recorder(pipe), [f"a {slots.marker}", "a cat"], ["encoder_hidden_states"]
@@ -77,7 +77,7 @@ def test_the_table_and_the_hooks_stay_as_they_were(pipe) -> None:
     before = pipe.text_encoder.get_input_embeddings().weight.clone()
     text = to_device(pipe, "a dog")
     slots = PlaceholderTokens(pipe)
-    with slots.placed([torch.ones(1, 16)]):
+    with slots.substituted([torch.ones(1, 16)]):
         assert not torch.equal(to_device(pipe, f"a {slots.marker}"), text)
     assert torch.equal(pipe.text_encoder.get_input_embeddings().weight, before)
     assert not pipe.text_encoder.get_input_embeddings()._forward_hooks
@@ -87,9 +87,9 @@ def test_the_table_and_the_hooks_stay_as_they_were(pipe) -> None:
 def test_a_random_start_is_a_word_outside_the_prompts(pipe) -> None:
     slots = PlaceholderTokens(pipe, avoid=["a photo of a dog"])
     words = dict(single_tokens(pipe, ["dog", "photo", "cat", "tree", "apple", "emoji", "style"]))
-    taken = [slots.table(0, words[word])[0] for word in ("dog", "photo")]
+    taken = [slots.embeddings(0, words[word])[0] for word in ("dog", "photo")]
     for seed in range(8):
-        slots.start_at_a_word(torch.Generator().manual_seed(seed))
+        slots.start_at_random_word(torch.Generator().manual_seed(seed))
         assert not any(torch.equal(slots.vectors[0][0], other) for other in taken)
 
 

@@ -12,8 +12,8 @@ from tiny import RUNS, add_other_adapter, state, unlearner
 from diffusers_fdu import FDUnlearner
 from diffusers_fdu.adapters import lora as adapters
 from diffusers_fdu.data.concepts import Concept, NegativeGuidance
+from diffusers_fdu.data.plan import retain_prompts
 from diffusers_fdu.data.recording import record
-from diffusers_fdu.data.retain import retain_prompts
 from diffusers_fdu.emoji.loading import load_emoji_judge, load_emoji_pipeline
 from diffusers_fdu.emoji.vocabulary import STYLES
 from diffusers_fdu.evaluation.emoji import cells, judge_cells

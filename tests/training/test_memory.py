@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from diffusers_fdu import FDUnlearner
+from diffusers_fdu.data.plan import RunContext
 from diffusers_fdu.emoji.loading import load_emoji_pipeline
-from diffusers_fdu.pipelines.context import RunContext
 from diffusers_fdu.pipelines.denoiser import denoiser_name
 from diffusers_fdu.settings import settings
 from diffusers_fdu.training.memory import footprint

@@ -121,7 +121,7 @@ def test_the_search_finds_a_known_word(pipe) -> None:
             return goal.loss(pipe.unet, rows, texts).mean().item()
 
     (_, ids), *_ = single_tokens(pipe, ["dog"])
-    assert loss([slots.table(0, ids)]) < 1e-5
+    assert loss([slots.embeddings(0, ids)]) < 1e-5
     start = loss(slots.vectors)
     vectors = Inversion(steps=60, batch=8, learning_rate=0.3)(
         pipe.unet, slots, recorder, marked, goal, torch.Generator().manual_seed(0)

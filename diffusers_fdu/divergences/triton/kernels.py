@@ -4,10 +4,11 @@ Shapes stand beside each pointer: B samples of `size` elements, whose sums are s
 times. All arithmetic is in float32.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
+
+# Arguments of one kind stand on one line.
+# fmt: off
 
 
 @triton.jit
@@ -39,18 +40,11 @@ def _mask_at(mask, sample, i, inside, stride, every, period):
 
 @triton.jit
 def sums_kernel(
-    pred,  # (B, size)
-    target,  # (B, size)
+    pred, target,  # (B, size)
     mask,  # one value for `every` elements, repeated with `period`
-    sums,  # (B, splits)
-    counts,  # (B, splits)
-    size,
-    per_split,
-    stride,
-    every,
-    period,
-    HAS_MASK: tl.constexpr,
-    BLOCK: tl.constexpr,
+    sums, counts,  # (B, splits)
+    size, per_split, stride, every, period,
+    HAS_MASK: tl.constexpr, BLOCK: tl.constexpr,
 ):
     """Sum of squares and of the mask for each (sample, split); grid (splits, B)."""
     sample, split = tl.program_id(1).to(tl.int64), tl.program_id(0)
@@ -75,30 +69,17 @@ def sums_kernel(
 
 @triton.jit
 def loss_kernel(
-    sums,  # (B, splits)
-    counts,  # (B, splits)
+    sums, counts,  # (B, splits)
     weights,  # (B,)
     table,  # (knots + 1, 8)
     loss,  # ()
-    distance,  # (B,)  s
-    slope,  # (B,)  c
-    batch,
-    splits,
-    size,
+    distance, slope,  # (B,): s and c
+    batch, splits, size,
     square,  # sigma^2
-    rate,
-    scale,
-    first,
-    step,
-    decay,
-    cap,
+    rate, scale, first, step, decay, cap,
     knots,  # one fewer than the table has rows
-    KIND: tl.constexpr,
-    HAS_MASK: tl.constexpr,
-    HAS_WEIGHTS: tl.constexpr,
-    IS_MEAN: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_S: tl.constexpr,
+    KIND: tl.constexpr, HAS_MASK: tl.constexpr, HAS_WEIGHTS: tl.constexpr, IS_MEAN: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_S: tl.constexpr,
 ):
     """Loss, s and c from the sums of all splits, in a fixed order; grid (1,)."""
     # Inside a compiled graph Python's floats arrive in float64.
@@ -162,18 +143,13 @@ def loss_kernel(
 
 @triton.jit
 def gradient_kernel(
-    pred,  # (B, size)
-    target,  # (B, size)
+    pred, target,  # (B, size)
     mask,  # as in `sums_kernel`
     slope,  # (B,)
     upstream,  # ()
     grad,  # (B, size)
-    size,
-    stride,
-    every,
-    period,
-    HAS_MASK: tl.constexpr,
-    BLOCK: tl.constexpr,
+    size, stride, every, period,
+    HAS_MASK: tl.constexpr, BLOCK: tl.constexpr,
 ):
     """Gradient of the prediction; grid (size / BLOCK, B)."""
     sample = tl.program_id(1).to(tl.int64)

@@ -15,57 +15,57 @@ launches are made directly, since PyTorch's dispatcher costs more than they do; 
 the operators `diffusers_fdu::divergence_forward` and `divergence_backward`.
 """
 
-from __future__ import annotations
-
+import math
 from collections.abc import Callable
-from functools import partial, wraps
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from ..divergence import EXPONENT_CAP, Form
 from .kernels import gradient_kernel, loss_kernel, sums_kernel
-from .layout import mask_layout, paired
+from .profile_table import Table
 
-T = TypeVar("T")
-
-KINDS = {"linear": 0, "exponential": 1, "tv": 2, "table": 3}
-"""How the second launch computes a profile, see `Profile`."""
-
+KINDS = {"linear": 0, "exponential": 1, "tv": 2, "table": 3}  # forms of a `Divergence`
 BLOCK = 1024
 PROGRAMS = 512  # about four for each multiprocessor of a large device
 
 
-class Profile(NamedTuple):
-    """A profile as numbers that a kernel takes.
+def _is_channels_last(x: Tensor) -> bool:
+    layout = torch.channels_last
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=layout)
 
-    Args:
-        kind: one of `KINDS`.
-        rate: "linear": phi = rate s. "exponential": phi = scale (exp(rate s) - 1).
-        scale: see there.
-        table: of `profile_table`, (knots + 1, 8) float32, for kind "table".
-        first: log of the table's smallest s.
-        step: distance of its knots in log s.
-        decay: what it leaves out of phi': exp(-decay s).
-        cap: exponent past which an exponential profile is its tangent.
+
+def _mask_arguments(mask: Tensor | None, pred: Tensor) -> dict[str, Any]:
+    """What the kernels are told of a mask that broadcasts to the prediction.
+
+    Element i of sample b has the weight mask[b stride + i // every % period], where the mask is
+    contiguous in the prediction's memory order. It has size 1 in the dimensions it is broadcast
+    over: leading ones make it repeat after `period`, and trailing ones make one of its elements
+    count for `every` of the prediction. With one in between the mask is expanded.
     """
+    if mask is None:  # a kernel takes a pointer even where it reads nothing
+        return {"mask": pred, "stride": 0, "every": 1, "period": 1, "HAS_MASK": False}
+    if not mask.is_floating_point() or mask.dtype == torch.float64:
+        mask = mask.float()
+    mask = mask.reshape((1,) * (pred.dim() - mask.dim()) + mask.shape)
+    order = [0, 2, 3, 1] if _is_channels_last(pred) else [*range(pred.dim())]
+    shape, sizes = [mask.shape[d] for d in order[1:]], [pred.shape[d] for d in order[1:]]
+    present = [d for d, n in enumerate(shape) if n > 1]
+    low, high = (present[0], present[-1] + 1) if present else (len(sizes), len(sizes))
+    if shape[low:high] != sizes[low:high]:
+        mask, low, high = mask.expand_as(pred), 0, len(sizes)
+    period, every = math.prod(sizes[low:high]), math.prod(sizes[high:])
+    stride = period if mask.shape[0] > 1 else 0
+    mask = mask.permute(order).contiguous()
+    return {"mask": mask, "stride": stride, "every": every, "period": period, "HAS_MASK": True}
 
-    kind: str
-    rate: float = 0.0
-    scale: float = 0.0
-    table: Tensor | None = None
-    first: float = 0.0
-    step: float = 1.0
-    decay: float = 0.0
-    cap: float = 60.0
 
-
-def _on_its_device(launch: Callable[..., T]) -> Callable[..., T]:
+def _on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
     """Triton launches on the current device, which need not be the tensors'."""
 
-    @wraps(launch)
-    def guarded(pred: Tensor, *args: Any) -> T:
+    def guarded(pred: Tensor, *args: Any) -> Any:
         with torch.cuda.device_of(pred):
             return launch(pred, *args)
 
@@ -84,51 +84,38 @@ def _forward(
     sigma: float,
     is_mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (), s (B,) and c (B,), float32; pred and target paired."""
-    layout, batch = mask_layout(mask, pred), pred.shape[0]
+    """Loss (), s (B,) and c (B,), float32; pred and target lie in memory alike."""
+    batch = pred.shape[0]
     size = pred.numel() // batch
     splits = max(1, min(triton.cdiv(size, BLOCK), PROGRAMS // batch))
     per_split = triton.cdiv(triton.cdiv(size, splits), BLOCK) * BLOCK
     splits = triton.cdiv(size, per_split)
-    work = pred.new_empty((2, batch, splits), dtype=torch.float32)
+    sums, counts = pred.new_empty((2, batch, splits), dtype=torch.float32).unbind()
     result = pred.new_empty((1 + 2 * batch,), dtype=torch.float32)
     loss, distance, slope = result[0], result[1 : batch + 1], result[batch + 1 :]
-    has_mask, has_weights = layout.mask is not None, weights is not None
+    masks = _mask_arguments(mask, pred)
     sums_kernel[(splits, batch)](
         pred,
         target,
-        layout.mask if has_mask else pred,
-        work[0],
-        work[1],
-        size,
-        per_split,
-        layout.stride,
-        layout.every,
-        layout.period,
-        HAS_MASK=has_mask,
+        sums=sums,
+        counts=counts,
+        size=size,
+        per_split=per_split,
         BLOCK=BLOCK,
+        **masks,
     )
+    # The arguments stand as in the kernel.
+    # fmt: off
     loss_kernel[(1,)](
-        work[0],
-        work[1],
-        weights if has_weights else work,
-        work if table is None else table,
-        loss,
-        distance,
-        slope,
-        batch,
-        splits,
-        size,
-        sigma * sigma,
-        *numbers,
+        sums, counts,
+        sums if weights is None else weights,
+        sums if table is None else table,
+        loss, distance, slope, batch, splits, size, sigma * sigma, *numbers,
         0 if table is None else len(table) - 1,
-        KIND=kind,
-        HAS_MASK=has_mask,
-        HAS_WEIGHTS=has_weights,
-        IS_MEAN=is_mean,
-        BLOCK_B=min(64, triton.next_power_of_2(batch)),
-        BLOCK_S=triton.next_power_of_2(splits),
+        KIND=kind, HAS_MASK=masks["HAS_MASK"], HAS_WEIGHTS=weights is not None, IS_MEAN=is_mean,
+        BLOCK_B=min(64, triton.next_power_of_2(batch)), BLOCK_S=triton.next_power_of_2(splits),
     )
+    # fmt: on
     return loss, distance, slope
 
 
@@ -137,22 +124,10 @@ def _backward(
     pred: Tensor, target: Tensor, mask: Tensor | None, slope: Tensor, upstream: Tensor
 ) -> Tensor:
     """Gradient of the prediction, in its dtype and layout."""
-    layout, batch = mask_layout(mask, pred), pred.shape[0]
-    size = pred.numel() // batch
-    grad = torch.empty_like(pred)
-    gradient_kernel[(triton.cdiv(size, BLOCK), batch)](
-        pred,
-        target,
-        pred if layout.mask is None else layout.mask,
-        slope,
-        upstream,
-        grad,
-        size,
-        layout.stride,
-        layout.every,
-        layout.period,
-        HAS_MASK=layout.mask is not None,
-        BLOCK=BLOCK,
+    size, grad = pred.numel() // len(pred), torch.empty_like(pred)
+    masks = _mask_arguments(mask, pred)
+    gradient_kernel[(triton.cdiv(size, BLOCK), len(pred))](
+        pred, target, slope=slope, upstream=upstream, grad=grad, size=size, BLOCK=BLOCK, **masks
     )
     return grad
 
@@ -169,70 +144,39 @@ torch.library.define(
 )
 
 
-@torch.library.impl(FORWARD, ("cpu", "cuda"))
-def _forward_op(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    # An operator's results may not share memory.
-    loss, distance, slope = _forward(*args)
-    return loss.clone(), distance.clone(), slope.clone()
-
-
-@torch.library.impl(BACKWARD, ("cpu", "cuda"))
-def _backward_op(*args: Any) -> Tensor:
-    return _backward(*args)
+DEVICES = ("cpu", "cuda")
+# What an operator returns may not share memory.
+torch.library.impl(FORWARD, DEVICES, lambda *args: tuple(x.clone() for x in _forward(*args)))
+torch.library.impl(BACKWARD, DEVICES, _backward)
+torch.library.register_fake(BACKWARD, lambda pred, *args: torch.empty_like(pred))
 
 
 @torch.library.register_fake(FORWARD)
-def _forward_fake(pred: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    of = partial(pred.new_empty, dtype=torch.float32)
-    return of(()), of((pred.shape[0],)), of((pred.shape[0],))
-
-
-@torch.library.register_fake(BACKWARD)
-def _backward_fake(pred: Tensor, *args: Any) -> Tensor:
-    return torch.empty_like(pred)
+def _forward_fake(pred: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    shapes = ((), pred.shape[:1], pred.shape[:1])
+    return tuple(pred.new_empty(shape, dtype=torch.float32) for shape in shapes)
 
 
 class _FusedLoss(torch.autograd.Function):
     """Autograd around the operators, so that they need none of their own."""
 
     @staticmethod
-    def forward(  # noqa: D102
-        ctx: Any,
-        pred: Tensor,
-        target: Tensor,
-        mask: Tensor | None,
-        weights: Tensor | None,
-        profile: Profile,
-        sigma: float,
-        is_mean: bool,
-    ) -> tuple[Tensor, Tensor]:
-        numbers = [*profile[1:3], *profile[4:]]
+    def forward(ctx: Any, pred: Tensor, target: Tensor, mask: Tensor | None, *args: Any) -> Any:
         compute: Any = _forward
         if torch.compiler.is_compiling():
             compute = torch.ops.diffusers_fdu.divergence_forward.default
-        loss, distance, slope = compute(
-            pred,
-            target,
-            mask,
-            weights,
-            profile.table,
-            KINDS[profile.kind],
-            numbers,
-            sigma,
-            is_mean,
-        )
+        loss, distance, slope = compute(pred, target, mask, *args)
         ctx.save_for_backward(pred, target, mask, slope)
         ctx.mark_non_differentiable(distance)
         return loss, distance
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        pred, target, mask, slope = ctx.saved_tensors
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         compute: Any = _backward
         if torch.compiler.is_compiling():
             compute = torch.ops.diffusers_fdu.divergence_backward.default
-        return compute(pred, target, mask, slope, upstream), *[None] * 6
+        return compute(*ctx.saved_tensors, upstream), *[None] * 8
 
 
 def fused_loss(
@@ -240,24 +184,22 @@ def fused_loss(
     target: Tensor,
     mask: Tensor | None,
     weights: Tensor | None,
-    profile: Profile,
+    form: Form,
+    table: Table | None,
     sigma: float,
     is_mean: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and distances, see the module's equations; differentiable in the prediction.
+    """Loss () and s (B,), float32, see the module's equations; s has no gradient.
 
-    Args:
-        pred: student's prediction, (B, ...), float32, bfloat16 or float16, any layout.
-        target: teacher's, same shape, any of these dtypes and any layout.
-        mask: broadcastable to the prediction, or None.
-        weights: (B,), or None.
-        profile: of the divergence.
-        sigma: scale of the distance, in units of the prediction.
-        is_mean: divide a sample's sum by its number of elements.
-
-    Returns:
-        The loss () and s (B,), both float32; s has no gradient.
+    Predictions are (B, ...), float32, bfloat16 or float16, in any layout; the mask broadcasts to
+    them, and the weights are (B,). `form` and `table` are the profile's, see `Divergence`.
     """
-    pred, target = paired(pred, target)
+    layout = torch.channels_last if _is_channels_last(pred) else torch.contiguous_format
+    pred, target = (x.contiguous(memory_format=layout) for x in (pred, target))
     weights = None if weights is None else weights.contiguous()
-    return _FusedLoss.apply(pred, target, mask, weights, profile, sigma, is_mean)
+    kind, rate, scale = form
+    rows, first, step, decay = table[:4] if table else (None, 0.0, 1.0, 0.0)
+    numbers = [rate, scale, first, step, decay, EXPONENT_CAP[torch.float32]]
+    return _FusedLoss.apply(
+        pred, target, mask, weights, rows, KINDS[kind], numbers, sigma, is_mean
+    )

@@ -10,14 +10,13 @@ c and d are cubic splines. 64 knots a decade hold phi to 1.5e-6 for js and le_ca
 for generators that grow like t^3, relative (`tests/divergences/test_triton_profile_table.py`).
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..divergence import Profile
 
 KNOTS_PER_DECADE = 64
 FIRST = 1e-6  # below, profiles are powers of s, which the first tangent continues
@@ -26,33 +25,21 @@ FIRST = 1e-6  # below, profiles are powers of s, which the first tangent continu
 class Table(NamedTuple):
     """Cubic coefficients of log phi and of log phi' over intervals of log s.
 
-    Args:
-        rows: (knots + 1, 8) float32: the tangent below the first knot, the intervals, the
-            constant past the last knot; four coefficients of c, four of d.
-        first: log s of the first knot.
-        step: distance of the knots in log s.
-        decay: what d leaves out of log phi': -decay s.
+    The rows are the tangent below the first knot, the intervals, and the constant past the last
+    knot; each has four coefficients of c and four of d.
     """
 
-    rows: Tensor
-    first: float
-    step: float
-    decay: float
+    rows: Tensor  # (knots + 1, 8) float32
+    first: float  # log s of the first knot
+    step: float  # distance of the knots in log s
+    decay: float  # what d leaves out of log phi': -decay s
+    is_finite: bool  # whether all coefficients are
 
 
-def profile_table(
-    phi: Callable[[Tensor], Tensor],
-    dphi: Callable[[Tensor], Tensor],
-    last: float,
-    is_bounded: bool,
-) -> Table:
-    """The table of a profile from `FIRST` to `last`.
+def profile_table(phi: Profile, dphi: Profile, last: float, is_bounded: bool) -> Table:
+    """The table of a profile in float64 from `FIRST` to `last`.
 
-    Args:
-        phi: profile of a float64 tensor of s.
-        dphi: its derivative.
-        last: largest s; a bounded profile is constant from there on, another one its tangent.
-        is_bounded: whether phi has a bound.
+    From there on a bounded profile is constant, another one its tangent.
     """
     decay = 1 / 8 if is_bounded else 0.0
     first = math.log(FIRST)
@@ -61,12 +48,16 @@ def profile_table(
     s = torch.exp(u)
     step = (u[-1] - u[0]).item() / (count - 1)
     columns = [torch.log(phi(s)), torch.log(dphi(s)) + decay * s]
-    rows = torch.cat([_cubics(values) for values in columns], dim=1)
-    return Table(rows.float(), first, step, decay)
+    rows = torch.cat([_cubics(values) for values in columns], dim=1).float()
+    return Table(rows, first, step, decay, bool(torch.isfinite(rows).all()))
 
 
 def _cubics(values: Tensor) -> Tensor:
-    """Coefficients of the not-a-knot spline through values at unit steps, (knots + 1, 4)."""
+    """Coefficients of the not-a-knot spline through values at unit steps, (knots + 1, 4).
+
+    With second derivatives m at the knots, m[i-1] + 4 m[i] + m[i+1] = 6 (v[i-1] - 2 v[i] + v[i+1])
+    inside; at both ends the third derivative does not jump: m[0] - 2 m[1] + m[2] = 0.
+    """
     n = len(values)
     system = torch.eye(n, dtype=values.dtype) * 4
     system[0, :3] = system[-1, -3:] = torch.tensor([1.0, -2.0, 1.0], dtype=values.dtype)

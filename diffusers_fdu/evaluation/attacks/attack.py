@@ -107,7 +107,7 @@ class AttackTarget:
             recorder = Recorder(pipe, self._recorded_settings, seed, self.batch, self.component)
             buffer = record(recorder, pairs, [], torch.float32, progress=False)
             with preserve_pipeline_state(pipe):
-                text_names = recorder.layout(prompts[0], self.prompts[0]).texts
+                text_names = recorder.find_signature(prompts[0], self.prompts[0]).texts
         return Goal(buffer, buffer.entries("unlearn"), tuple(text_names))
 
     def recorder(self) -> Recorder:
@@ -116,7 +116,7 @@ class AttackTarget:
             self.pipe, self._recorded_settings, batch=self.batch, component=self.component
         )
         with preserve_pipeline_state(self.pipe):
-            recorder.layout(self.prompts[0], "")  # finds out how to ask for one prompt
+            recorder.find_signature(self.prompts[0], "")  # finds out how to ask for one prompt
         return recorder
 
     @property

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...data.rows import Entry
+from ...data.replay_buffer import Entry
 from ...pipelines.placeholder_tokens import PlaceholderTokens
 from ...pipelines.recorder import preserve_pipeline_state
-from ...pipelines.tokenizers import BEFORE, single_tokens, vocabulary
+from ...pipelines.tokenizers import PRECEDING_WORD, single_tokens, vocabulary
 from ...training.inversion import Inversion
 from .attack import AttackOutcome, AttackTarget
 
@@ -43,7 +43,7 @@ class Prefix:
             raise ValueError(f"{pipeline} has no whole words of one token to search among")
         self.words = [word for word, _ in tokens]
         ids_by_encoder = zip(*(ids for _, ids in tokens), strict=True)
-        self.tables = [self.slots.table(i, ids) for i, ids in enumerate(ids_by_encoder)]
+        self.tables = [self.slots.embeddings(i, ids) for i, ids in enumerate(ids_by_encoder)]
         self.goal = victim.goal(self.marked, seed, pictures)
         self.recorder = victim.recorder()
 
@@ -74,7 +74,7 @@ class Prefix:
         return self._prompts(self.in_words(words))
 
     def _prompts(self, text: str) -> list[str]:
-        return [f"{BEFORE} {text} {prompt}" for prompt in self.victim.prompts]
+        return [f"{PRECEDING_WORD} {text} {prompt}" for prompt in self.victim.prompts]
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class ConceptInversion:
         """See `Attack`."""
         generator = torch.Generator().manual_seed(seed)
         slots = PlaceholderTokens(victim.pipe, self.tokens, victim.prompts)
-        slots.start_at_a_word(generator)
+        slots.start_at_random_word(generator)
         marked = victim.prompts_for(slots.marker)
         goal = victim.goal(marked, seed, self.pictures)
         with preserve_pipeline_state(victim.pipe):
@@ -228,5 +228,5 @@ class ConceptInversion:
             )
         steps, rows = self.inversion.steps, self.inversion.steps * self.inversion.batch
         budget = {"steps": steps, "denoiser_rows": rows, "pictures": self.pictures}
-        with slots.placed(vectors):
+        with slots.substituted(vectors):
             return AttackOutcome(victim.hits(marked, seed), budget=budget)

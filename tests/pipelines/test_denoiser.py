@@ -3,10 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusers_fdu.pipelines.timestep_convention import (
-    TimestepConvention,
-    find_timestep_convention,
-)
+from diffusers_fdu.pipelines.denoiser import TimestepConvention, find_timestep_convention
 
 RUN = torch.tensor([999.0, 601.5, 20.0])
 
