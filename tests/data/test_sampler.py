@@ -101,7 +101,7 @@ def test_nothing_to_draw() -> None:
     assert len(drawn(Sampler(nn.Linear(1, 1), held, 4, 0, retains=False)).target) == 4
 
 
-class UnlearningTask(nn.Module):
+class CountingModel(nn.Module):
     """A denoiser that counts its passes, forward and backward."""
 
     def __init__(self) -> None:
@@ -122,9 +122,9 @@ def test_processes_that_train_a_sharded_denoiser_make_equally_many_calls() -> No
     found.add_row("retain", 0, longer, 0)
     results = []
     for alike in (False, True):
-        model = UnlearningTask()
+        model = CountingModel()
         processes = Processes()
-        processes.most = lambda count: count + 2
+        processes.gather = lambda counts: [counts[0], counts[0] + 2]
         draw = Sampler(model, found, 4, 0, processes=processes, alike=alike)
         batch = draw.batch(
             [("unlearn", 0), ("unlearn", 1)], [("retain", found.count("retain") - 1)]
