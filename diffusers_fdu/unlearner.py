@@ -31,7 +31,7 @@ from .training.gradients import without_cudnn_attention
 from .training.resolve import F, resolve_plan
 from .training.trainer import Trainer
 from .utils.distributed import Processes
-from .utils.io import writable_folder
+from .utils.io import writable_folder, write_json
 
 
 class FDUnlearner:
@@ -253,7 +253,7 @@ class FDUnlearner:
         if self.processes.is_main:
             folder = writable_folder(directory)
             weights.save_adapter(self.pipe, self.component, self.adapter_name, folder, format)
-            recipe.write_recipe(self.recipe, folder)
+            write_json(folder / recipe.RECIPE_NAME, self.recipe)
         self.processes.wait()
         return folder
 

@@ -87,14 +87,19 @@ class AdapterFile:
 
     def lora_config(self) -> LoraConfig:
         """PEFT's configuration of exactly these layers."""
-        rank, alpha, layers = self.config["r"], self.config["lora_alpha"], self.layers
-        return LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            target_modules=sorted(layers),
-            rank_pattern={f"^{n}$": x.rank for n, x in layers.items() if x.rank != rank},
-            alpha_pattern={f"^{n}$": x.alpha for n, x in layers.items() if x.alpha != alpha},
-        )
+        rank, alpha = self.config["r"], self.config["lora_alpha"]
+        return LoraConfig(**layers_config(self.layers, rank, alpha))
+
+
+def layers_config(layers: Mapping[str, Layer], rank: int, alpha: float) -> dict[str, Any]:
+    """An `AdapterFile.config` of these layers alone, some of which have another rank or alpha."""
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": sorted(layers),
+        "rank_pattern": {f"^{n}$": x.rank for n, x in layers.items() if x.rank != rank},
+        "alpha_pattern": {f"^{n}$": x.alpha for n, x in layers.items() if x.alpha != alpha},
+    }
 
 
 def by_pattern(patterns: Mapping[str, Any], layer_name: str, default: Any) -> Any:

@@ -13,9 +13,8 @@ from ..pipelines.offload import onloaded
 from . import lora as adapters
 from .adapter_file import FILE_NAMES, AdapterFile, Format
 from .download import Source, local_folder
-from .hub_files import is_repo_id
+from .hub_files import is_model_id
 from .read import read_adapter
-from .recipe import EMBEDDED
 from .write import write_adapter
 
 
@@ -29,8 +28,10 @@ def check_format(pipe: Any, format: str) -> None:
     if format not in FILE_NAMES:
         raise ValueError(f"unknown format {format!r}: choose {' or '.join(FILE_NAMES)}")
     if format == "diffusers" and not has_loader(pipe):
-        name = type(pipe).__name__
-        raise ValueError(f"{name} has no LoRA loader in diffusers: use format='peft'")
+        raise ValueError(
+            f"{type(pipe).__name__} has no LoRA loader in diffusers: use format='peft', and load "
+            "it with diffusers_fdu.load_unlearned"
+        )
 
 
 def lora_metadata(model: nn.Module, adapter_name: str) -> dict[str, Any]:
@@ -131,16 +132,12 @@ def load_adapter(
 
 def _warn_of_another_model(adapter_file: AdapterFile, pipe: Any) -> None:
     """Warn if both base models have names, which differ; paths say nothing."""
-    bases = [adapter_file.recipe.get("base_model"), getattr(pipe, "name_or_path", None)]
-    names = [
-        base
-        for base in bases
-        if isinstance(base, str) and (base == EMBEDDED or is_repo_id(base))
-        if not Path(base).is_dir()
-    ]
-    if len(names) == 2 and names[0].casefold() != names[1].casefold():
+    trained_on, here = adapter_file.recipe.get("base_model"), getattr(pipe, "name_or_path", None)
+    if not is_model_id(trained_on) or not is_model_id(here):
+        return
+    if trained_on.casefold() != here.casefold():
         warnings.warn(
-            f"the adapter was trained on {names[0]!r}, and this is {names[1]!r}: its layers fit, "
+            f"the adapter was trained on {trained_on!r}, and this is {here!r}: its layers fit, "
             "but look at what it does",
             UserWarning,
             stacklevel=3,
@@ -149,12 +146,10 @@ def _warn_of_another_model(adapter_file: AdapterFile, pipe: Any) -> None:
 
 def check_fits(adapter_file: AdapterFile, model: nn.Module) -> None:
     """Refuse an adapter whose layers the denoiser does not have, or has in other sizes."""
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name, (down, up, _) in adapter_file.layers.items():
-        try:
-            layer: Any = model.get_submodule(name)
-        except AttributeError:
-            layer = None
-        if layer is None or not hasattr(layer, "weight"):
+        layer: Any = modules.get(name)
+        if not hasattr(layer, "weight"):
             here = "there is no such layer here"
         else:
             base = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer

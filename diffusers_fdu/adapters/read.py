@@ -15,7 +15,6 @@ from .adapter_file import FILE_NAMES, PEFT_CONFIG_NAME, PEFT_PREFIX, AdapterFile
 from .recipe import RECIPE_NAME
 
 METADATA_NAME = "lora_adapter_metadata"  # diffusers' own, in the header
-
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 KEY = re.compile(r"(?P<layer>\w+(\.\w+)*)\.lora_(?P<half>[AB])\.weight")
 CHANGES_MATHS = (

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import diffusers
 import peft
 import torch
 
-from ..utils.io import as_json, write_json
+from ..utils.io import as_json
 from ..utils.version import VERSION
 
 RECIPE_NAME = "recipe.json"
@@ -48,11 +47,6 @@ def versions() -> dict[str, str]:
         "diffusers": diffusers.__version__,
         "peft": peft.__version__,
     }
-
-
-def write_recipe(recipe: dict[str, Any], folder: Path) -> None:
-    """Write `recipe.json`, whole or not at all."""
-    write_json(folder / RECIPE_NAME, recipe)
 
 
 def rename_base_models(value: Any, name_of: Callable[[Any], Any]) -> Any:

@@ -4,7 +4,7 @@ Recipes may come from anyone. What is missing, or of another kind than expected,
 each text is one line without control characters; pages escape it for themselves.
 """
 
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,12 +42,9 @@ class ConceptSummary:
 
 def number(value: Any) -> float | None:
     """A finite number, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # JSON has integers of any size
-        return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # JSON has integers of any size.
+    return float(value) if is_number and abs(value) <= sys.float_info.max else None
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from ..adapter_file import AdapterFile, Layer
-from .families import Family
 
 UNET = re.compile(
     r"(?P<side>down_blocks|mid_block|up_blocks)(\.(?P<block>\d+))?\.attentions\.(?P<layer>\d+)\."
@@ -28,6 +27,10 @@ SDXL_LAYERS = 2  # a block of SDXL's UNet; with what follows them, 3 make up a b
 
 BLOCK = re.compile(r"(?P<kind>\w*transformer_blocks)\.(?P<block>\d+)\.(?P<rest>.+)")
 QKV, ADDED_QKV = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
+NO_NAME = (
+    "layer {!r} is not exported: only attention and feed-forward layers of the blocks that read "
+    "the text are"
+)
 HEIGHTS = {"proj_mlp": 4}  # FLUX.1's MLPs are 4 times as wide as its attention
 
 
@@ -66,7 +69,7 @@ SD3: Blocks = {
 """Of each kind of block, the original's name for it, and its matrices with the layers in them."""
 
 
-def named_layers(adapter_file: AdapterFile, family: Family) -> dict[str, Layer]:
+def named_layers(adapter_file: AdapterFile, family: str) -> dict[str, Layer]:
     """An adapter's layers by the names that other programs know them by, without "lora_unet_"."""
     layers = adapter_file.layers
     if family in ("sd", "sdxl"):
@@ -96,10 +99,10 @@ def _scaled(value: Tensor, factor: float) -> Tensor:
     return value if factor == 1 else (value.float() * factor).to(value.dtype)
 
 
-def _unet_name(name: str, family: Family) -> str:
+def _unet_name(name: str, family: str) -> str:
     match = UNET.fullmatch(name)
     if match is None:
-        raise ValueError(_no_name(name))
+        raise ValueError(NO_NAME.format(name))
     if family == "sd":
         return name.replace(".", "_")
     # The original counts through all blocks: down from 1, after the first convolution, two layers
@@ -121,14 +124,7 @@ def _place(name: str, layout: Blocks) -> tuple[str, tuple[str, ...], str]:
         for matrix, order in matrices.items():
             if match["rest"] in order:
                 return f"{blocks}_{match['block']}_{matrix}", order, match["rest"]
-    raise ValueError(_no_name(name))
-
-
-def _no_name(name: str) -> str:
-    return (
-        f"layer {name!r} is not exported: only attention and feed-forward layers of the blocks "
-        "that read the text are"
-    )
+    raise ValueError(NO_NAME.format(name))
 
 
 def _join(parts: Mapping[str, Layer], order: Sequence[str]) -> Layer:
@@ -142,19 +138,11 @@ def _join(parts: Mapping[str, Layer], order: Sequence[str]) -> Layer:
     name, first = next(iter(parts.items()))
     # Rows of a part of height 1; the parts that are not adapted have rows, too.
     unit = first.up.shape[0] // HEIGHTS.get(name, 1)
-    scales = {layer.alpha / layer.rank for layer in parts.values()}
-    rank = sum(layer.rank for layer in parts.values())
-    up = first.up.new_zeros(unit * sum(HEIGHTS.get(n, 1) for n in order), rank)
-    row, column, downs = 0, 0, []
-    for name in order:
-        rows = unit * HEIGHTS.get(name, 1)
-        if name in parts:
-            part = parts[name]
-            # Where scales differ there is no one alpha: they go into the weights.
-            block = part.up if len(scales) == 1 else _scaled(part.up, part.alpha / part.rank)
-            up[row : row + rows, column : column + part.rank] = block
-            downs.append(part.down)
-            column += part.rank
-        row += rows
-    alpha = sum(layer.alpha for layer in parts.values()) if len(scales) == 1 else float(rank)
-    return Layer(torch.cat(downs), up, alpha)
+    ups = {name: first.up.new_zeros(unit * HEIGHTS.get(name, 1), 0) for name in order}
+    # Where scales differ there is no one alpha: they go into the weights.
+    is_one_scale = len({layer.alpha / layer.rank for layer in parts.values()}) == 1
+    for name, part in parts.items():
+        ups[name] = part.up if is_one_scale else _scaled(part.up, part.alpha / part.rank)
+    down = torch.cat([parts[name].down for name in order if name in parts])
+    alpha = sum(layer.alpha for layer in parts.values()) if is_one_scale else float(len(down))
+    return Layer(down, torch.block_diag(*ups.values()), alpha)

@@ -9,12 +9,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ...utils.io import as_json, writable_folder
+from ...utils.io import as_json, writable_folder, write_json
 from ...utils.version import VERSION
 from .. import lora as adapters
-from ..adapter_file import Format
+from ..adapter_file import Format, Layer, layers_config
 from ..download import Source
-from ..recipe import write_recipe
+from ..recipe import RECIPE_NAME
 from ..write import write_adapter
 from .parts import Part, Update, inner, read_parts, total, truncated
 
@@ -68,7 +68,7 @@ class Merged:
         """
         folder = writable_folder(directory)
         write_adapter(folder, self.format, self.component, self.state, self.config)
-        write_recipe(self.recipe, folder)
+        write_json(folder / RECIPE_NAME, self.recipe)
         return folder
 
 
@@ -111,21 +111,25 @@ def merge(
     sums = _sums(parts)
     merged = sums
     if method == "svd":
-        most = rank or max(update.rank for update in sums.values())
-        merged = {name: truncated(update, min(most, update.rank)) for name, update in sums.items()}
+        merged = {name: truncated(x, min(rank or x.rank, x.rank)) for name, x in sums.items()}
     # The dtype that holds all of the parts'.
     dtypes = {value.dtype for part in parts for value in part.file.state.values()}
     dtype = reduce(torch.promote_types, dtypes)
     merged = {name: Update(*(half.to(dtype) for half in merged[name])) for name in merged}
     squares = {name: _squares(merged[name], exact) for name, exact in sums.items()}
     error = _relative(*(sum(values) for values in zip(*squares.values(), strict=True)))
-    config = _config(merged)
+    layers = _layers(parts, merged)
+    most = max(layer.rank for layer in layers.values())
     return Merged(
-        state=_state(parts, merged),
-        config=config,
+        state={
+            f"{name}.lora_{half}.weight": value
+            for name, layer in layers.items()
+            for half, value in zip("AB", layer[:2], strict=True)
+        },
+        config=layers_config(layers, most, most),
         component=parts[0].file.component,
         format=parts[0].file.format,
-        recipe=_recipe(parts, rank=config["r"], method=method, error=error),
+        recipe=_recipe(parts, rank=most, method=method, error=error),
         errors={name: _relative(*values) for name, values in squares.items()},
     )
 
@@ -149,28 +153,16 @@ def _relative(square: float, exact: float) -> float:
     return (square / exact) ** 0.5 if exact else 0.0
 
 
-def _config(updates: dict[str, Update]) -> dict[str, Any]:
-    """PEFT's configuration, with alpha the rank of every layer."""
-    most = max(update.rank for update in updates.values())
-    others = {f"^{name}$": u.rank for name, u in updates.items() if u.rank != most}
-    return {
-        "r": most,
-        "lora_alpha": most,
-        "target_modules": sorted(updates),
-        "rank_pattern": others,
-        "alpha_pattern": others,
-    }
-
-
-def _state(parts: Sequence[Part], updates: dict[str, Update]) -> dict[str, Tensor]:
-    """The weights, in the shapes of the adapters' own: a convolution's have more dimensions."""
+def _layers(parts: Sequence[Part], updates: dict[str, Update]) -> dict[str, Layer]:
+    """The updates in the shapes of the adapters' own: a convolution's have more dimensions."""
     originals = {n: layer for part in reversed(parts) for n, layer in part.file.layers.items()}
-    state = {}
-    for name, update in updates.items():
-        down, up, _ = originals[name]
-        state[f"{name}.lora_A.weight"] = update.down.reshape(update.rank, *down.shape[1:])
-        state[f"{name}.lora_B.weight"] = update.up.reshape(-1, update.rank, *up.shape[2:])
-    return state
+    layers = {}
+    for name, (down, up) in updates.items():
+        rank, original = len(down), originals[name]
+        down = down.reshape(rank, *original.down.shape[1:])
+        up = up.reshape(-1, rank, *original.up.shape[2:])
+        layers[name] = Layer(down, up, alpha=rank)
+    return layers
 
 
 def _recipe(parts: Sequence[Part], **facts: Any) -> dict[str, Any]:

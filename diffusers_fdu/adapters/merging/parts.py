@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -52,11 +51,9 @@ class Part:
 
 def read_parts(sources: Sequence[Source], weights: Sequence[float] | None = None) -> list[Part]:
     """Read adapters that are to be combined, at these strengths or at 1."""
-    if isinstance(sources, str | Path):
-        raise TypeError("pass a list of adapters")
+    strengths = adapters.checked_strengths(sources, weights)
     if not sources:
         raise ValueError("there is no adapter to combine")
-    strengths = adapters.checked_strengths(weights, len(sources))
     parts = []
     for source, strength in zip(sources, strengths, strict=True):
         file = read_adapter(local_folder(source))
