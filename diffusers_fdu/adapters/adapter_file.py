@@ -66,16 +66,12 @@ class AdapterFile:
     @property
     def layers(self) -> dict[str, Layer]:
         """Every adapted layer's update, by the layer's name."""
-        names = dict.fromkeys(key.rsplit(".lora_", 1)[0] for key in self.state)
-        patterns, default = self.config["alpha_pattern"], self.config["lora_alpha"]
-        return {
-            name: Layer(
-                self.state[f"{name}.lora_A.weight"],
-                self.state[f"{name}.lora_B.weight"],
-                float(by_pattern(patterns, name, default)),
-            )
-            for name in names
-        }
+        layers = {}
+        for name in dict.fromkeys(key.rsplit(".lora_", 1)[0] for key in self.state):
+            down, up = (self.state[f"{name}.lora_{half}.weight"] for half in "AB")
+            alpha = by_pattern(self.config["alpha_pattern"], name, self.config["lora_alpha"])
+            layers[name] = Layer(down, up, float(alpha))
+        return layers
 
     @property
     def digest(self) -> str:

@@ -80,6 +80,7 @@ class MetricReport(NamedTuple):
     meaning: str
     better: str
     about: str
+    form: str
     value: str
     interval: str
     before: str
@@ -91,14 +92,20 @@ class MetricReport(NamedTuple):
 def metric_report(name: str, metric: Metric) -> MetricReport:
     """A metric in words; one that is not described here is a number with a name."""
     form = SHARE if name in SHARES else DISTANCE
-    value, bounds = f"{metric.value:{form}}", interval(metric, form)
-    before = "" if metric.before is None else f"{metric.before:{form}}"
-    if name not in SHARES | DISTANCES:
-        return MetricReport(name, metric, name, "", "", "", value, bounds, before)
-    title, meaning = (SHARES | DISTANCES)[name]
-    better = "more" if name in MORE_IS_BETTER else "less"
-    about = f"{meaning} ({better} is better)"
-    return MetricReport(name, metric, title, meaning, better, about, value, bounds, before)
+    title, meaning = (SHARES | DISTANCES).get(name, (name, ""))
+    better = "more" if name in MORE_IS_BETTER else "less" if meaning else ""
+    return MetricReport(
+        name,
+        metric,
+        title,
+        meaning,
+        better,
+        about=f"{meaning} ({better} is better)" if meaning else "",
+        form=form,
+        value=f"{metric.value:{form}}",
+        interval=interval(metric, form),
+        before="" if metric.before is None else f"{metric.before:{form}}",
+    )
 
 
 def interval(metric: Metric, form: str = SHARE) -> str:

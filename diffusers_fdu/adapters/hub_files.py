@@ -17,13 +17,8 @@ SHEET_NAME = "before_after.png"
 PICTURES = "images"
 PICTURE = re.compile(rf"{PICTURES}/\w[\w.-]{{0,99}}\.png", re.ASCII)
 
-FIXED_NAMES = (
-    CARD_NAME,
-    RECIPE_NAME,
-    EVALUATION_NAME,
-    SHEET_NAME,
-    *(name for names in FILE_NAMES.values() for name in names),
-)
+BESIDE_WEIGHTS = (RECIPE_NAME, EVALUATION_NAME, CARD_NAME, SHEET_NAME)
+FIXED_NAMES = (*BESIDE_WEIGHTS, *FILE_NAMES["diffusers"], *FILE_NAMES["peft"])
 
 MAX_WEIGHTS = 4 * 2**30
 """Bytes; a LoRA of rank 128 on the largest models has about half."""
@@ -61,7 +56,7 @@ def check_repo_id(repo_id: str) -> str:
 def files_to_push(adapter_file: AdapterFile) -> dict[str, Path]:
     """The files of an adapter's folder that go to the Hub, by their names there."""
     folder = adapter_file.folder
-    names = [*FILE_NAMES[adapter_file.format], RECIPE_NAME, EVALUATION_NAME, CARD_NAME, SHEET_NAME]
+    names = [*FILE_NAMES[adapter_file.format], *BESIDE_WEIGHTS]
     names += sorted(f"{PICTURES}/{path.name}" for path in (folder / PICTURES).glob("*.png"))
     files = {name: folder / name for name in names if (folder / name).is_file()}
     for name, path in files.items():

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..pipelines.denoiser import DENOISERS, denoiser_name
@@ -125,7 +126,6 @@ def load_adapter(
         adapters.remove(model, name, state_before)
         raise
     adapters.activate(model, [*state_before.active, name])
-    adapters.restore_flags(model, state_before)
     _warn_of_another_model(adapter_file, pipe)
     return component, name
 
@@ -149,18 +149,16 @@ def check_fits(adapter_file: AdapterFile, model: nn.Module) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, (down, up, _) in adapter_file.layers.items():
         layer: Any = modules.get(name)
-        if not hasattr(layer, "weight"):
-            here = "there is no such layer here"
-        else:
-            base = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
-            features = [
-                getattr(base, f"{side}_features", getattr(base, f"{side}_channels", None))
-                for side in ("in", "out")
-            ]
-            kernel = tuple(getattr(base, "kernel_size", ()))
-            if features == [down.shape[1], up.shape[0]] and kernel == tuple(down.shape[2:]):
-                continue
-            here = f"it takes {features[0]} and gives {features[1]} here"
+        base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+        features = [
+            getattr(base, f"{side}_features", getattr(base, f"{side}_channels", None))
+            for side in ("in", "out")
+        ]
+        kernel = tuple(getattr(base, "kernel_size", ()))
+        if features == [down.shape[1], up.shape[0]] and kernel == tuple(down.shape[2:]):
+            continue
+        here = f"it takes {features[0]} and gives {features[1]} here"
+        here = here if hasattr(base, "weight") else "there is no such layer here"
         pipeline = adapter_file.recipe.get("pipeline")
         raise ValueError(
             f"{str(adapter_file.folder)!r} is no adapter for this {type(model).__name__}: {name} "

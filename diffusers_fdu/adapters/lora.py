@@ -177,11 +177,8 @@ def activate(model: nn.Module, names: Sequence[str]) -> None:
 
 def strengths(model: nn.Module, names: Sequence[str]) -> dict[str, float]:
     """Weight of each adapter, as `pipe.set_adapters` sets it, on the first layer that has it."""
-    values = {}
-    for name in names:
-        for layer in _lora_layers(model, name)[:1]:
-            values[name] = layer.scaling[name] * layer.r[name] / layer.lora_alpha[name]
-    return values
+    first = {name: layer for name in names for layer in _lora_layers(model, name)[:1]}
+    return {n: x.scaling[n] * x.r[n] / x.lora_alpha[n] for n, x in first.items()}
 
 
 def set_strength(model: nn.Module, adapter_name: str, strength: float) -> None:

@@ -25,9 +25,6 @@ WIDTHS: dict[int | None, str] = {768: "sd", 1024: "sd", 2048: "sdxl"}
 """Families of UNets by the width of the text that cross-attention reads."""
 
 RECIPE_KEY = "diffusers_fdu.recipe"
-SPEC = "1.0.1"  # of https://github.com/Stability-AI/ModelSpec
-MIXED = "Dynamic"  # as kohya's tools say that layers differ
-
 IMPLEMENTATIONS = {
     "sdxl": "https://github.com/Stability-AI/generative-models",
     "flux": "https://github.com/black-forest-labs/flux",
@@ -93,7 +90,8 @@ def header(
     in the file.
     """
     recipe = rename_base_models(adapter_file.recipe, base_model_name)
-    width = text_width(adapter_file)
+    width, kwargs = text_width(adapter_file), mapping(recipe.get("pipeline_kwargs"))
+    sizes = [kwargs[side] for side in ("width", "height") if isinstance(kwargs.get(side), int)]
     values = {
         "format": "pt",
         "ss_network_module": "networks.lora" + (f"_{family}" if family in ("flux", "sd3") else ""),
@@ -103,11 +101,11 @@ def header(
         "ss_sd_model_name": recipe.get("base_model") or "",
         "sshs_model_hash": digest,
         **_versions(family, (recipe.get("base_model") or "").lower(), width),
-        "modelspec.sai_model_spec": SPEC,
+        "modelspec.sai_model_spec": "1.0.1",  # see https://github.com/Stability-AI/ModelSpec
         "modelspec.title": title or str(recipe.get("adapter_name") or output_name),
         "modelspec.description": _description(recipe),
         "modelspec.hash_sha256": f"0x{digest}",
-        "modelspec.resolution": _resolution(recipe),
+        "modelspec.resolution": "x".join(map(str, sizes)) if len(sizes) == 2 else "",
         "modelspec.tags": "concept unlearning",
         RECIPE_KEY: json.dumps(recipe, sort_keys=True) if recipe else "",
     }
@@ -142,15 +140,9 @@ def _versions(family: str, base_model: str, width: int | None) -> dict[str, str]
 
 
 def _common(values: Iterable[float]) -> str:
-    """The value that all have; a whole number without a fraction."""
+    """The value that all have, or else "Dynamic", as kohya's tools say it."""
     texts = {f"{value:g}" for value in values}
-    return texts.pop() if len(texts) == 1 else MIXED
-
-
-def _resolution(recipe: Mapping[str, Any]) -> str:
-    kwargs = mapping(recipe.get("pipeline_kwargs"))
-    sizes = [kwargs.get(side) for side in ("width", "height")]
-    return "x".join(map(str, sizes)) if all(isinstance(size, int) for size in sizes) else ""
+    return texts.pop() if len(texts) == 1 else "Dynamic"
 
 
 def _description(recipe: Mapping[str, Any]) -> str:
@@ -159,8 +151,7 @@ def _description(recipe: Mapping[str, Any]) -> str:
     if not summaries:
         return "An adapter made by diffusers-fdu; it has no trigger word."
     unlearned = ", ".join(
-        f"the {concept.kind or 'concept'} {concept.target!r} (in its place: {concept.anchor})"
-        for concept in summaries
+        f"the {c.kind or 'concept'} {c.target!r} (in its place: {c.anchor})" for c in summaries
     )
     return (
         f"Unlearns {unlearned}. It has no trigger word: active at strength 1 the model has "

@@ -16,7 +16,7 @@ from ..adapter_file import Format, Layer, layers_config
 from ..download import Source
 from ..recipe import RECIPE_NAME
 from ..write import write_adapter
-from .parts import Part, Update, inner, read_parts, total, truncated
+from .parts import Part, inner, read_parts, total, truncated
 
 Method = Literal["concat", "svd"]
 
@@ -115,18 +115,16 @@ def merge(
     # The dtype that holds all of the parts'.
     dtypes = {value.dtype for part in parts for value in part.file.state.values()}
     dtype = reduce(torch.promote_types, dtypes)
-    merged = {name: Update(*(half.to(dtype) for half in merged[name])) for name in merged}
-    squares = {name: _squares(merged[name], exact) for name, exact in sums.items()}
+    merged = {n: Layer(x.down.to(dtype), x.up.to(dtype), x.rank) for n, x in merged.items()}
+    squares = {}
+    for name, exact in sums.items():
+        difference = total([merged[name], exact._replace(up=-exact.up)])
+        squares[name] = max(0.0, inner(difference, difference)), inner(exact, exact)
     error = _relative(*(sum(values) for values in zip(*squares.values(), strict=True)))
-    layers = _layers(parts, merged)
-    most = max(layer.rank for layer in layers.values())
+    most = max(layer.rank for layer in merged.values())
     return Merged(
-        state={
-            f"{name}.lora_{half}.weight": value
-            for name, layer in layers.items()
-            for half, value in zip("AB", layer[:2], strict=True)
-        },
-        config=layers_config(layers, most, most),
+        state=_state(parts, merged),
+        config=layers_config(merged, most, most),
         component=parts[0].file.component,
         format=parts[0].file.format,
         recipe=_recipe(parts, rank=most, method=method, error=error),
@@ -134,35 +132,28 @@ def merge(
     )
 
 
-def _sums(parts: Sequence[Part]) -> dict[str, Update]:
+def _sums(parts: Sequence[Part]) -> dict[str, Layer]:
     """The sum of the updates of every layer that any of the adapters has."""
-    by_layer: dict[str, list[Update]] = {}
+    by_layer: dict[str, list[Layer]] = {}
     for part in parts:
         for name, update in part.updates().items():
             by_layer.setdefault(name, []).append(update)
     return {name: total(updates) for name, updates in by_layer.items()}
 
 
-def _squares(update: Update, exact: Update) -> tuple[float, float]:
-    """|update - exact|^2 and |exact|^2, without a matrix of the layer's size."""
-    difference = total([update, exact._replace(up=-exact.up)])
-    return max(0.0, inner(difference, difference)), inner(exact, exact)
-
-
 def _relative(square: float, exact: float) -> float:
     return (square / exact) ** 0.5 if exact else 0.0
 
 
-def _layers(parts: Sequence[Part], updates: dict[str, Update]) -> dict[str, Layer]:
-    """The updates in the shapes of the adapters' own: a convolution's have more dimensions."""
+def _state(parts: Sequence[Part], updates: dict[str, Layer]) -> dict[str, Tensor]:
+    """The weights, in the shapes of the adapters' own: a convolution's have more dimensions."""
     originals = {n: layer for part in reversed(parts) for n, layer in part.file.layers.items()}
-    layers = {}
-    for name, (down, up) in updates.items():
-        rank, original = len(down), originals[name]
-        down = down.reshape(rank, *original.down.shape[1:])
-        up = up.reshape(-1, rank, *original.up.shape[2:])
-        layers[name] = Layer(down, up, alpha=rank)
-    return layers
+    state = {}
+    for name, (down, up, _) in updates.items():
+        original = originals[name]
+        state[f"{name}.lora_A.weight"] = down.reshape(-1, *original.down.shape[1:])
+        state[f"{name}.lora_B.weight"] = up.reshape(len(up), -1, *original.up.shape[2:])
+    return state
 
 
 def _recipe(parts: Sequence[Part], **facts: Any) -> dict[str, Any]:
