@@ -83,8 +83,9 @@ class AdapterFile:
 
     def lora_config(self) -> LoraConfig:
         """PEFT's configuration of exactly these layers."""
-        rank, alpha = self.config["r"], self.config["lora_alpha"]
-        return LoraConfig(**layers_config(self.layers, rank, alpha))
+        return LoraConfig(
+            **layers_config(self.layers, self.config["r"], self.config["lora_alpha"])
+        )
 
 
 def layers_config(layers: Mapping[str, Layer], rank: int, alpha: float) -> dict[str, Any]:

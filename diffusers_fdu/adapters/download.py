@@ -50,7 +50,7 @@ def pull(
         >>> pipe = load_unlearned(pipe, folder)  # doctest: +SKIP
     """
     hub_files.check_repo_id(repo_id)
-    if output_dir is not None:
+    if output_dir is not None and Path(output_dir).exists():
         _check_output(Path(output_dir))
     folder: Path | None = None
     try:
@@ -102,9 +102,7 @@ def holds_weights(folder: Path) -> bool:
 
 
 def _check_output(folder: Path) -> None:
-    """Refuse a folder that holds something else, before anything is downloaded."""
-    if not folder.exists():
-        return
+    """Refuse what is no folder or holds something else, before anything is downloaded."""
     if not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is a file: pass a folder")
     if any(folder.iterdir()) and not holds_weights(folder):

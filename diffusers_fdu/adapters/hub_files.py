@@ -20,8 +20,7 @@ PICTURE = re.compile(rf"{PICTURES}/\w[\w.-]{{0,99}}\.png", re.ASCII)
 BESIDE_WEIGHTS = (RECIPE_NAME, EVALUATION_NAME, CARD_NAME, SHEET_NAME)
 FIXED_NAMES = (*BESIDE_WEIGHTS, *FILE_NAMES["diffusers"], *FILE_NAMES["peft"])
 
-MAX_WEIGHTS = 4 * 2**30
-"""Bytes; a LoRA of rank 128 on the largest models has about half."""
+MAX_WEIGHTS = 4 * 2**30  # bytes; a LoRA of rank 128 on the largest models has about half
 MAX_OTHER = 64 * 2**20
 MAX_PICTURES = 64
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -14,8 +14,6 @@ from .export.export import read_exported
 from .read import read_adapter
 from .summary import Rows, recipe_rows, text_or_empty
 
-LONGEST_REASON = 1000  # characters; it has a path
-
 
 @dataclass(frozen=True)
 class AdapterInfo:
@@ -62,9 +60,8 @@ class AdapterInfo:
         if self.network == "networks.lora_sd3":
             return ["in ComfyUI, or kohya's sd-scripts; in diffusers, the folder it came from"]
         if self.format == "kohya":
-            others = "ComfyUI, Forge, sd-scripts"
-            others += "" if self.network == "networks.lora_flux" else ", A1111"
-            return [f"pipe.load_lora_weights({path!r})", f"or in {others}"]
+            also = "" if self.network == "networks.lora_flux" else ", A1111"
+            return [f"pipe.load_lora_weights({path!r})", f"or in ComfyUI, Forge, sd-scripts{also}"]
         second = ", load_into_transformer_2=True" if self.component == "transformer_2" else ""
         return [f"pipe.load_lora_weights({path!r}{second})"]
 
@@ -91,7 +88,7 @@ class AdapterInfo:
             protocol = f"{self.evaluation['protocol']}, {self.evaluation['images']} images"
             measured.append(cleaned(f"by the protocol: {protocol}"))
         if self.unmeasured:
-            measured.append(cleaned(self.unmeasured, LONGEST_REASON))
+            measured.append(cleaned(self.unmeasured, 1000))  # it has a path
         return [
             *(recipe_rows(self.recipe) if self.recipe else unknown),
             *self.weights,

@@ -99,16 +99,15 @@ def load_adapter(
 ) -> tuple[str, str]:
     """See `load_unlearned`; returns the denoiser that the adapter is on, and its name there."""
     adapter_file = read_adapter(local_folder(source))
-    if component is None and (
-        # PEFT's files do not say which denoiser they are for, unless there is a recipe.
-        adapter_file.format == "diffusers" or adapter_file.recipe.get("component") in DENOISERS
-    ):
-        component = adapter_file.component
-    component = denoiser_name(pipe, component)
+    recipe = adapter_file.recipe
+    # PEFT's files do not say which denoiser they are for, unless there is a recipe.
+    is_told = adapter_file.format == "diffusers" or recipe.get("component") in DENOISERS
+    default_component = adapter_file.component if is_told else None
+    component = denoiser_name(pipe, default_component if component is None else component)
     model = getattr(pipe, component)
     check_fits(adapter_file, model)
     adapters.check_layers(model)
-    default = adapter_file.recipe.get("adapter_name") or Path(source).resolve().name
+    default = recipe.get("adapter_name") or Path(source).resolve().name
     name = adapter_name or adapters.free_name(adapters.ascii_slug(default) or "adapter", model)
     adapters.check_adapter_name(name, model)
     state_before = adapters.snapshot(model)
@@ -133,9 +132,7 @@ def load_adapter(
 def _warn_of_another_model(adapter_file: AdapterFile, pipe: Any) -> None:
     """Warn if both base models have names, which differ; paths say nothing."""
     trained_on, here = adapter_file.recipe.get("base_model"), getattr(pipe, "name_or_path", None)
-    if not is_model_id(trained_on) or not is_model_id(here):
-        return
-    if trained_on.casefold() != here.casefold():
+    if is_model_id(trained_on) and is_model_id(here) and trained_on.casefold() != here.casefold():
         warnings.warn(
             f"the adapter was trained on {trained_on!r}, and this is {here!r}: its layers fit, "
             "but look at what it does",

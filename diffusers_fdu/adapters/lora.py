@@ -34,11 +34,9 @@ class AdapterState:
 def snapshot(model: nn.Module) -> AdapterState:
     """The state of a denoiser before an adapter is attached or removed."""
     active = dict.fromkeys(name for layer in tuner_layers(model) for name in layer.active_adapters)
-    return AdapterState(
-        active=tuple(active),
-        requires_grad={_plain_name(n): p.requires_grad for n, p in model.named_parameters()},
-        training={_plain_name(n): m.training for n, m in model.named_modules()},
-    )
+    requires_grad = {_plain_name(n): p.requires_grad for n, p in model.named_parameters()}
+    training = {_plain_name(n): m.training for n, m in model.named_modules()}
+    return AdapterState(tuple(active), requires_grad, training)
 
 
 def _plain_name(name: str) -> str:
@@ -73,15 +71,14 @@ def free_name(wanted: str, model: nn.Module) -> str:
     return name
 
 
-def tuner_layers(model: nn.Module) -> list[BaseTunerLayer]:
+def tuner_layers(model: nn.Module) -> list[Any]:
     """The layers of a denoiser that carry adapters."""
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def _lora_layers(model: nn.Module, adapter_name: str) -> list[Any]:
     """The layers that have this adapter as a LoRA."""
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    return [layer for layer in layers if adapter_name in layer.scaling]
+    return [m for m in model.modules() if isinstance(m, LoraLayer) and adapter_name in m.scaling]
 
 
 def adapter_parameters(model: nn.Module, adapter_name: str) -> list[nn.Parameter]:
@@ -167,8 +164,7 @@ def checked_strengths(sources: Sequence[Any], strengths: Sequence[float] | None)
 
 def activate(model: nn.Module, names: Sequence[str]) -> None:
     """Make these adapters active, whatever their strengths, which stay as they are."""
-    layers: list[Any] = tuner_layers(model)
-    for layer in layers:
+    for layer in tuner_layers(model):
         flags = [(parameter, parameter.requires_grad) for parameter in layer.parameters()]
         layer.set_adapter(list(names))  # PEFT takes active ones to be in training
         for parameter, is_trained in flags:
@@ -210,7 +206,7 @@ def finish(model: nn.Module, adapter_name: str, state_before: AdapterState) -> N
 
 
 def remove(model: nn.Module, adapter_name: str, state_before: AdapterState | None = None) -> None:
-    """Take an adapter away and give the rest back as it was, by default as it is."""
+    """Take an adapter away, if it is there; the rest is as it was before, or stays as it is."""
     state_before = state_before or snapshot(model)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, BaseTunerLayer):

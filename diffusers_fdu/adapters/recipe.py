@@ -26,27 +26,22 @@ def make_recipe(
     """
     *options, machine = settings
     config = {name: value for part in options for name, value in asdict(part).items()}
-    return as_json(
-        {
-            **facts,
-            "config": config,
-            "performance": asdict(machine),
-            "pipeline_kwargs": pipeline_kwargs,
-            "base_model": str(getattr(pipe, "name_or_path", None) or "") or None,
-            "pipeline": type(pipe).__name__,
-            "versions": versions(),
-        }
-    )
+    recipe = {
+        **facts,
+        "config": config,
+        "performance": asdict(machine),
+        "pipeline_kwargs": pipeline_kwargs,
+        "base_model": str(getattr(pipe, "name_or_path", None) or "") or None,
+        "pipeline": type(pipe).__name__,
+        "versions": versions(),
+    }
+    return as_json(recipe)
 
 
 def versions() -> dict[str, str]:
     """Versions of this library and of those that the result depends on most."""
-    return {
-        "diffusers_fdu": VERSION,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "peft": peft.__version__,
-    }
+    libraries = {module.__name__: module.__version__ for module in (torch, diffusers, peft)}
+    return {"diffusers_fdu": VERSION, **libraries}
 
 
 def rename_base_models(value: Any, name_of: Callable[[Any], Any]) -> Any:

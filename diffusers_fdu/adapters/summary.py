@@ -114,7 +114,6 @@ def _training_rows(recipe: Mapping[str, Any]) -> Rows:
     steps, most = _number_text(recipe.get("steps_done")), _number_text(config.get("steps"))
     buffer = mapping(recipe.get("buffer"))
     unlearn, retain = (_number_text(buffer.get(role)) for role in ("unlearn", "retain"))
-    versions = mapping(recipe.get("versions")).items()
     rows = {
         "divergence": text_or_empty(recipe.get("f")),
         "estimator": _option(config.get("estimator"), "Variational"),
@@ -129,7 +128,7 @@ def _training_rows(recipe: Mapping[str, Any]) -> Rows:
         "recorded": f"{unlearn} rows to unlearn, {retain} to retain" if unlearn and retain else "",
         "runs": _named_numbers(recipe.get("pipeline_kwargs")),
         "time": _named_numbers(recipe.get("seconds"), " s"),
-        "versions": _join(f"{cleaned(name)} {cleaned(version)}" for name, version in versions),
+        "versions": _join(f"{n} {v}" for n, v in mapping(recipe.get("versions")).items()),
     }
     return [(label, text) for label, text in rows.items() if text]
 

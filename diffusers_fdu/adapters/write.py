@@ -43,7 +43,7 @@ def with_sorted_header(content: bytes) -> bytes:
     The format: 8 bytes of length, a JSON header padded with spaces, the data.
     """
     end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":"))
-    encoded = header.encode()
-    encoded += b" " * (-len(encoded) % 8)
-    return len(encoded).to_bytes(8, "little") + encoded + content[end:]
+    entries = json.loads(content[8:end])
+    header = json.dumps(entries, sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]

@@ -102,9 +102,8 @@ class Exported(NamedTuple):
     recipe: dict[str, Any]
 
 
-def read_exported(path: str | Path) -> Exported:
+def read_exported(path: Path) -> Exported:
     """Read a LoRA in kohya's layout; nothing in it is executed."""
-    path = Path(path)
     tensors, metadata = read_safetensors(path)
     layers = {}
     for name in [key.removesuffix(DOWN) for key in tensors if key.endswith(DOWN)]:

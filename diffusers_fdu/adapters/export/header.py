@@ -10,7 +10,6 @@ from ..summary import concept_summary, concepts, mapping
 
 FAMILIES = ("sd", "sdxl", "flux", "sd3")
 WORKS = "Stable Diffusion 1.x and 2.x (sd), SDXL (sdxl), FLUX.1 (flux), Stable Diffusion 3 (sd3)"
-
 PIPELINES: tuple[tuple[str, str | None], ...] = (
     ("StableDiffusionXL", "sdxl"),
     ("StableDiffusion3", "sd3"),
@@ -20,7 +19,6 @@ PIPELINES: tuple[tuple[str, str | None], ...] = (
     ("Flux", "flux"),
 )
 """How the names of their pipelines begin; the first that fits counts."""
-
 WIDTHS: dict[int | None, str] = {768: "sd", 1024: "sd", 2048: "sdxl"}
 """Families of UNets by the width of the text that cross-attention reads."""
 

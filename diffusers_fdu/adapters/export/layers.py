@@ -68,8 +68,7 @@ def named_layers(adapter_file: AdapterFile, family: str) -> dict[str, Layer]:
     """An adapter's layers by the names that other programs know them by, without "lora_unet_"."""
     layers = adapter_file.layers
     if family in ("sd", "sdxl"):
-        layers = _with_one_alpha(layers)
-        return {_unet_name(name, family): layer for name, layer in layers.items()}
+        return {_unet_name(n, family): x for n, x in _with_one_alpha(layers).items()}
     groups: dict[tuple[str, tuple[str, ...]], dict[str, Layer]] = {}
     for name, layer in layers.items():
         matrix, order, part = _place(name, family)

@@ -166,15 +166,14 @@ def _recipe(parts: Sequence[Part], **facts: Any) -> dict[str, Any]:
     }
     concepts = [concept for recipe in recipes for concept in recipe.get("concepts", [])]
     names = [concept["target"] for concept in concepts] or [part.name for part in parts]
-    return as_json(
-        {
-            **shared,
-            "adapter_name": adapters.name_for(names),
-            "component": parts[0].file.component,
-            "concepts": concepts,
-            **facts,
-            "weights": [part.strength for part in parts],
-            "merged": recipes,
-            "versions": {"diffusers_fdu": VERSION},
-        }
-    )
+    recipe = {
+        **shared,
+        "adapter_name": adapters.name_for(names),
+        "component": parts[0].file.component,
+        "concepts": concepts,
+        **facts,
+        "weights": [part.strength for part in parts],
+        "merged": recipes,
+        "versions": {"diffusers_fdu": VERSION},
+    }
+    return as_json(recipe)

@@ -11,8 +11,7 @@ from ..adapter_file import AdapterFile, Layer
 from ..download import Source, local_folder
 from ..read import read_adapter
 
-NOTHING = 1e-4
-"""Of the first singular value's root; float16 holds no smaller share."""
+NOTHING = 1e-4  # of the first singular value's root; float16 holds no smaller share
 
 
 @dataclass(frozen=True)
