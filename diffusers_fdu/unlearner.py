@@ -29,7 +29,7 @@ from .training.memory import Estimate
 from .training.resolve import F, resolve_plan
 from .training.trainer import Trainer, plan_recording, record
 from .utils.distributed import Processes
-from .utils.io import writable_folder
+from .utils.io import writable_folder, write_json
 
 
 class FDUnlearner:
@@ -262,7 +262,7 @@ class FDUnlearner:
         if self.processes.is_main:
             folder = writable_folder(directory)
             loading.save_adapter(self.pipe, self.component, self.adapter_name, folder, format)
-            recipe.write_recipe(self.recipe, folder)
+            write_json(folder / recipe.RECIPE_NAME, self.recipe)
         self.processes.wait()
         return folder
 

@@ -66,16 +66,12 @@ class AdapterFile:
     @property
     def layers(self) -> dict[str, Layer]:
         """Every adapted layer's update, by the layer's name."""
-        names = dict.fromkeys(key.rsplit(".lora_", 1)[0] for key in self.state)
-        patterns, default = self.config["alpha_pattern"], self.config["lora_alpha"]
-        return {
-            name: Layer(
-                self.state[f"{name}.lora_A.weight"],
-                self.state[f"{name}.lora_B.weight"],
-                float(by_pattern(patterns, name, default)),
-            )
-            for name in names
-        }
+        layers = {}
+        for name in dict.fromkeys(key.rsplit(".lora_", 1)[0] for key in self.state):
+            down, up = (self.state[f"{name}.lora_{half}.weight"] for half in "AB")
+            alpha = by_pattern(self.config["alpha_pattern"], name, self.config["lora_alpha"])
+            layers[name] = Layer(down, up, float(alpha))
+        return layers
 
     @property
     def digest(self) -> str:
@@ -87,14 +83,20 @@ class AdapterFile:
 
     def lora_config(self) -> LoraConfig:
         """PEFT's configuration of exactly these layers."""
-        rank, alpha, layers = self.config["r"], self.config["lora_alpha"], self.layers
         return LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            target_modules=sorted(layers),
-            rank_pattern={f"^{n}$": x.rank for n, x in layers.items() if x.rank != rank},
-            alpha_pattern={f"^{n}$": x.alpha for n, x in layers.items() if x.alpha != alpha},
+            **layers_config(self.layers, self.config["r"], self.config["lora_alpha"])
         )
+
+
+def layers_config(layers: Mapping[str, Layer], rank: int, alpha: float) -> dict[str, Any]:
+    """An `AdapterFile.config` of these layers alone, some of which have another rank or alpha."""
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": sorted(layers),
+        "rank_pattern": {f"^{n}$": x.rank for n, x in layers.items() if x.rank != rank},
+        "alpha_pattern": {f"^{n}$": x.alpha for n, x in layers.items() if x.alpha != alpha},
+    }
 
 
 def by_pattern(patterns: Mapping[str, Any], layer_name: str, default: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -49,17 +50,17 @@ def pull(
         >>> pipe = load_unlearned(pipe, folder)  # doctest: +SKIP
     """
     hub_files.check_repo_id(repo_id)
-    if output_dir is not None:
+    if output_dir is not None and Path(output_dir).exists():
         _check_output(Path(output_dir))
-    folder: Path | None
+    folder: Path | None = None
     try:
         folder = _download(repo_id, revision, token, max_bytes)
     except Unreachable:
-        if (folder := _cached(repo_id, revision)) is None:
+        with suppress(LocalEntryNotFoundError):
+            folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+        if folder is None or not holds_weights(folder):
             raise
     files = hub_files.files_to_push(read_adapter(folder))
-    if (folder / hub_files.CARD_NAME).is_file():
-        files[hub_files.CARD_NAME] = folder / hub_files.CARD_NAME
     return folder if output_dir is None else _copy(files, Path(output_dir))
 
 
@@ -80,46 +81,31 @@ def local_folder(source: Source) -> Source:
 
 def _download(repo_id: str, revision: str | None, token: str | None, max_bytes: int) -> Path:
     """The folder in the Hub's cache that then has the files which are taken."""
+    api = HfApi(token=token, library_name=LIBRARY)
     with translated_errors(repo_id, "pull"):
-        info = HfApi(token=token, library_name=LIBRARY).model_info(
-            repo_id, revision=revision, files_metadata=True
-        )
+        info = api.model_info(repo_id, revision=revision, files_metadata=True)
+        sizes = {file.rfilename: file.size for file in info.siblings or []}
         try:
-            names = hub_files.files_to_pull(
-                {f.rfilename: f.size for f in info.siblings or []}, max_bytes
-            )
+            names = hub_files.files_to_pull(sizes, max_bytes)
         except ValueError as error:
             raise ValueError(f"{repo_id!r} is not pulled: {error}") from error
-        folder = Path(
-            snapshot_download(
-                repo_id, revision=revision, allow_patterns=names, token=token, library_name=LIBRARY
-            )
-        )
+        path = api.snapshot_download(repo_id, revision=revision, allow_patterns=names)
+    folder = Path(path)
     if folder.name != info.sha:
         raise HubError(f"{repo_id!r} changed while it was pulled: try again")
     return folder
 
 
-def _cached(repo_id: str, revision: str | None) -> Path | None:
-    """The folder in the Hub's cache, if the adapter is in it."""
-    try:
-        folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    return folder if _holds_weights(folder) else None
-
-
-def _holds_weights(folder: Path) -> bool:
+def holds_weights(folder: Path) -> bool:
+    """Whether a folder has weights, of either format."""
     return any((folder / name).exists() for name in (WEIGHTS_NAME, PEFT_WEIGHTS_NAME))
 
 
 def _check_output(folder: Path) -> None:
-    """Refuse a folder that holds something else, before anything is downloaded."""
-    if not folder.exists():
-        return
+    """Refuse what is no folder or holds something else, before anything is downloaded."""
     if not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is a file: pass a folder")
-    if any(folder.iterdir()) and not _holds_weights(folder):
+    if any(folder.iterdir()) and not holds_weights(folder):
         raise ValueError(f"{str(folder)!r} holds other files and no adapter: pass an empty folder")
     writable_folder(folder)
 
@@ -133,9 +119,7 @@ def _copy(files: dict[str, Path], output: Path) -> Path:
             shutil.copyfile(path, Path(temporary) / name)
         # What was pushed with the adapter that was here would be pushed with the new one.
         stale = [output / name for name in hub_files.FIXED_NAMES]
-        if not (
-            output / hub_files.PICTURES
-        ).is_symlink():  # pictures of another place are not pushed
+        if not (output / hub_files.PICTURES).is_symlink():  # those elsewhere are not pushed
             stale += (output / hub_files.PICTURES).glob("*.png")
         for path in stale:
             path.unlink(missing_ok=True)

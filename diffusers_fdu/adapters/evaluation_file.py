@@ -21,7 +21,7 @@ known; "before" is the same number without the adapter and may be missing, as ma
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -33,38 +33,27 @@ MAX_BYTES = 2**20
 NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 SHARE, DISTANCE = ".1%", ".3g"
 
-
-class MetricDescription(NamedTuple):
-    """A metric in words: its title, what it counts, which way is better, how it is written."""
-
-    title: str
-    about: str
-    better: str = "more"
-    form: str = SHARE
-
-
 SHARES = {
     "ua": ("UA", "unlearning accuracy: the target's pictures that are not judged the target"),
     "ira": ("IRA", "in-domain retain accuracy: others judged right in the target's domain"),
     "cra": ("CRA", "cross-domain retain accuracy: others judged right in the other domain"),
     "harmonic_mean": ("Harmonic mean", "of UA, IRA and CRA"),
     "mace": ("MACE", "harmonic mean of efficacy, specificity and generality"),
-    "efficacy": ("Efficacy", "the target's pictures that show the target", "less"),
+    "efficacy": ("Efficacy", "the target's pictures that show the target"),
     "specificity": ("Specificity", "the others' pictures judged right: IRA"),
-    "generality": ("Generality", "pictures of synonyms that show the target", "less"),
-    "paraphrases": ("Paraphrases", "pictures of paraphrases that still show the target", "less"),
-    "clip_accuracy": ("CLIP accuracy", "pictures nearer to the target than the anchor", "less"),
+    "generality": ("Generality", "pictures of synonyms that show the target"),
+    "paraphrases": ("Paraphrases", "pictures of paraphrases that still show the target"),
+    "clip_accuracy": ("CLIP accuracy", "pictures nearer to the target than the anchor"),
 }
 DISTANCES = {
-    "clip_score": ("CLIP score, target", "its pictures against its words, 0 to 2.5", "less"),
-    "clip_score_others": ("CLIP score, others", "pictures against prompts, 0 to 2.5", "more"),
-    "fid": ("FID", "of the others' pictures, before against after", "less"),
-    "kid": ("KID", "of the others' pictures, before against after", "less"),
-    "pixel_drift": ("Pixel drift", "of the others' pictures at equal seed, 0 to 1", "less"),
+    "clip_score": ("CLIP score, target", "its pictures against its words, 0 to 2.5"),
+    "clip_score_others": ("CLIP score, others", "pictures against prompts, 0 to 2.5"),
+    "fid": ("FID", "of the others' pictures, before against after"),
+    "kid": ("KID", "of the others' pictures, before against after"),
+    "pixel_drift": ("Pixel drift", "of the others' pictures at equal seed, 0 to 1"),
 }
-METRICS = {name: MetricDescription(*texts) for name, texts in SHARES.items()} | {
-    name: MetricDescription(*texts, DISTANCE) for name, texts in DISTANCES.items()
-}
+"""Metrics by their names: the title, and what it counts."""
+MORE_IS_BETTER = ("ua", "ira", "cra", "harmonic_mean", "mace", "specificity", "clip_score_others")
 
 
 @dataclass(frozen=True)
@@ -87,26 +76,32 @@ class MetricReport(NamedTuple):
 
     name: str
     metric: Metric
-    meaning: MetricDescription
+    title: str
+    meaning: str
+    better: str
     about: str
+    form: str
     value: str
     interval: str
     before: str
 
     def __str__(self) -> str:
-        bounds = f" ({self.interval})" if self.interval else ""
-        return f"{self.meaning.title} {self.value}{bounds}"
+        return f"{self.title} {self.value}" + (f" ({self.interval})" if self.interval else "")
 
 
 def metric_report(name: str, metric: Metric) -> MetricReport:
-    """A metric in words; one that is not among `METRICS` is a number with a name."""
-    meaning = METRICS.get(name, MetricDescription(name, "", "", DISTANCE))
-    _, about, better, form = meaning
+    """A metric in words; one that is not described here is a number with a name."""
+    form = SHARE if name in SHARES else DISTANCE
+    title, meaning = (SHARES | DISTANCES).get(name, (name, ""))
+    better = "more" if name in MORE_IS_BETTER else "less" if meaning else ""
     return MetricReport(
         name,
         metric,
+        title,
         meaning,
-        about=f"{about} ({better} is better)" if better else about,
+        better,
+        about=f"{meaning} ({better} is better)" if meaning else "",
+        form=form,
         value=f"{metric.value:{form}}",
         interval=interval(metric, form),
         before="" if metric.before is None else f"{metric.before:{form}}",
@@ -121,9 +116,9 @@ def interval(metric: Metric, form: str = SHARE) -> str:
 
 def metric_reports(evaluation: Mapping[str, Any]) -> list[MetricReport]:
     """The figures of an evaluation that `check_evaluation` let pass; none of an empty one."""
-    names = [field.name for field in fields(Metric)]
+    names = Metric.__dataclass_fields__
     return [
-        metric_report(name, Metric(**{key: metric[key] for key in names if key in metric}))
+        metric_report(name, Metric(**{key: metric[key] for key in metric if key in names}))
         for name, metric in evaluation.get("metrics", {}).items()
     ]
 
@@ -148,7 +143,10 @@ def read_evaluation(weights: Path) -> dict[str, Any] | None:
         raise ValueError(f"{str(path)!r} is no evaluation: {error}") from error
     digest = evaluation.get("weights_sha256")
     if digest is not None and digest != sha256(weights):
-        raise ValueError(f"{str(path)!r} is about other weights than {weights.name}: remove it")
+        raise ValueError(
+            f"{str(path)!r} is about other weights than {weights.name}: "
+            "evaluate these, or remove the file"
+        )
     return evaluation
 
 

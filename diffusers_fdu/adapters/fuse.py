@@ -1,7 +1,6 @@
 """Adapters for good: added to the weights of a pipe's denoiser, which is plain afterwards."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,34 +47,28 @@ def fuse(pipe: Any, adapter_names: Sequence[str] | None = None) -> float:
         True
         >>> pipe.save_pretrained("forgotten")
     """
-    models = {name: getattr(pipe, name) for name in denoiser_names(pipe)}
-    states_before = {name: adapters.snapshot(model) for name, model in models.items()}
-    active = list(dict.fromkeys(name for state in states_before.values() for name in state.active))
+    models = [getattr(pipe, component) for component in denoiser_names(pipe)]
+    active_in = [adapters.snapshot(model).active for model in models]
+    active = list(dict.fromkeys(name for names in active_in for name in names))
     fused = active if adapter_names is None else list(dict.fromkeys(adapter_names))
     if not fused:
         raise ValueError("there is no active adapter to fuse: load one, or call pipe.set_adapters")
     for name in fused:
         if name not in active:
             raise ValueError(f"adapter {name!r} is not active: active are {', '.join(active)}")
-    # An adapter may be active in one denoiser and not in the other.
-    fused_in = {
-        component: [name for name in fused if name in state.active]
-        for component, state in states_before.items()
-    }
     # All denoisers are checked before any is changed.
-    for component, model in models.items():
+    for model in models:
         adapters.check_denoiser(model)
-        _check_layers(model, fused_in[component])
+        _check_layers(model, fused)
     lost = total = 0.0
-    for component, model in models.items():
-        names, state = fused_in[component], states_before[component]
+    for model, names in zip(models, active_in, strict=True):
         with onloaded(model):
             for layer in adapters.tuner_layers(model):
-                rounding, size = _fuse_layer(layer, _present(layer, names))
+                rounding, size = _fuse_layer(layer, _present(layer, fused))
                 lost, total = lost + rounding, total + size
-            rest = tuple(name for name in state.active if name not in names)
-            for name in names:
-                adapters.remove(model, name, replace(state, active=rest))
+            for name in fused:
+                if name in names:  # it may be active in one denoiser and not in the other
+                    adapters.remove(model, name)
     return (lost / total) ** 0.5 if total else 0.0
 
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -16,16 +17,10 @@ SHEET_NAME = "before_after.png"
 PICTURES = "images"
 PICTURE = re.compile(rf"{PICTURES}/\w[\w.-]{{0,99}}\.png", re.ASCII)
 
-FIXED_NAMES = (
-    CARD_NAME,
-    RECIPE_NAME,
-    EVALUATION_NAME,
-    SHEET_NAME,
-    *(name for names in FILE_NAMES.values() for name in names),
-)
+BESIDE_WEIGHTS = (RECIPE_NAME, EVALUATION_NAME, CARD_NAME, SHEET_NAME)
+FIXED_NAMES = (*BESIDE_WEIGHTS, *FILE_NAMES["diffusers"], *FILE_NAMES["peft"])
 
-MAX_WEIGHTS = 4 * 2**30
-"""Bytes; a LoRA of rank 128 on the largest models has about half."""
+MAX_WEIGHTS = 4 * 2**30  # bytes; a LoRA of rank 128 on the largest models has about half
 MAX_OTHER = 64 * 2**20
 MAX_PICTURES = 64
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -45,6 +40,11 @@ def is_repo_id(name: str) -> bool:
     return "/" in name
 
 
+def is_model_id(name: Any) -> TypeGuard[str]:
+    """Whether a base model's name is one of the Hub's, and not a folder's."""
+    return isinstance(name, str) and is_repo_id(name) and not Path(name).is_dir()
+
+
 def check_repo_id(repo_id: str) -> str:
     """The name of a repository, if it is one."""
     if not is_repo_id(repo_id):
@@ -53,9 +53,9 @@ def check_repo_id(repo_id: str) -> str:
 
 
 def files_to_push(adapter_file: AdapterFile) -> dict[str, Path]:
-    """The files of an adapter's folder that go to the Hub, by their names there; not the card."""
+    """The files of an adapter's folder that go to the Hub, by their names there."""
     folder = adapter_file.folder
-    names = [*FILE_NAMES[adapter_file.format], RECIPE_NAME, EVALUATION_NAME, SHEET_NAME]
+    names = [*FILE_NAMES[adapter_file.format], *BESIDE_WEIGHTS]
     names += sorted(f"{PICTURES}/{path.name}" for path in (folder / PICTURES).glob("*.png"))
     files = {name: folder / name for name in names if (folder / name).is_file()}
     for name, path in files.items():

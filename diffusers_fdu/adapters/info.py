@@ -8,13 +8,11 @@ from typing import Any
 
 from ..utils.markup import cleaned
 from .adapter_file import PEFT_WEIGHTS_NAME, WEIGHTS_NAME, AdapterFile, Layer
-from .download import Source, local_folder
+from .download import Source, holds_weights, local_folder
 from .evaluation_file import metric_reports, read_evaluation
 from .export.export import read_exported
 from .read import read_adapter
 from .summary import Rows, recipe_rows, text_or_empty
-
-LONGEST_REASON = 1000  # characters; it has a path
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,8 @@ class AdapterInfo:
         if self.network == "networks.lora_sd3":
             return ["in ComfyUI, or kohya's sd-scripts; in diffusers, the folder it came from"]
         if self.format == "kohya":
-            others = "ComfyUI, Forge, sd-scripts"
-            others += "" if self.network == "networks.lora_flux" else ", A1111"
-            return [f"pipe.load_lora_weights({path!r})", f"or in {others}"]
+            also = "" if self.network == "networks.lora_flux" else ", A1111"
+            return [f"pipe.load_lora_weights({path!r})", f"or in ComfyUI, Forge, sd-scripts{also}"]
         second = ", load_into_transformer_2=True" if self.component == "transformer_2" else ""
         return [f"pipe.load_lora_weights({path!r}{second})"]
 
@@ -91,7 +88,7 @@ class AdapterInfo:
             protocol = f"{self.evaluation['protocol']}, {self.evaluation['images']} images"
             measured.append(cleaned(f"by the protocol: {protocol}"))
         if self.unmeasured:
-            measured.append(cleaned(self.unmeasured, LONGEST_REASON))
+            measured.append(cleaned(self.unmeasured, 1000))  # it has a path
         return [
             *(recipe_rows(self.recipe) if self.recipe else unknown),
             *self.weights,
@@ -136,11 +133,21 @@ def describe(source: Source) -> AdapterInfo:
     path, repo_id = Path(folder), None if folder == source else str(source)
     if path.name in (WEIGHTS_NAME, PEFT_WEIGHTS_NAME):
         path = path.parent
-    if path.is_dir() and not any((path / n).exists() for n in (WEIGHTS_NAME, PEFT_WEIGHTS_NAME)):
+    if path.is_dir() and not holds_weights(path):
         files = sorted(path.glob("*.safetensors"))
         path = files[0] if len(files) == 1 else path
-    return (
-        _describe_exported(path) if path.is_file() else adapter_info(read_adapter(path), repo_id)
+    if not path.is_file():
+        return adapter_info(read_adapter(path), repo_id)
+    layers, header, recipe = read_exported(path)
+    return AdapterInfo(
+        path,
+        "kohya",
+        text_or_empty(recipe.get("component")) or "denoiser",
+        **_measure(layers),
+        bytes=path.stat().st_size,
+        recipe=recipe,
+        evaluation={},  # files of several adapters may lie together
+        network=header.get("ss_network_module"),
     )
 
 
@@ -161,20 +168,6 @@ def adapter_info(adapter_file: AdapterFile, repo_id: str | None = None) -> Adapt
         evaluation=evaluation,
         repo_id=repo_id,
         unmeasured=unmeasured,
-    )
-
-
-def _describe_exported(path: Path) -> AdapterInfo:
-    exported = read_exported(path)
-    return AdapterInfo(
-        path,
-        "kohya",
-        text_or_empty(exported.recipe.get("component")) or "denoiser",
-        **_measure(exported.layers),
-        bytes=path.stat().st_size,
-        recipe=exported.recipe,
-        evaluation={},  # files of several adapters may lie together
-        network=exported.header.get("ss_network_module"),
     )
 
 

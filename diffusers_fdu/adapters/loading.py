@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..pipelines.denoiser import DENOISERS, denoiser_name
@@ -13,9 +14,8 @@ from ..pipelines.offload import onloaded
 from . import lora as adapters
 from .adapter_file import FILE_NAMES, AdapterFile, Format
 from .download import Source, local_folder
-from .hub_files import is_repo_id
+from .hub_files import is_model_id
 from .read import read_adapter
-from .recipe import EMBEDDED
 from .write import write_adapter
 
 
@@ -29,8 +29,10 @@ def check_format(pipe: Any, format: str) -> None:
     if format not in FILE_NAMES:
         raise ValueError(f"unknown format {format!r}: choose {' or '.join(FILE_NAMES)}")
     if format == "diffusers" and not has_loader(pipe):
-        name = type(pipe).__name__
-        raise ValueError(f"{name} has no LoRA loader in diffusers: use format='peft'")
+        raise ValueError(
+            f"{type(pipe).__name__} has no LoRA loader in diffusers: use format='peft', and load "
+            "it with diffusers_fdu.load_unlearned"
+        )
 
 
 def lora_metadata(model: nn.Module, adapter_name: str) -> dict[str, Any]:
@@ -97,16 +99,15 @@ def load_adapter(
 ) -> tuple[str, str]:
     """See `load_unlearned`; returns the denoiser that the adapter is on, and its name there."""
     adapter_file = read_adapter(local_folder(source))
-    if component is None and (
-        # PEFT's files do not say which denoiser they are for, unless there is a recipe.
-        adapter_file.format == "diffusers" or adapter_file.recipe.get("component") in DENOISERS
-    ):
-        component = adapter_file.component
-    component = denoiser_name(pipe, component)
+    recipe = adapter_file.recipe
+    # PEFT's files do not say which denoiser they are for, unless there is a recipe.
+    is_told = adapter_file.format == "diffusers" or recipe.get("component") in DENOISERS
+    default_component = adapter_file.component if is_told else None
+    component = denoiser_name(pipe, default_component if component is None else component)
     model = getattr(pipe, component)
     check_fits(adapter_file, model)
     adapters.check_layers(model)
-    default = adapter_file.recipe.get("adapter_name") or Path(source).resolve().name
+    default = recipe.get("adapter_name") or Path(source).resolve().name
     name = adapter_name or adapters.free_name(adapters.ascii_slug(default) or "adapter", model)
     adapters.check_adapter_name(name, model)
     state_before = adapters.snapshot(model)
@@ -124,23 +125,16 @@ def load_adapter(
         adapters.remove(model, name, state_before)
         raise
     adapters.activate(model, [*state_before.active, name])
-    adapters.restore_flags(model, state_before)
     _warn_of_another_model(adapter_file, pipe)
     return component, name
 
 
 def _warn_of_another_model(adapter_file: AdapterFile, pipe: Any) -> None:
     """Warn if both base models have names, which differ; paths say nothing."""
-    bases = [adapter_file.recipe.get("base_model"), getattr(pipe, "name_or_path", None)]
-    names = [
-        base
-        for base in bases
-        if isinstance(base, str) and (base == EMBEDDED or is_repo_id(base))
-        if not Path(base).is_dir()
-    ]
-    if len(names) == 2 and names[0].casefold() != names[1].casefold():
+    trained_on, here = adapter_file.recipe.get("base_model"), getattr(pipe, "name_or_path", None)
+    if is_model_id(trained_on) and is_model_id(here) and trained_on.casefold() != here.casefold():
         warnings.warn(
-            f"the adapter was trained on {names[0]!r}, and this is {names[1]!r}: its layers fit, "
+            f"the adapter was trained on {trained_on!r}, and this is {here!r}: its layers fit, "
             "but look at what it does",
             UserWarning,
             stacklevel=3,
@@ -149,23 +143,19 @@ def _warn_of_another_model(adapter_file: AdapterFile, pipe: Any) -> None:
 
 def check_fits(adapter_file: AdapterFile, model: nn.Module) -> None:
     """Refuse an adapter whose layers the denoiser does not have, or has in other sizes."""
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name, (down, up, _) in adapter_file.layers.items():
-        try:
-            layer: Any = model.get_submodule(name)
-        except AttributeError:
-            layer = None
-        if layer is None or not hasattr(layer, "weight"):
-            here = "there is no such layer here"
-        else:
-            base = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
-            features = [
-                getattr(base, f"{side}_features", getattr(base, f"{side}_channels", None))
-                for side in ("in", "out")
-            ]
-            kernel = tuple(getattr(base, "kernel_size", ()))
-            if features == [down.shape[1], up.shape[0]] and kernel == tuple(down.shape[2:]):
-                continue
-            here = f"it takes {features[0]} and gives {features[1]} here"
+        layer: Any = modules.get(name)
+        base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+        features = [
+            getattr(base, f"{side}_features", getattr(base, f"{side}_channels", None))
+            for side in ("in", "out")
+        ]
+        kernel = tuple(getattr(base, "kernel_size", ()))
+        if features == [down.shape[1], up.shape[0]] and kernel == tuple(down.shape[2:]):
+            continue
+        here = f"it takes {features[0]} and gives {features[1]} here"
+        here = here if hasattr(base, "weight") else "there is no such layer here"
         pipeline = adapter_file.recipe.get("pipeline")
         raise ValueError(
             f"{str(adapter_file.folder)!r} is no adapter for this {type(model).__name__}: {name} "

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,13 +32,16 @@ class AdapterState:
 
 
 def snapshot(model: nn.Module) -> AdapterState:
-    """The state of a denoiser before an adapter is attached."""
+    """The state of a denoiser before an adapter is attached or removed."""
     active = dict.fromkeys(name for layer in tuner_layers(model) for name in layer.active_adapters)
-    return AdapterState(
-        active=tuple(active),
-        requires_grad={n: p.requires_grad for n, p in model.named_parameters()},
-        training={n: m.training for n, m in model.named_modules()},
-    )
+    requires_grad = {_plain_name(n): p.requires_grad for n, p in model.named_parameters()}
+    training = {_plain_name(n): m.training for n, m in model.named_modules()}
+    return AdapterState(tuple(active), requires_grad, training)
+
+
+def _plain_name(name: str) -> str:
+    """A name as it is without adapters: a layer that carries some is its own `base_layer`."""
+    return name.replace(".base_layer", "")
 
 
 def check_adapter_name(name: str, model: nn.Module) -> None:
@@ -67,15 +71,14 @@ def free_name(wanted: str, model: nn.Module) -> str:
     return name
 
 
-def tuner_layers(model: nn.Module) -> list[BaseTunerLayer]:
+def tuner_layers(model: nn.Module) -> list[Any]:
     """The layers of a denoiser that carry adapters."""
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def _lora_layers(model: nn.Module, adapter_name: str) -> list[Any]:
     """The layers that have this adapter as a LoRA."""
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    return [layer for layer in layers if adapter_name in layer.scaling]
+    return [m for m in model.modules() if isinstance(m, LoraLayer) and adapter_name in m.scaling]
 
 
 def adapter_parameters(model: nn.Module, adapter_name: str) -> list[nn.Parameter]:
@@ -147,11 +150,13 @@ def inject(model: nn.Module, config: LoraConfig, adapter_name: str) -> None:
             inject_adapter_in_model(config, model, adapter_name)
 
 
-def checked_strengths(strengths: Sequence[float] | None, count: int) -> list[float]:
-    """A strength for each of so many adapters, 1 if there are none."""
-    values = [1.0] * count if strengths is None else list(strengths)
-    if len(values) != count:
-        raise ValueError(f"{count} adapters and {len(values)} weights: pass one for each")
+def checked_strengths(sources: Sequence[Any], strengths: Sequence[float] | None) -> list[float]:
+    """A strength for each adapter of a list, 1 if there are none."""
+    if isinstance(sources, str | Path):
+        raise TypeError(f"{str(sources)!r} is one adapter: pass a list of them")
+    values = [1.0] * len(sources) if strengths is None else list(strengths)
+    if len(values) != len(sources):
+        raise ValueError(f"{len(sources)} adapters and {len(values)} weights: pass one for each")
     if not all(map(math.isfinite, values)):
         raise ValueError(f"weights must be finite, got {values}")
     return values
@@ -159,8 +164,7 @@ def checked_strengths(strengths: Sequence[float] | None, count: int) -> list[flo
 
 def activate(model: nn.Module, names: Sequence[str]) -> None:
     """Make these adapters active, whatever their strengths, which stay as they are."""
-    layers: list[Any] = tuner_layers(model)
-    for layer in layers:
+    for layer in tuner_layers(model):
         flags = [(parameter, parameter.requires_grad) for parameter in layer.parameters()]
         layer.set_adapter(list(names))  # PEFT takes active ones to be in training
         for parameter, is_trained in flags:
@@ -169,11 +173,8 @@ def activate(model: nn.Module, names: Sequence[str]) -> None:
 
 def strengths(model: nn.Module, names: Sequence[str]) -> dict[str, float]:
     """Weight of each adapter, as `pipe.set_adapters` sets it, on the first layer that has it."""
-    values = {}
-    for name in names:
-        for layer in _lora_layers(model, name)[:1]:
-            values[name] = layer.scaling[name] * layer.r[name] / layer.lora_alpha[name]
-    return values
+    first = {name: layer for name in names for layer in _lora_layers(model, name)[:1]}
+    return {n: x.scaling[n] * x.r[n] / x.lora_alpha[n] for n, x in first.items()}
 
 
 def set_strength(model: nn.Module, adapter_name: str, strength: float) -> None:
@@ -204,36 +205,27 @@ def finish(model: nn.Module, adapter_name: str, state_before: AdapterState) -> N
     restore_flags(model, state_before)
 
 
-def remove(model: nn.Module, adapter_name: str, state_before: AdapterState) -> None:
-    """Take an adapter away and give everything back as it was; fine if it is not there."""
-    for layer in tuner_layers(model):
-        layer.delete_adapter(adapter_name)
-    _unwrap_empty(model)
+def remove(model: nn.Module, adapter_name: str, state_before: AdapterState | None = None) -> None:
+    """Take an adapter away, if it is there; the rest is as it was before, or stays as it is."""
+    state_before = state_before or snapshot(model)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.delete_adapter(adapter_name)
+        if isinstance(layer, LoraLayer) and not layer.lora_A:  # it carries no adapter any more
+            model.set_submodule(name, layer.get_base_layer())
     configs: dict[str, Any] = getattr(model, "peft_config", {})
     configs.pop(adapter_name, None)
     if not configs:  # one that failed half-way may have set one of these and not the other
         model.__dict__.pop("peft_config", None)
         if "_hf_peft_config_loaded" in model.__dict__:
             model._hf_peft_config_loaded = False  # type: ignore[assignment]
-    activate(model, state_before.active)
+    activate(model, [name for name in state_before.active if name != adapter_name])
     restore_flags(model, state_before)
-
-
-def _unwrap_empty(model: nn.Module) -> None:
-    """Put the plain layer back where a layer carries no adapter any more."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, LoraLayer) and not child.lora_A:
-                setattr(parent, name, child.get_base_layer())
 
 
 def restore_flags(model: nn.Module, state_before: AdapterState) -> None:
     """Give training and gradient flags back as they were."""
-    requires_grad, training = state_before.requires_grad, state_before.training
-    # A layer that carries an adapter for the first time has its weight under `base_layer`.
     for name, parameter in model.named_parameters():
-        plain_name = name.replace(".base_layer.", ".")
-        parameter.requires_grad_(requires_grad.get(name, requires_grad.get(plain_name, False)))
+        parameter.requires_grad_(state_before.requires_grad.get(_plain_name(name), False))
     for name, module in model.named_modules():
-        plain_name = name.replace(".base_layer", "")
-        module.training = training.get(name, training.get(plain_name, False))
+        module.training = state_before.training.get(_plain_name(name), False)

@@ -15,7 +15,6 @@ from .adapter_file import FILE_NAMES, PEFT_CONFIG_NAME, PEFT_PREFIX, AdapterFile
 from .recipe import RECIPE_NAME
 
 METADATA_NAME = "lora_adapter_metadata"  # diffusers' own, in the header
-
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 KEY = re.compile(r"(?P<layer>\w+(\.\w+)*)\.lora_(?P<half>[AB])\.weight")
 CHANGES_MATHS = (
@@ -24,7 +23,6 @@ CHANGES_MATHS = (
 )
 PATTERN = re.compile(r"\^?\w[\w.]*\$?")  # of the patterns in the metadata: names alone
 UNET_PARTS = ("down_blocks.", "mid_block.", "up_blocks.")
-LARGEST = 1e9  # rank or alpha
 
 
 def read_adapter(directory: str | Path) -> AdapterFile:
@@ -152,9 +150,9 @@ def _checked_config(metadata: Mapping[str, Any], state: dict[str, Tensor]) -> di
 
 
 def _is_positive(value: Any) -> bool:
-    """Whether this is a positive number that a float can hold."""
+    """Whether this is a positive number, of a size that a rank or an alpha may have."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and 0 < value < LARGEST
+    return is_number and 0 < value < 1e9
 
 
 def _check_weights(adapter_file: AdapterFile) -> None:

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import diffusers
 import peft
 import torch
 
-from ..utils.io import as_json, write_json
+from ..utils.io import as_json
 from ..utils.version import VERSION
 
 RECIPE_NAME = "recipe.json"
@@ -27,32 +26,22 @@ def make_recipe(
     """
     *options, machine = settings
     config = {name: value for part in options for name, value in asdict(part).items()}
-    return as_json(
-        {
-            **facts,
-            "config": config,
-            "performance": asdict(machine),
-            "pipeline_kwargs": pipeline_kwargs,
-            "base_model": str(getattr(pipe, "name_or_path", None) or "") or None,
-            "pipeline": type(pipe).__name__,
-            "versions": versions(),
-        }
-    )
+    recipe = {
+        **facts,
+        "config": config,
+        "performance": asdict(machine),
+        "pipeline_kwargs": pipeline_kwargs,
+        "base_model": str(getattr(pipe, "name_or_path", None) or "") or None,
+        "pipeline": type(pipe).__name__,
+        "versions": versions(),
+    }
+    return as_json(recipe)
 
 
 def versions() -> dict[str, str]:
     """Versions of this library and of those that the result depends on most."""
-    return {
-        "diffusers_fdu": VERSION,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "peft": peft.__version__,
-    }
-
-
-def write_recipe(recipe: dict[str, Any], folder: Path) -> None:
-    """Write `recipe.json`, whole or not at all."""
-    write_json(folder / RECIPE_NAME, recipe)
+    libraries = {module.__name__: module.__version__ for module in (torch, diffusers, peft)}
+    return {"diffusers_fdu": VERSION, **libraries}
 
 
 def rename_base_models(value: Any, name_of: Callable[[Any], Any]) -> Any:

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -14,20 +12,15 @@ from .download import Source
 from .loading import load_adapter
 
 
-def _denoisers(pipe: Any) -> list[nn.Module]:
-    return [getattr(pipe, name) for name in denoiser_names(pipe)]
-
-
-def _names_on(model: nn.Module) -> list[str]:
-    """Names of the adapters on a denoiser."""
-    return list(getattr(model, "peft_config", {}))
-
-
-def _check_names(pipe: Any, names: Iterable[str]) -> None:
-    on_pipe = list(dict.fromkeys(name for model in _denoisers(pipe) for name in _names_on(model)))
+def _denoisers(pipe: Any, names: Iterable[str] = ()) -> list[tuple[nn.Module, list[str]]]:
+    """The denoisers of a pipe and the adapters on them; all that are named must be there."""
+    models = [getattr(pipe, component) for component in denoiser_names(pipe)]
+    result = [(model, list(getattr(model, "peft_config", {}))) for model in models]
+    on_pipe = list(dict.fromkeys(name for _, on_model in result for name in on_model))
     for name in names:
         if name not in on_pipe:
             raise ValueError(f"no adapter {name!r} on the pipe: there are {', '.join(on_pipe)}")
+    return result
 
 
 def stack(
@@ -53,10 +46,7 @@ def stack(
         >>> stack(pipe, ["forget-dog", "forget-pizza"], [1.0, 0.8])
         {'forget-dog': 1.0, 'forget-pizza': 0.8}
     """
-    if isinstance(sources, str | Path):
-        raise TypeError("pass a list of sources")
-    values = adapters.checked_strengths(weights, len(sources))
-    states_before = {name: adapters.snapshot(getattr(pipe, name)) for name in denoiser_names(pipe)}
+    values = adapters.checked_strengths(sources, weights)
     loaded: list[tuple[str, str]] = []
     try:
         for source, value in zip(sources, values, strict=True):
@@ -65,7 +55,7 @@ def stack(
             adapters.set_strength(getattr(pipe, component), name, value)
     except BaseException:
         for component, name in loaded:
-            adapters.remove(getattr(pipe, component), name, states_before[component])
+            adapters.remove(getattr(pipe, component), name)
         raise
     return {name: value for (_, name), value in zip(loaded, values, strict=True)}
 
@@ -87,13 +77,12 @@ def strengths(pipe: Any, values: Mapping[str, float] | None = None) -> dict[str,
         {'forget-dog': 0.5}
     """
     values = values or {}
-    models = _denoisers(pipe)
-    for model in models if values else ():
+    models = _denoisers(pipe, values)
+    for model, _ in models if values else ():
         adapters.check_layers(model)
-    _check_names(pipe, values)
     result: dict[str, float] = {}
-    for model in models:
-        names, active = _names_on(model), list(adapters.snapshot(model).active)
+    for model, names in models:
+        active = list(adapters.snapshot(model).active)
         changed = [name for name in values if name in names]
         if changed:
             active += [name for name in changed if name not in active]
@@ -108,7 +97,7 @@ def strengths(pipe: Any, values: Mapping[str, float] | None = None) -> dict[str,
 @contextmanager
 def at_strengths(pipe: Any, values: Mapping[str, float]) -> Iterator[None]:
     """Adapters active at these strengths for a while; then everything is as it was, exactly."""
-    models = _denoisers(pipe)
+    models = [model for model, _ in _denoisers(pipe)]
     states_before = [adapters.snapshot(model) for model in models]
     # Layer by layer, since adapters may have another strength, or none, on some of them.
     layers: list[Any] = [layer for model in models for layer in adapters.tuner_layers(model)]
@@ -143,13 +132,10 @@ def unstack(pipe: Any, names: Sequence[str] | None = None) -> None:
         >>> strengths(pipe)
         {'forget-dog': 1.0}
     """
-    models = _denoisers(pipe)
-    for model in models:
+    models = _denoisers(pipe, names or ())
+    for model, _ in models:
         adapters.check_layers(model)
-    _check_names(pipe, names or ())
-    for model in models:
-        for name in _names_on(model) if names is None else names:
-            if name in _names_on(model):
-                state = adapters.snapshot(model)
-                rest = tuple(other for other in state.active if other != name)
-                adapters.remove(model, name, replace(state, active=rest))
+    for model, on_model in models:
+        for name in on_model:
+            if names is None or name in names:
+                adapters.remove(model, name)

@@ -4,7 +4,7 @@ Recipes may come from anyone. What is missing, or of another kind than expected,
 each text is one line without control characters; pages escape it for themselves.
 """
 
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,12 +42,9 @@ class ConceptSummary:
 
 def number(value: Any) -> float | None:
     """A finite number, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # JSON has integers of any size
-        return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # JSON has integers of any size.
+    return float(value) if is_number and abs(value) <= sys.float_info.max else None
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
@@ -117,7 +114,6 @@ def _training_rows(recipe: Mapping[str, Any]) -> Rows:
     steps, most = _number_text(recipe.get("steps_done")), _number_text(config.get("steps"))
     buffer = mapping(recipe.get("buffer"))
     unlearn, retain = (_number_text(buffer.get(role)) for role in ("unlearn", "retain"))
-    versions = mapping(recipe.get("versions")).items()
     rows = {
         "divergence": text_or_empty(recipe.get("f")),
         "estimator": _option(config.get("estimator"), "Variational"),
@@ -132,7 +128,7 @@ def _training_rows(recipe: Mapping[str, Any]) -> Rows:
         "recorded": f"{unlearn} rows to unlearn, {retain} to retain" if unlearn and retain else "",
         "runs": _named_numbers(recipe.get("pipeline_kwargs")),
         "time": _named_numbers(recipe.get("seconds"), " s"),
-        "versions": _join(f"{cleaned(name)} {cleaned(version)}" for name, version in versions),
+        "versions": _join(f"{n} {v}" for n, v in mapping(recipe.get("versions")).items()),
     }
     return [(label, text) for label, text in rows.items() if text]
 

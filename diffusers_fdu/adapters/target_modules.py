@@ -72,11 +72,8 @@ def target_modules(model: nn.Module, endings: Sequence[str] | None) -> list[str]
 
 def input_width(model: nn.Module, endings: Sequence[str]) -> int:
     """The most inputs that any linear layer with one of these endings has."""
-    return max(
-        getattr(module, "in_features", 0)
-        for name, module in model.named_modules()
-        if any(name == ending or name.endswith(f".{ending}") for ending in endings)
-    )
+    names = [name for ending in endings for name in _linear_layers(model, ending)]
+    return max(getattr(model.get_submodule(name), "in_features", 0) for name in names)
 
 
 def _linear_layers(model: nn.Module, ending: str) -> list[str]:

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ..adapters.adapter_file import AdapterFile
 from ..adapters.evaluation_file import metric_reports
-from ..adapters.hub_files import PICTURE, SHEET_NAME, check_repo_id, files_to_push, is_repo_id
+from ..adapters.hub_files import PICTURE, SHEET_NAME, check_repo_id, files_to_push, is_model_id
 from ..adapters.info import AdapterInfo, adapter_info
 from ..adapters.read import read_adapter
 from ..adapters.recipe import EMBEDDED
@@ -56,15 +56,13 @@ def render_card(
 
 def base_model_id(adapter_file: AdapterFile, base_model: str | None) -> str | None:
     """The base model's name on the Hub; None if it is not there. See `render_card`."""
-    if base_model:
-        if not is_repo_id(base_model) or Path(base_model).is_dir():
-            raise ValueError(f"base_model {base_model!r} is no name on the Hub: write org/name")
-        return base_model
-    name = adapter_file.recipe.get("base_model")
-    if base_model == "" or name == EMBEDDED:
+    name = base_model or adapter_file.recipe.get("base_model")
+    if base_model == "" or (base_model is None and name == EMBEDDED):
         return None
-    if isinstance(name, str) and is_repo_id(name) and not Path(name).is_dir():
+    if is_model_id(name):
         return name
+    if base_model:
+        raise ValueError(f"base_model {base_model!r} is no name on the Hub: write org/name")
     raise ValueError(
         f"the recipe's base_model is {name!r}, no name on the Hub: pass base_model='org/name', or "
         "'' if it is not there"
@@ -128,7 +126,7 @@ def _metadata(
             dataset_type="prompts",
             dataset_name=cleaned(f"{evaluation['images']} pictures, by {evaluation['judge']}"),
             metric_type=report.name,
-            metric_name=report.meaning.title,
+            metric_name=report.title,
             metric_value=report.metric.value,
         )
         for report in metric_reports(evaluation)

@@ -49,8 +49,7 @@ def draw_pictures(
         check_pictures(pipe)
         adapters.check_denoiser(getattr(pipe, component))
     except ValueError as error:
-        message = f"no pictures for the model card: {error}"
-        warnings.warn(message, UserWarning, stacklevel=3)
+        warnings.warn(f"no pictures for the model card: {error}", UserWarning, stacklevel=3)
         return []
     prompts = card_prompts(pipe, recipe)
     seeds = range(len(prompts))

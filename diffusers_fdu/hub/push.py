@@ -60,9 +60,7 @@ def push(
     base = base_model_id(adapter_file, base_model)
     if draw is not None:
         draw(Path(folder))
-    contents: dict[str, str | bytes] = {
-        name: str(path) for name, path in files_to_push(adapter_file).items()
-    }
+    contents: dict[str, Path | bytes] = {**files_to_push(adapter_file)}
     contents[CARD_NAME] = card_text(adapter_file, repo_id, base, license).encode()
     # The base model's name in place of the paths that it was loaded from.
     recipe = rename_base_models(
@@ -70,7 +68,7 @@ def push(
     )
     if recipe != adapter_file.recipe:
         contents[RECIPE_NAME] = json_text(recipe).encode()
-    name = cleaned(adapter_file.recipe.get("adapter_name") or "adapter", 60)
+    adapter_name = cleaned(adapter_file.recipe.get("adapter_name") or "adapter", 60)
     api = HfApi(token=token, library_name=LIBRARY)
     with translated_errors(repo_id, "push"):
         url = api.create_repo(repo_id, private=private, exist_ok=True)
@@ -80,8 +78,8 @@ def push(
             raise ValueError(f"{repo_id!r} is {state} already: change that in its settings")
         pushed_before = {file.rfilename for file in info.siblings or []}
         stale = sorted(name for name in pushed_before - contents.keys() if is_pushed(name))
-        operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
+        additions = [CommitOperationAdd(name, content) for name, content in contents.items()]
         deletions = [CommitOperationDelete(name) for name in stale]
-        message = commit_message or f"Push {name}"
-        api.create_commit(repo_id, [*operations, *deletions], commit_message=message)
+        message = commit_message or f"Push {adapter_name}"
+        api.create_commit(repo_id, [*additions, *deletions], commit_message=message)
     return str(url)

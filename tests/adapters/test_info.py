@@ -150,7 +150,7 @@ def test_what_was_measured_is_told(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ({"weights_sha256": "0" * 64}, "is about other weights than pytorch_lora_weights"),
+        ({"weights_sha256": "0" * 64}, "evaluate these, or remove the file"),
         ({"judge": "\x1b[31m", "metrics": {"ua": {"value": 1e400}}}, "ua is out of range"),
         ({"protocol": "\x1b[31m", "metrics": {"\x1b[31m": 1}}, "no name of a metric"),
         ("{", "is no evaluation: "),

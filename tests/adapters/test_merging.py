@@ -8,8 +8,9 @@ from conftest import build_tiny_pipe, latents
 from made import both, made, update
 
 from diffusers_fdu import FDUnlearner, conflicts, load_unlearned, merge, retrain, stack
+from diffusers_fdu.adapters.adapter_file import Layer
 from diffusers_fdu.adapters.info import describe
-from diffusers_fdu.adapters.merging.parts import Update, truncated
+from diffusers_fdu.adapters.merging.parts import truncated
 from diffusers_fdu.adapters.read import read_adapter
 from diffusers_fdu.adapters.write import write_adapter
 from diffusers_fdu.retraining import refine
@@ -91,7 +92,7 @@ def test_errors_are_those_of_the_file(folders, tmp_path, dtype) -> None:
 
 def test_truncated_of_a_rank_that_it_has_changes_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
-    one = Update(torch.randn(3, 9, generator=generator), torch.randn(5, 3, generator=generator))
+    one = Layer(torch.randn(3, 9, generator=generator), torch.randn(5, 3, generator=generator), 3)
     same = truncated(one, 3)
     torch.testing.assert_close(same.up @ same.down, one.up @ one.down)
     torch.testing.assert_close(same.up.norm(), same.down.norm())

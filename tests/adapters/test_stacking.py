@@ -60,6 +60,15 @@ def test_unstacking_one_leaves_the_others(pipe, folders) -> None:
     assert not hasattr(pipe.unet, "peft_config")
 
 
+def test_unstacking_gives_flags_back(pipe, folders) -> None:
+    pipe.unet.requires_grad_(True)
+    pipe.unet.train()
+    stack(pipe, folders)
+    unstack(pipe)
+    assert all(parameter.requires_grad for parameter in pipe.unet.parameters())
+    assert all(module.training for module in pipe.unet.modules())
+
+
 def test_a_stack_that_fails_leaves_the_pipe_as_it_was(pipe, folders, tmp_path) -> None:
     stack(pipe, folders[:1], [0.6])
     before = latents(pipe)

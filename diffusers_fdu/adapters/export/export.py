@@ -1,9 +1,8 @@
 """An adapter as one file that other programs read, and such a file read back."""
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from safetensors.torch import save
@@ -13,8 +12,7 @@ from ..adapter_file import Layer
 from ..download import Source, local_folder
 from ..read import read_adapter, read_safetensors
 from ..write import with_sorted_header
-from .families import family_of
-from .header import RECIPE_KEY, header
+from .header import RECIPE_KEY, family_of, header
 from .layers import named_layers
 
 ExportFormat = Literal["kohya"]
@@ -96,19 +94,16 @@ def export(
     return path
 
 
-@dataclass(frozen=True)
-class Exported:
+class Exported(NamedTuple):
     """What a file in kohya's layout holds; its recipe is empty if that is not known."""
 
-    path: Path
     layers: dict[str, Layer]
     header: dict[str, str]
     recipe: dict[str, Any]
 
 
-def read_exported(path: str | Path) -> Exported:
+def read_exported(path: Path) -> Exported:
     """Read a LoRA in kohya's layout; nothing in it is executed."""
-    path = Path(path)
     tensors, metadata = read_safetensors(path)
     layers = {}
     for name in [key.removesuffix(DOWN) for key in tensors if key.endswith(DOWN)]:
@@ -124,4 +119,4 @@ def read_exported(path: str | Path) -> Exported:
         recipe = parse_json_object(metadata.get(RECIPE_KEY) or "{}", "the recipe")
     except ValueError:
         recipe = {}
-    return Exported(path, layers, metadata, recipe)
+    return Exported(layers, metadata, recipe)

@@ -17,64 +17,61 @@ import torch
 from torch import Tensor
 
 from ..adapter_file import AdapterFile, Layer
-from .families import Family
 
 UNET = re.compile(
     r"(?P<side>down_blocks|mid_block|up_blocks)(\.(?P<block>\d+))?\.attentions\.(?P<layer>\d+)\."
     r"(?P<rest>proj_in|proj_out|transformer_blocks\.\d+\."
     r"(attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2)))"
 )
-SDXL_LAYERS = 2  # a block of SDXL's UNet; with what follows them, 3 make up a block's numbers
 
 BLOCK = re.compile(r"(?P<kind>\w*transformer_blocks)\.(?P<block>\d+)\.(?P<rest>.+)")
-QKV, ADDED_QKV = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
+NO_NAME = (
+    "layer {!r} is not exported: only attention and feed-forward layers of the blocks that read "
+    "the text are"
+)
 HEIGHTS = {"proj_mlp": 4}  # FLUX.1's MLPs are 4 times as wide as its attention
 
-
-def _streams(picture: str, text: str, mlp: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The matrices of a block in which picture and text have their own, and the layers in them."""
-    return {
-        f"{picture}_attn_qkv": tuple(f"attn.{part}" for part in QKV),
-        f"{picture}_attn_proj": ("attn.to_out.0",),
-        f"{picture}_{mlp[0]}": ("ff.net.0.proj",),
-        f"{picture}_{mlp[1]}": ("ff.net.2",),
-        f"{text}_attn_qkv": tuple(f"attn.{part}" for part in ADDED_QKV),
-        f"{text}_attn_proj": ("attn.to_add_out",),
-        f"{text}_{mlp[0]}": ("ff_context.net.0.proj",),
-        f"{text}_{mlp[1]}": ("ff_context.net.2",),
-    }
-
-
-Blocks = dict[str, tuple[str, dict[str, tuple[str, ...]]]]
-FLUX: Blocks = {
-    "transformer_blocks": ("double_blocks", _streams("img", "txt", ("mlp_0", "mlp_2"))),
-    "single_transformer_blocks": (
-        "single_blocks",
-        {"linear1": (*(f"attn.{part}" for part in QKV), "proj_mlp"), "linear2": ("proj_out",)},
-    ),
+QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
+ADDED_QKV = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
+QKV2 = ("attn2.to_q", "attn2.to_k", "attn2.to_v")
+DOUBLE, SINGLE = "transformer_blocks", "single_transformer_blocks"
+MATRICES: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
+    "flux": {
+        "double_blocks_{}_img_attn_qkv": (DOUBLE, QKV),
+        "double_blocks_{}_img_attn_proj": (DOUBLE, ("attn.to_out.0",)),
+        "double_blocks_{}_img_mlp_0": (DOUBLE, ("ff.net.0.proj",)),
+        "double_blocks_{}_img_mlp_2": (DOUBLE, ("ff.net.2",)),
+        "double_blocks_{}_txt_attn_qkv": (DOUBLE, ADDED_QKV),
+        "double_blocks_{}_txt_attn_proj": (DOUBLE, ("attn.to_add_out",)),
+        "double_blocks_{}_txt_mlp_0": (DOUBLE, ("ff_context.net.0.proj",)),
+        "double_blocks_{}_txt_mlp_2": (DOUBLE, ("ff_context.net.2",)),
+        "single_blocks_{}_linear1": (SINGLE, (*QKV, "proj_mlp")),
+        "single_blocks_{}_linear2": (SINGLE, ("proj_out",)),
+    },
+    "sd3": {
+        "joint_blocks_{}_x_block_attn_qkv": (DOUBLE, QKV),
+        "joint_blocks_{}_x_block_attn_proj": (DOUBLE, ("attn.to_out.0",)),
+        "joint_blocks_{}_x_block_mlp_fc1": (DOUBLE, ("ff.net.0.proj",)),
+        "joint_blocks_{}_x_block_mlp_fc2": (DOUBLE, ("ff.net.2",)),
+        "joint_blocks_{}_context_block_attn_qkv": (DOUBLE, ADDED_QKV),
+        "joint_blocks_{}_context_block_attn_proj": (DOUBLE, ("attn.to_add_out",)),
+        "joint_blocks_{}_context_block_mlp_fc1": (DOUBLE, ("ff_context.net.0.proj",)),
+        "joint_blocks_{}_context_block_mlp_fc2": (DOUBLE, ("ff_context.net.2",)),
+        "joint_blocks_{}_x_block_attn2_qkv": (DOUBLE, QKV2),
+        "joint_blocks_{}_x_block_attn2_proj": (DOUBLE, ("attn2.to_out.0",)),
+    },
 }
-SD3: Blocks = {
-    "transformer_blocks": (
-        "joint_blocks",
-        {
-            **_streams("x_block", "context_block", ("mlp_fc1", "mlp_fc2")),
-            "x_block_attn2_qkv": tuple(f"attn2.{part}" for part in QKV),
-            "x_block_attn2_proj": ("attn2.to_out.0",),
-        },
-    )
-}
-"""Of each kind of block, the original's name for it, and its matrices with the layers in them."""
+"""The original's matrices, the kind of diffusers' blocks, and the layers that make up each."""
 
 
-def named_layers(adapter_file: AdapterFile, family: Family) -> dict[str, Layer]:
+def named_layers(adapter_file: AdapterFile, family: str) -> dict[str, Layer]:
     """An adapter's layers by the names that other programs know them by, without "lora_unet_"."""
     layers = adapter_file.layers
     if family in ("sd", "sdxl"):
-        layers = _with_one_alpha(layers)
-        return {_unet_name(name, family): layer for name, layer in layers.items()}
+        return {_unet_name(n, family): x for n, x in _with_one_alpha(layers).items()}
     groups: dict[tuple[str, tuple[str, ...]], dict[str, Layer]] = {}
     for name, layer in layers.items():
-        matrix, order, part = _place(name, FLUX if family == "flux" else SD3)
+        matrix, order, part = _place(name, family)
         groups.setdefault((matrix, order), {})[part] = layer
     return {matrix: _join(parts, order) for (matrix, order), parts in groups.items()}
 
@@ -96,15 +93,15 @@ def _scaled(value: Tensor, factor: float) -> Tensor:
     return value if factor == 1 else (value.float() * factor).to(value.dtype)
 
 
-def _unet_name(name: str, family: Family) -> str:
+def _unet_name(name: str, family: str) -> str:
     match = UNET.fullmatch(name)
     if match is None:
-        raise ValueError(_no_name(name))
+        raise ValueError(NO_NAME.format(name))
     if family == "sd":
         return name.replace(".", "_")
-    # The original counts through all blocks: down from 1, after the first convolution, two layers
-    # and what halves the size a block; up from 0, three layers a block.
-    number = int(match["block"] or 0) * (SDXL_LAYERS + 1) + int(match["layer"])
+    # SDXL's original counts through all blocks: down from 1, after the first convolution, two
+    # layers and what halves the size a block; up from 0, three layers a block.
+    number = int(match["block"] or 0) * 3 + int(match["layer"])
     start = {
         "down_blocks": f"input_blocks_{number + 1}",
         "mid_block": "middle_block",
@@ -113,22 +110,13 @@ def _unet_name(name: str, family: Family) -> str:
     return f"{start}_1_{match['rest'].replace('.', '_')}"
 
 
-def _place(name: str, layout: Blocks) -> tuple[str, tuple[str, ...], str]:
+def _place(name: str, family: str) -> tuple[str, tuple[str, ...], str]:
     """The original matrix that a layer is part of, that matrix's parts, and which part it is."""
     match = BLOCK.fullmatch(name)
-    if match is not None and match["kind"] in layout:
-        blocks, matrices = layout[match["kind"]]
-        for matrix, order in matrices.items():
-            if match["rest"] in order:
-                return f"{blocks}_{match['block']}_{matrix}", order, match["rest"]
-    raise ValueError(_no_name(name))
-
-
-def _no_name(name: str) -> str:
-    return (
-        f"layer {name!r} is not exported: only attention and feed-forward layers of the blocks "
-        "that read the text are"
-    )
+    for matrix, (kind, order) in MATRICES[family].items():
+        if match is not None and match["kind"] == kind and match["rest"] in order:
+            return matrix.format(match["block"]), order, match["rest"]
+    raise ValueError(NO_NAME.format(name))
 
 
 def _join(parts: Mapping[str, Layer], order: Sequence[str]) -> Layer:
@@ -142,19 +130,11 @@ def _join(parts: Mapping[str, Layer], order: Sequence[str]) -> Layer:
     name, first = next(iter(parts.items()))
     # Rows of a part of height 1; the parts that are not adapted have rows, too.
     unit = first.up.shape[0] // HEIGHTS.get(name, 1)
-    scales = {layer.alpha / layer.rank for layer in parts.values()}
-    rank = sum(layer.rank for layer in parts.values())
-    up = first.up.new_zeros(unit * sum(HEIGHTS.get(n, 1) for n in order), rank)
-    row, column, downs = 0, 0, []
-    for name in order:
-        rows = unit * HEIGHTS.get(name, 1)
-        if name in parts:
-            part = parts[name]
-            # Where scales differ there is no one alpha: they go into the weights.
-            block = part.up if len(scales) == 1 else _scaled(part.up, part.alpha / part.rank)
-            up[row : row + rows, column : column + part.rank] = block
-            downs.append(part.down)
-            column += part.rank
-        row += rows
-    alpha = sum(layer.alpha for layer in parts.values()) if len(scales) == 1 else float(rank)
-    return Layer(torch.cat(downs), up, alpha)
+    ups = {name: first.up.new_zeros(unit * HEIGHTS.get(name, 1), 0) for name in order}
+    # Where scales differ there is no one alpha: they go into the weights.
+    is_one_scale = len({layer.alpha / layer.rank for layer in parts.values()}) == 1
+    for name, part in parts.items():
+        ups[name] = part.up if is_one_scale else _scaled(part.up, part.alpha / part.rank)
+    down = torch.cat([parts[name].down for name in order if name in parts])
+    alpha = sum(layer.alpha for layer in parts.values()) if is_one_scale else float(len(down))
+    return Layer(down, torch.block_diag(*ups.values()), alpha)

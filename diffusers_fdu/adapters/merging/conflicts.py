@@ -7,8 +7,9 @@ from statistics import fmean
 
 import torch
 
+from ..adapter_file import Layer
 from ..download import Source
-from .parts import Update, compact, inner, read_parts
+from .parts import compact, inner, read_parts
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,12 @@ def conflicts(sources: Sequence[Source]) -> Conflicts:
     return Conflicts([part.name for part in parts], inputs, alignment)
 
 
-def _shared(a: dict[str, Update], b: dict[str, Update]) -> float:
+def _shared(a: dict[str, Layer], b: dict[str, Layer]) -> float:
     """Share of a's update, by squared size, on inputs that b reads: |a P_b|^2 / |a|^2."""
     shares = []
     for name in (n for n in a if n in b and a[n].rank and b[n].rank):
         basis = torch.linalg.qr(b[name].down.double().T)[0].T
         square = inner(a[name], a[name])
-        within = Update((a[name].down.double() @ basis.T) @ basis, a[name].up)
+        within = a[name]._replace(down=(a[name].down.double() @ basis.T) @ basis)
         shares.append(inner(within, within) / square if square else 0.0)
     return fmean(shares) if shares else 0.0

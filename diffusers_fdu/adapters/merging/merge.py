@@ -9,14 +9,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ...utils.io import as_json, writable_folder
+from ...utils.io import as_json, writable_folder, write_json
 from ...utils.version import VERSION
 from .. import lora as adapters
-from ..adapter_file import Format
+from ..adapter_file import Format, Layer, layers_config
 from ..download import Source
-from ..recipe import write_recipe
+from ..recipe import RECIPE_NAME
 from ..write import write_adapter
-from .parts import Part, Update, inner, read_parts, total, truncated
+from .parts import Part, inner, read_parts, total, truncated
 
 Method = Literal["concat", "svd"]
 
@@ -68,7 +68,7 @@ class Merged:
         """
         folder = writable_folder(directory)
         write_adapter(folder, self.format, self.component, self.state, self.config)
-        write_recipe(self.recipe, folder)
+        write_json(folder / RECIPE_NAME, self.recipe)
         return folder
 
 
@@ -111,65 +111,48 @@ def merge(
     sums = _sums(parts)
     merged = sums
     if method == "svd":
-        most = rank or max(update.rank for update in sums.values())
-        merged = {name: truncated(update, min(most, update.rank)) for name, update in sums.items()}
+        merged = {name: truncated(x, min(rank or x.rank, x.rank)) for name, x in sums.items()}
     # The dtype that holds all of the parts'.
     dtypes = {value.dtype for part in parts for value in part.file.state.values()}
     dtype = reduce(torch.promote_types, dtypes)
-    merged = {name: Update(*(half.to(dtype) for half in merged[name])) for name in merged}
-    squares = {name: _squares(merged[name], exact) for name, exact in sums.items()}
+    merged = {n: Layer(x.down.to(dtype), x.up.to(dtype), x.rank) for n, x in merged.items()}
+    squares = {}
+    for name, exact in sums.items():
+        difference = total([merged[name], exact._replace(up=-exact.up)])
+        squares[name] = max(0.0, inner(difference, difference)), inner(exact, exact)
     error = _relative(*(sum(values) for values in zip(*squares.values(), strict=True)))
-    config = _config(merged)
+    most = max(layer.rank for layer in merged.values())
     return Merged(
         state=_state(parts, merged),
-        config=config,
+        config=layers_config(merged, most, most),
         component=parts[0].file.component,
         format=parts[0].file.format,
-        recipe=_recipe(parts, rank=config["r"], method=method, error=error),
+        recipe=_recipe(parts, rank=most, method=method, error=error),
         errors={name: _relative(*values) for name, values in squares.items()},
     )
 
 
-def _sums(parts: Sequence[Part]) -> dict[str, Update]:
+def _sums(parts: Sequence[Part]) -> dict[str, Layer]:
     """The sum of the updates of every layer that any of the adapters has."""
-    by_layer: dict[str, list[Update]] = {}
+    by_layer: dict[str, list[Layer]] = {}
     for part in parts:
         for name, update in part.updates().items():
             by_layer.setdefault(name, []).append(update)
     return {name: total(updates) for name, updates in by_layer.items()}
 
 
-def _squares(update: Update, exact: Update) -> tuple[float, float]:
-    """|update - exact|^2 and |exact|^2, without a matrix of the layer's size."""
-    difference = total([update, exact._replace(up=-exact.up)])
-    return max(0.0, inner(difference, difference)), inner(exact, exact)
-
-
 def _relative(square: float, exact: float) -> float:
     return (square / exact) ** 0.5 if exact else 0.0
 
 
-def _config(updates: dict[str, Update]) -> dict[str, Any]:
-    """PEFT's configuration, with alpha the rank of every layer."""
-    most = max(update.rank for update in updates.values())
-    others = {f"^{name}$": u.rank for name, u in updates.items() if u.rank != most}
-    return {
-        "r": most,
-        "lora_alpha": most,
-        "target_modules": sorted(updates),
-        "rank_pattern": others,
-        "alpha_pattern": others,
-    }
-
-
-def _state(parts: Sequence[Part], updates: dict[str, Update]) -> dict[str, Tensor]:
+def _state(parts: Sequence[Part], updates: dict[str, Layer]) -> dict[str, Tensor]:
     """The weights, in the shapes of the adapters' own: a convolution's have more dimensions."""
     originals = {n: layer for part in reversed(parts) for n, layer in part.file.layers.items()}
     state = {}
-    for name, update in updates.items():
-        down, up, _ = originals[name]
-        state[f"{name}.lora_A.weight"] = update.down.reshape(update.rank, *down.shape[1:])
-        state[f"{name}.lora_B.weight"] = update.up.reshape(-1, update.rank, *up.shape[2:])
+    for name, (down, up, _) in updates.items():
+        original = originals[name]
+        state[f"{name}.lora_A.weight"] = down.reshape(-1, *original.down.shape[1:])
+        state[f"{name}.lora_B.weight"] = up.reshape(len(up), -1, *original.up.shape[2:])
     return state
 
 
@@ -183,15 +166,14 @@ def _recipe(parts: Sequence[Part], **facts: Any) -> dict[str, Any]:
     }
     concepts = [concept for recipe in recipes for concept in recipe.get("concepts", [])]
     names = [concept["target"] for concept in concepts] or [part.name for part in parts]
-    return as_json(
-        {
-            **shared,
-            "adapter_name": adapters.name_for(names),
-            "component": parts[0].file.component,
-            "concepts": concepts,
-            **facts,
-            "weights": [part.strength for part in parts],
-            "merged": recipes,
-            "versions": {"diffusers_fdu": VERSION},
-        }
-    )
+    recipe = {
+        **shared,
+        "adapter_name": adapters.name_for(names),
+        "component": parts[0].file.component,
+        "concepts": concepts,
+        **facts,
+        "weights": [part.strength for part in parts],
+        "merged": recipes,
+        "versions": {"diffusers_fdu": VERSION},
+    }
+    return as_json(recipe)

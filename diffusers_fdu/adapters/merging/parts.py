@@ -2,34 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import lora as adapters
-from ..adapter_file import AdapterFile
+from ..adapter_file import AdapterFile, Layer
 from ..download import Source, local_folder
 from ..read import read_adapter
 
-NOTHING = 1e-4
-"""Of the first singular value's root; float16 holds no smaller share."""
-
-
-class Update(NamedTuple):
-    """What adapters add to a layer's weight, up @ down: down is (rank, in), up is (out, rank).
-
-    The scale alpha / rank and the adapter's strength are in `up`.
-    """
-
-    down: Tensor
-    up: Tensor
-
-    @property
-    def rank(self) -> int:
-        """Rank of the update."""
-        return len(self.down)
+NOTHING = 1e-4  # of the first singular value's root; float16 holds no smaller share
 
 
 @dataclass(frozen=True)
@@ -40,23 +22,24 @@ class Part:
     file: AdapterFile
     strength: float
 
-    def updates(self) -> dict[str, Update]:
-        """The updates by layer, in float32; a convolution's kernel counts as inputs."""
+    def updates(self) -> dict[str, Layer]:
+        """The updates up @ down by layer, in float32; a convolution's kernel counts as inputs.
+
+        The adapter's strength and the scale alpha / rank are in `up`, and alpha is the rank.
+        """
         updates = {}
         for name, layer in self.file.layers.items():
             scale = self.strength * layer.alpha / layer.rank
             down, up = (half.float().flatten(1) for half in layer[:2])
-            updates[name] = Update(down, scale * up)
+            updates[name] = Layer(down, scale * up, layer.rank)
         return updates
 
 
 def read_parts(sources: Sequence[Source], weights: Sequence[float] | None = None) -> list[Part]:
     """Read adapters that are to be combined, at these strengths or at 1."""
-    if isinstance(sources, str | Path):
-        raise TypeError("pass a list of adapters")
+    strengths = adapters.checked_strengths(sources, weights)
     if not sources:
         raise ValueError("there is no adapter to combine")
-    strengths = adapters.checked_strengths(weights, len(sources))
     parts = []
     for source, strength in zip(sources, strengths, strict=True):
         file = read_adapter(local_folder(source))
@@ -86,12 +69,13 @@ def _check_alike(parts: Sequence[Part]) -> None:
                 )
 
 
-def total(updates: Sequence[Update]) -> Update:
+def total(updates: Sequence[Layer]) -> Layer:
     """The sum of updates, whose rank is the sum of theirs."""
-    return Update(torch.cat([u.down for u in updates]), torch.cat([u.up for u in updates], 1))
+    down, up = torch.cat([u.down for u in updates]), torch.cat([u.up for u in updates], 1)
+    return Layer(down, up, len(down))
 
 
-def truncated(update: Update, rank: int) -> Update:
+def truncated(update: Layer, rank: int) -> Layer:
     """The update of this rank that is nearest (Eckart and Young), its factors of equal size."""
     # up down = Q_u (R_u R_d^T) Q_d^T, so that the decomposition is of a matrix (rank, rank).
     q_up, r_up = torch.linalg.qr(update.up.double())
@@ -99,18 +83,18 @@ def truncated(update: Update, rank: int) -> Update:
     u, s, v = torch.linalg.svd(r_up @ r_down.T)
     root = s[:rank].sqrt()
     up, down = q_up @ (u[:, :rank] * root), (root[:, None] * v[:rank]) @ q_down.T
-    return Update(down.float(), up.float())
+    return Layer(down.float(), up.float(), len(down))
 
 
-def compact(update: Update) -> Update:
+def compact(update: Layer) -> Layer:
     """The same update without the directions that it reads to no effect."""
     core = truncated(update, update.rank)
     sizes = core.up.norm(dim=0)
     used = sizes > NOTHING * sizes.max().clamp(min=1e-30)
-    return Update(core.down[used], core.up[:, used])
+    return Layer(core.down[used], core.up[:, used], int(used.sum()))
 
 
-def inner(a: Update, b: Update) -> float:
+def inner(a: Layer, b: Layer) -> float:
     """Inner product of two updates, tr((up down)^T (up' down'))."""
     ups, downs = a.up.double().T @ b.up.double(), a.down.double() @ b.down.double().T
     return (ups * downs).sum().item()
