@@ -31,13 +31,14 @@ from emoji_training.art import load_sprites
 from emoji_training.autoencoder import train_autoencoder
 from emoji_training.captions import build_tokenizer
 from emoji_training.denoiser import Denoiser, encode_bank, train_denoiser
+from emoji_training.eight_bits import to_8_bits
 from emoji_training.judge import held_out_accuracy, train_judge
 from emoji_training.loop import OutOfTime
 from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
 from diffusers_fdu.emoji.classifier import EmojiJudge, JudgeNetwork
-from diffusers_fdu.emoji.loading import WEIGHTS, load_emoji_judge, load_emoji_pipeline, to_8_bits
+from diffusers_fdu.emoji.loading import WEIGHTS, load_emoji_judge, load_emoji_pipeline
 from diffusers_fdu.emoji.vocabulary import CONCEPTS, STYLES
 from diffusers_fdu.evaluation.emoji import accuracy, cells, judge_cells
 

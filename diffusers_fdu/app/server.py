@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..adapters.summary import concept_summary, concepts, text_or_empty
 from ..pipelines.generate import takes_argument
 from .renderer import GUIDANCE_SCALE, STEPS, Renderer, shortened
 
@@ -124,19 +125,12 @@ def _sliders(gr: Any, renderer: Renderer, recipes: Recipes) -> list[Any]:
 
 def unlearns(recipe: Mapping[str, Any]) -> str:
     """What an adapter unlearns, by its recipe; empty if that says nothing."""
-    entries = recipe.get("concepts")
-    concepts = []
-    for concept in entries if isinstance(entries, list) else []:
-        if not isinstance(concept, Mapping) or not concept.get("target"):
-            continue
-        anchor = concept.get("anchor")  # no text where the guidance is negative
-        arrow = f" → “{anchor}”" if anchor and isinstance(anchor, str) else ""
-        concepts.append(f"“{concept['target']}”{arrow}")
-    if not concepts:
+    summaries = [str(concept_summary(concept)) for concept in concepts(recipe)]
+    if not summaries:
         return ""
-    f = recipe.get("f")
-    text = "unlearns " + ", ".join(concepts) + (f", f = {f}" if f else "")
-    return shortened(text).translate(PLAIN)
+    f = text_or_empty(recipe.get("f"))
+    text = f"unlearns {', '.join(summaries)}" + (f", f = {f}" if f else "")
+    return shortened(text.replace("->", "→")).translate(PLAIN)
 
 
 def _connect_button(

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -46,6 +45,8 @@ class Evaluate(ConfigOptions):
 
     def __call__(self) -> None:
         config = named_options(self, {"seeds": self.seed or None}, CONFIG_NAMES)
+        from transformers import pipeline
+
         from ..adapters.download import local_folder
         from ..adapters.evaluation_file import write_evaluation
         from ..adapters.read import read_adapter
@@ -55,6 +56,7 @@ class Evaluate(ConfigOptions):
         from ..evaluation.attacks.run import check_names
         from ..evaluation.evaluate import EvaluationConfig
         from ..evaluation.evaluate import evaluate as evaluate_adapter
+        from ..evaluation.judges import ClassifierJudge
         from ..evaluation.protocols import resolve_protocol
         from ..evaluation.report.pages import to_markdown, write_report
         from ..evaluation.result import to_json
@@ -70,11 +72,15 @@ class Evaluate(ConfigOptions):
         if not isinstance(model, str) or not model:
             raise ValueError(f"the recipe of {self.adapter!r} names no model: pass --model")
         pipe = load_pipeline("emoji" if model == EMBEDDED else model, self.device, self.dtype)
+        judge = None
+        if self.classifier is not None:
+            classify = pipeline("image-classification", self.classifier, device=pipe.device)
+            judge = ClassifierJudge(classify)
         evaluation = evaluate_adapter(
             pipe,
             self.adapter,
             self.protocol,
-            judge=_load_judge(self.classifier, pipe.device) if self.classifier else None,
+            judge=judge,
             clip=self.clip,
             attacks=attacks,
             concepts=concepts,
@@ -87,11 +93,3 @@ class Evaluate(ConfigOptions):
             write_evaluation(to_json(evaluation), Path(self.adapter))
         typer.echo(to_markdown(evaluation))
         typer.echo(f"written to {folder}: evaluation.json, report.md, report.html, pictures")
-
-
-def _load_judge(source: str, device: Any) -> Any:
-    from transformers import pipeline
-
-    from ..evaluation.judges import ClassifierJudge
-
-    return ClassifierJudge(pipeline("image-classification", source, device=device))

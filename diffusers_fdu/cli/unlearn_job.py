@@ -179,11 +179,8 @@ def _train(job: UnlearnJob, unlearner: FDUnlearner, targets: list[Concept], fold
     if job.checkpoint_every is not None:
         checkpoint = CheckpointConfig(place, job.checkpoint_every, job.command.resume)
     is_main = unlearner.processes.is_main
-    is_logged = is_main and job.log_with
-    config = vars(unlearner.config)
-    with (
-        tracked(job.log_with, folder / "logs", config) if is_logged else nullcontext() as callback
-    ):
+    logged = tracked(job.log_with, folder / "logs", vars(unlearner.config))
+    with logged if is_main and job.log_with else nullcontext() as callback:
         unlearner.unlearn(targets, f=job.f, callback=callback, checkpoint=checkpoint)
     unlearner.save(folder, "diffusers" if has_loader(unlearner.pipe) else "peft")
     if checkpoint is not None and is_main:

@@ -59,13 +59,10 @@ class EmojiJudge:
         """The most likely (concept, style) of each PIL image, which is resized to 64x64."""
         names: list[tuple[str, str]] = []
         for start in range(0, len(images), 256):
-            pixels = torch.stack([_to_pixels(image) for image in images[start : start + 256]])
-            concept, style = self.network(pixels)
+            batch = images[start : start + 256]
+            arrays = [np.array(image.convert("RGB").resize((64, 64))) for image in batch]
+            pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+            concept, style = self.network(pixels.float() / 255)
             indices = zip(concept.argmax(1).tolist(), style.argmax(1).tolist(), strict=True)
             names += [(CONCEPTS[c], STYLES[s]) for c, s in indices]
         return names
-
-
-def _to_pixels(image: Image) -> Tensor:
-    image = image.convert("RGB").resize((64, 64))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255

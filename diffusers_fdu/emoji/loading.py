@@ -109,19 +109,10 @@ def load_emoji_oracle(
 
 
 def from_8_bits(tensors: dict[str, Tensor], name: str) -> Tensor:
-    """Restore a tensor that `to_8_bits` stored, in float32."""
+    """A weight in float32 from the integers and the scale of each output channel that store it."""
     scale = tensors.get(f"{name}.scale")
     value = tensors[name].float()
     return value if scale is None else value * scale.float().reshape(-1, *[1] * (value.dim() - 1))
-
-
-def to_8_bits(name: str, value: Tensor) -> dict[str, Tensor]:
-    """Store a weight as integers with a scale for each output channel; others as float16."""
-    if value.dim() < 2 or not value.is_floating_point():
-        return {name: value.half() if value.is_floating_point() else value}
-    scale = value.float().flatten(1).abs().amax(1).clamp(min=1e-8) / 127
-    scaled = value.float() / scale.reshape(-1, *[1] * (value.dim() - 1))
-    return {name: scaled.round().to(torch.int8).contiguous(), f"{name}.scale": scale}
 
 
 def load_emoji_clip() -> tuple[CLIPModel, CLIPTokenizer, Any]:

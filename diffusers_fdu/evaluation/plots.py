@@ -1,6 +1,5 @@
 """Pictures: what each divergence does to near and far samples, and what it trades for what."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,10 @@ MARKERS = "osD^vPX*<>"
 def _figure(**options: Any) -> Any:
     """A figure that draws to files alone, whatever the user's own backend."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('pictures need matplotlib: pip install "diffusers-fdu[plot]"') from error
-    figure = Figure(layout="constrained", **options)
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(layout="constrained", **options)
 
 
 def plot_profiles(path: str | Path, fs: Sequence[str] = PROFILES) -> None:
@@ -65,8 +61,8 @@ def plot_tradeoff(comparison: Comparison, path: str | Path) -> None:
         axes.errorbar(
             [estimate.mean for estimate in kept],
             [estimate.mean for estimate in erased],
-            xerr=[_bar(estimate.margin) for estimate in kept],
-            yerr=[_bar(estimate.margin) for estimate in erased],
+            xerr=[estimate.margin for estimate in kept],
+            yerr=[estimate.margin for estimate in erased],
             marker=MARKERS[i % len(MARKERS)],
             capsize=2,
             linewidth=1,
@@ -80,7 +76,3 @@ def plot_tradeoff(comparison: Comparison, path: str | Path) -> None:
     axes.set_title(f"unlearning {comparison.target}")
     axes.legend()
     figure.savefig(path, dpi=150)
-
-
-def _bar(margin: float) -> float:
-    return 0.0 if math.isnan(margin) else margin  # a single seed has no margin

@@ -52,13 +52,13 @@ def same(a: Any, b: Any, is_equal: Callable[[Tensor, Tensor], bool] = torch.equa
 
 def nearly_same(a: Any, b: Any) -> bool:
     """Whether two values are one text, encoded twice."""
-    return same(a, b, _differ_by_rounding)
 
+    def is_equal(a: Tensor, b: Tensor) -> bool:
+        if not a.is_floating_point():
+            return torch.equal(a, b)
+        return bool((a - b).float().norm() <= ROUNDING * b.float().norm())
 
-def _differ_by_rounding(a: Tensor, b: Tensor) -> bool:
-    if not a.is_floating_point():
-        return torch.equal(a, b)
-    return bool((a - b).float().norm() <= ROUNDING * b.float().norm())
+    return same(a, b, is_equal)
 
 
 def to_cpu(value: Any) -> Any:

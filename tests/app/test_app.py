@@ -227,15 +227,21 @@ def test_other_adapters_stay_and_are_named_in_the_code(pipe) -> None:
     assert renderer.code([0.1 + 0.2]) == 'pipe.set_adapters(["art", "one"], [0.6, 0.3])'
 
 
+EMPTY = "what the empty prompt gives"
+
+
 @pytest.mark.parametrize(
     ("concepts", "text"),
     [
         (None, ""),
         (["dog"], ""),
-        ([{"target": "dog", "anchor": "cat"}], "unlearns “dog” → “cat”, f = kl"),
-        ([{"target": "dog", "anchor": None}], "unlearns “dog”, f = kl"),
-        ([{"target": "dog", "anchor": {"scale": 1.0}}], "unlearns “dog”, f = kl"),
-        ([{"target": "a"}, {"target": "<b>![x](//y)"}], "unlearns “a”, “‹b›!(x)(//y)”"),
+        ([{"target": "dog", "anchor": "cat"}], "unlearns dog → cat, f = kl"),
+        ([{"target": "dog", "anchor": None}], f"unlearns dog → {EMPTY}, f = kl"),
+        ([{"target": "dog", "anchor": {"scale": 1.0}}], "unlearns dog → ?, f = kl"),
+        (
+            [{"target": "a"}, {"target": "<b>![x](//y)"}],
+            f"unlearns a → {EMPTY}, ‹b›!(x)(//y) → {EMPTY}",
+        ),
     ],
 )
 def test_what_an_adapter_unlearns(concepts, text) -> None:
@@ -267,7 +273,7 @@ def test_fields_are_filled_in() -> None:
     recipe = {"concepts": [{"target": "dog"}], "pipeline_kwargs": {"guidance_scale": 3.0}}
     found = fields(pipe, recipes={"forget-dog": recipe}, steps=7)
     assert (found["Steps"].value, found["Guidance"].value) == (7, 3.0)
-    assert found["forget-dog"].info == "unlearns “dog”"
+    assert found["forget-dog"].info == f"unlearns dog → {EMPTY}"
     assert fields(pipe, guidance_scale=2.0)["Guidance"].value == 2.0
     assert fields(pipe)["Negative prompt"].visible
     klein = FAMILIES["flux2_klein"].build()

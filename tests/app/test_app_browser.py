@@ -121,7 +121,7 @@ def test_in_a_browser(browser, served) -> None:
     tab.click("#draw")
     told = tab.wait_for_selector("#message [role=alert]")
     assert "The prompt is empty" in told.inner_text()
-    assert "unlearns “dog” → “cat”, f = kl" in tab.inner_text("#strength-0")
+    assert "unlearns dog → cat (object), f = kl" in tab.inner_text("#strength-0")
 
     fill("Prompt", "a dog emoji in noto style")
     fill("Seed", "3")

@@ -12,10 +12,10 @@ from diffusers_fdu.emoji.loading import (
     load_emoji_judge,
     load_emoji_oracle,
     load_emoji_pipeline,
-    to_8_bits,
 )
 from diffusers_fdu.emoji.vocabulary import CONCEPTS, STYLES
 from diffusers_fdu.evaluation.emoji import accuracy, cells, judge_cells
+from examples.emoji_training.eight_bits import to_8_bits
 
 
 def test_eight_bits_keep_a_weight_to_half_a_step() -> None:

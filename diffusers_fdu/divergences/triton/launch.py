@@ -94,18 +94,12 @@ def _forward(
     result = pred.new_empty((1 + 2 * batch,), dtype=torch.float32)
     loss, distance, slope = result[0], result[1 : batch + 1], result[batch + 1 :]
     masks = _mask_arguments(mask, pred)
-    sums_kernel[(splits, batch)](
-        pred,
-        target,
-        sums=sums,
-        counts=counts,
-        size=size,
-        per_split=per_split,
-        BLOCK=BLOCK,
-        **masks,
-    )
-    # The arguments stand as in the kernel.
+    # The arguments stand as in the kernels.
     # fmt: off
+    sums_kernel[(splits, batch)](
+        pred, target, sums=sums, counts=counts, size=size, per_split=per_split,
+        BLOCK=BLOCK, **masks,
+    )
     loss_kernel[(1,)](
         sums, counts,
         sums if weights is None else weights,

@@ -7,8 +7,8 @@ from statistics import fmean
 from tqdm.auto import tqdm
 
 from ...training.acceleration import without_cudnn_attention
-from ...utils.statistics import bootstrap
-from ..result import AttackResult, Metric
+from ..metrics.accuracy import mean_metric
+from ..result import AttackResult
 from .attack import Attack, AttackTarget
 from .plain_prompt import Completion, NoiseProbing, Relearning, Removal
 from .search import ConceptInversion, GreedySearch, PromptSearch
@@ -52,16 +52,19 @@ def attack(
                 outcomes.append(run(victim, seed))
                 bar.update()
             seconds = (time.monotonic() - started) / len(seeds)
+            # Runs of one attack have the points of their curves at the same places.
+            points = zip(*(outcome.curve for outcome in outcomes), strict=True)
+            curve = tuple((at[0][0], fmean(value for _, value in at)) for at in points)
             results.append(
                 AttackResult(
                     name=run.name,
-                    success=_success([hit for outcome in outcomes for hit in outcome.hits]),
+                    success=mean_metric([hit for outcome in outcomes for hit in outcome.hits]),
                     seeds=tuple(seeds),
                     by_seed=tuple(fmean(outcome.hits) for outcome in outcomes),
                     unattacked=fmean(unattacked),
                     original=fmean(original),
                     budget={**outcomes[0].budget, "seconds": round(seconds, 2)},
-                    curve=_mean_curve([outcome.curve for outcome in outcomes]),
+                    curve=curve,
                     found=tuple(outcome.found for outcome in outcomes if outcome.found),
                 )
             )
@@ -74,20 +77,3 @@ def check_names(names: Sequence[str]) -> list[str]:
         if name not in ATTACKS and name != "all":
             raise ValueError(f"unknown attack {name!r}: choose {', '.join(ATTACKS)}, or all")
     return list(ATTACKS) if "all" in names else list(names)
-
-
-def _success(hits: Sequence[bool]) -> Metric:
-    """The share of hits, the pictures of all runs counted as independent."""
-    low, high = bootstrap([float(hit) for hit in hits])
-    return Metric(fmean(hits), low, high, count=len(hits))
-
-
-Curve = tuple[tuple[float, float], ...]
-
-
-def _mean_curve(curves: Sequence[Curve]) -> Curve:
-    """The mean over runs of one attack, which have their points at the same places."""
-    return tuple(
-        (points[0][0], sum(value for _, value in points) / len(points))
-        for points in zip(*curves, strict=True)
-    )

@@ -9,7 +9,6 @@ on states of the original model's pictures; no classifier takes part.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,13 +51,11 @@ class Prefix:
         indices = torch.randint(len(self.words), (self.count,), generator=generator)
         return tuple(indices.tolist())
 
-    def texts(self, vectors: Sequence[Tensor]) -> dict[str, Any]:
-        """Conditioning of the marked prompts with these vectors in the slots."""
-        return self.slots.conditioning(self.recorder, self.marked, self.goal.names, vectors)
-
     def loss(self, vectors: Sequence[Tensor], entries: Sequence[Entry]) -> Tensor:
         """The mean loss over rows, (), with these vectors in the slots."""
-        return self.goal.loss(self.victim.model, entries, self.texts(vectors)).mean()
+        names = self.goal.names
+        texts = self.slots.conditioning(self.recorder, self.marked, names, vectors)
+        return self.goal.loss(self.victim.model, entries, texts).mean()
 
     @torch.no_grad()
     def loss_of(self, words: Words, entries: Sequence[Entry]) -> float:

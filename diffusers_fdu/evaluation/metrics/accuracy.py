@@ -16,6 +16,7 @@ synonyms' pictures, both better when small, and specificity what is IRA above.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,9 @@ def accuracies(after: Judged, before: Judged | None = None) -> dict[str, Metric]
     """
     shares = after.shares()
     shares_before = before.shares() if before is not None else {}
-    metrics = {name: _share(values, shares_before.get(name)) for name, values in shares.items()}
+    metrics = {
+        name: mean_metric(values, shares_before.get(name)) for name, values in shares.items()
+    }
     for name, parts in (
         ("harmonic_mean", ("ua", "ira", "cra")),
         ("mace", ("ua", "ira", "generality")),
@@ -86,10 +89,11 @@ def accuracies(after: Judged, before: Judged | None = None) -> dict[str, Metric]
     return {name: metrics[name] for name in ORDER if name in metrics}
 
 
-def _share(values: Sequence[float], before: Sequence[float] | None) -> Metric:
-    low, high = bootstrap(values)
-    mean_before = float(np.mean(before)) if before else None
-    return Metric(float(np.mean(values)), low, high, mean_before, len(values))
+def mean_metric(values: Any, before: Any = None) -> Metric:
+    """The mean over pictures, and that of the same pictures without the adapter, if there are."""
+    values = np.asarray(values, dtype=float)
+    mean_before = None if before is None else float(np.mean(np.asarray(before, dtype=float)))
+    return Metric(float(values.mean()), *bootstrap(values.tolist()), mean_before, len(values))
 
 
 def _harmonic_mean(names: Sequence[str], shares: Shares, shares_before: Shares) -> Metric:

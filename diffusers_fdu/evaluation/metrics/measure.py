@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ...data.templates import fill
-from ...utils.statistics import bootstrap
 from ..images import ImageSet
 from ..judges import judge_images
 from ..protocols import UnlearningTask
 from ..result import Metric
 from ..setup import EvaluationSetup
-from .accuracy import Judged, accuracies
+from .accuracy import Judged, accuracies, mean_metric
 from .clip import ClipScorer
 from .distances import Extractor, distance_interval, features, fid, kid, pixel_drift
 
@@ -40,7 +39,7 @@ def measure_metrics(
             metrics |= _clip_metrics(before, after, task, clip)
     retained = before.of("retain").images, after.of("retain").images
     if "drift" in names:
-        metrics["pixel_drift"] = _mean(pixel_drift(*retained))
+        metrics["pixel_drift"] = mean_metric(pixel_drift(*retained))
     for name, distance in (("fid", fid), ("kid", kid)):
         if name not in names:
             continue
@@ -65,20 +64,14 @@ def _clip_metrics(
     plainest = task.prompt_grid.alone[task.domain][0]
     targets = [request.expected[task.domain] for request in after.of("target").requests]
     target_before, target_after = scores("target", [fill(plainest, name) for name in targets])
-    metrics = {"clip_score": _mean(target_after, target_before)}
+    metrics = {"clip_score": mean_metric(target_after, target_before)}
     anchors = dict(zip(task.targets, task.anchors, strict=False))
     if all(anchors.get(target) for target in task.targets):
         anchor_words = [fill(plainest, anchors[name]) for name in targets]
         anchor_before, anchor_after = scores("target", anchor_words)
-        metrics["clip_accuracy"] = _mean(
+        metrics["clip_accuracy"] = mean_metric(
             (target_after > anchor_after).float(), (target_before > anchor_before).float()
         )
     prompts = [request.prompt for request in after.of("retain").requests]
     others_before, others_after = scores("retain", prompts)
-    return {**metrics, "clip_score_others": _mean(others_after, others_before)}
-
-
-def _mean(values: Tensor, before: Tensor | None = None) -> Metric:
-    low, high = bootstrap(values.tolist())
-    mean_before = None if before is None else before.mean().item()
-    return Metric(values.mean().item(), low, high, mean_before, len(values))
+    return {**metrics, "clip_score_others": mean_metric(others_after, others_before)}
