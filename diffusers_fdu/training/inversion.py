@@ -55,15 +55,12 @@ class Goal:
             prompts = [self.template_of(entries[place]) for place in call.places]
             arguments = flatten(call.inputs)
             for name in self.names:
-                arguments[name] = _rows_of(texts[name], prompts)
+                text = texts[name]
+                if text is not None:
+                    text = text[prompts] if torch.is_tensor(text) else [text[k] for k in prompts]
+                arguments[name] = text
             calls.append(DenoiserCall(unflatten(arguments), call.places))
         return (predict(model, calls).float() - target).flatten(1).square().mean(1)
-
-
-def _rows_of(text: Any, rows: list[int]) -> Any:
-    if text is None:
-        return None
-    return text[rows] if torch.is_tensor(text) else [text[row] for row in rows]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from ..images import Request
 from ..result import Metric
 
 ORDER = "ua ira cra harmonic_mean efficacy specificity generality mace paraphrases".split()
+HARMONIC = {"harmonic_mean": ("ua", "ira", "cra"), "mace": ("ua", "ira", "generality")}
 Shares = Mapping[str, Sequence[float]]
 """Values of single pictures, 0 or 1, by the name of the metric that is their mean."""
 
@@ -79,13 +80,9 @@ def accuracies(after: Judged, before: Judged | None = None) -> dict[str, Metric]
     metrics = {
         name: mean_metric(values, shares_before.get(name)) for name, values in shares.items()
     }
-    for name, parts in (
-        ("harmonic_mean", ("ua", "ira", "cra")),
-        ("mace", ("ua", "ira", "generality")),
-    ):
-        if "ira" in shares:
-            drawn = [part for part in parts if part in shares]
-            metrics[name] = _harmonic_mean(drawn, shares, shares_before)
+    for name, parts in HARMONIC.items() if "ira" in shares else ():
+        drawn = [part for part in parts if part in shares]
+        metrics[name] = _harmonic_mean(drawn, shares, shares_before)
     return {name: metrics[name] for name in ORDER if name in metrics}
 
 
