@@ -189,7 +189,7 @@ def test_earlier_erasures_stay_erased() -> None:
     """The teacher of the second run is the model with the first adapter."""
     pipe = load_emoji_pipeline()
     first, second = (
-        FDUnlearner(pipe, {"guidance_scale": 4.0}, False, trajectories=24, steps=20)
+        FDUnlearner(pipe, {"guidance_scale": 4.0}, False, trajectories=16, steps=8)
         for _ in range(2)
     )
     first.unlearn("dog", "cat", f="kl")
@@ -214,7 +214,7 @@ def test_what_is_retained_is_the_pipe_with_its_adapters(pipe) -> None:
 
 def test_two_concepts_in_one_run() -> None:
     pipe = load_emoji_pipeline()
-    worker = FDUnlearner(pipe, {"guidance_scale": 4.0}, False, trajectories=24, steps=20)
+    worker = FDUnlearner(pipe, {"guidance_scale": 4.0}, False, trajectories=24, steps=12)
     worker.unlearn(["dog", "banana"], ["cat", "carrot"], f="kl")
     assert share(pipe, "dog") < 0.15 and share(pipe, "banana") < 0.15
     assert share(pipe, "pizza") > 0.75 and share(pipe, "cat") > 0.75

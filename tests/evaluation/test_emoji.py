@@ -109,9 +109,9 @@ def test_scores_by_hand() -> None:
         scores(verdicts, "unicorn")
 
 
-def test_unlearning_a_style_with_the_defaults(base, judge) -> None:
+def test_unlearning_a_style(base, judge) -> None:
     pipe = load_emoji_pipeline()
-    worker = FDUnlearner(pipe, {"guidance_scale": 4.0}, progress=False)
+    worker = FDUnlearner(pipe, {"guidance_scale": 4.0}, progress=False, trajectories=24, steps=40)
     worker.unlearn(Concept("blob", "noto", kind="style"))
     asked = [cells()[i] for i in HALF]
     after = scores(judge_cells(pipe, judge, asked, [7], **DRAWING), "blob")
