@@ -28,14 +28,14 @@ class AdapterState:
 
     active: tuple[str, ...]
     requires_grad: dict[str, bool]
-    training: dict[str, bool]
+    training: dict[nn.Module, bool]
 
 
 def snapshot(model: nn.Module) -> AdapterState:
     """The state of a denoiser before an adapter is attached or removed."""
     active = dict.fromkeys(name for layer in tuner_layers(model) for name in layer.active_adapters)
     requires_grad = {_plain_name(n): p.requires_grad for n, p in model.named_parameters()}
-    training = {_plain_name(n): m.training for n, m in model.named_modules()}
+    training = {module: module.training for module in model.modules()}
     return AdapterState(tuple(active), requires_grad, training)
 
 
@@ -227,5 +227,6 @@ def restore_flags(model: nn.Module, state_before: AdapterState) -> None:
     """Give training and gradient flags back as they were."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(state_before.requires_grad.get(_plain_name(name), False))
-    for name, module in model.named_modules():
-        module.training = state_before.training.get(_plain_name(name), False)
+    flags: dict[Any, bool] = {**state_before.training}
+    for module in model.modules():  # one that carries an adapter for the first time is new
+        module.training = flags.get(module, flags.get(getattr(module, "base_layer", None), False))

@@ -151,7 +151,9 @@ def test_words_in_the_slots_are_words_in_the_prompt(pipe) -> None:
     prefix = Prefix(where, 2, 0, 2)
     words = (prefix.words.index("apple"), prefix.words.index("tree"))
     with torch.no_grad():
-        own = prefix.texts([table[list(words)] for table in prefix.tables])
+        vectors = [table[list(words)] for table in prefix.tables]
+        names = prefix.goal.names
+        own = prefix.slots.conditioning(prefix.recorder, prefix.marked, names, vectors)
     plain = prefix.recorder.first_call(prefix.prompts(words)).inputs
     for name in prefix.goal.names:
         assert torch.allclose(own[name], plain[name], atol=1e-6)
