@@ -158,7 +158,7 @@ class TrainingLoop:
         rate = self.peak_rate * optim.learning_rate_factor(step, self.config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        figures, retain_parts = self._accumulate(*(self.upcoming or self._draw_next()))
+        metrics, retain_parts = self._accumulate(*(self.upcoming or self._draw_next()))
         # Gathered and sent while the device works, unless rows may change before the next step.
         self.upcoming = None if self.adversary else self._draw_next()
         self.processes.mean_([p.grad for p in self.parameters if p.grad is not None])
@@ -167,8 +167,8 @@ class TrainingLoop:
         scaler.unscale_(self.optimizer)
         largest = optim.clip_gradients(self.parameters, self.config.max_grad_norm)
         # Read together, since every read waits for the device.
-        self.processes.mean_([figures])
-        loss, divergence, distance, retain, peak = torch.cat([figures, largest[None]]).tolist()
+        self.processes.mean_([metrics])
+        loss, divergence, distance, retain, peak = torch.cat([metrics, largest[None]]).tolist()
         record = StepRecord(step, loss, divergence, distance, retain, rate)
         if not math.isfinite(loss):
             advice = "lower learning_rate, or use mixed_precision='no'"
@@ -180,7 +180,7 @@ class TrainingLoop:
         return record
 
     def _accumulate(self, rows: Draw, first: Batch) -> tuple[Tensor, list[list[Tensor]]]:
-        """Gradients of a step, its figures (4,), and the retain gradients where those are apart.
+        """Gradients of a step, its metrics (4,), and the retain gradients where those are apart.
 
         Rows go through the denoiser in micro-batches; a step that runs out of memory begins again
         with smaller ones.
@@ -192,17 +192,17 @@ class TrainingLoop:
             size = self.micro.size
             if size < len(rows) and self.critic_is_due:
                 self._update_critic(*self._predict(rows))  # on the whole step, as without parts
-            figures: list[Tensor] = []
+            metrics: list[Tensor] = []
             retain_parts: list[list[Tensor]] = []
             for start in range(0, len(rows), size):
                 is_there = start == 0 and first.size == min(size, len(rows))
                 batch = first if is_there else self.sampler.gather(rows.part(start, size))
                 share = batch.size / len(rows)
                 if batch.held is None:
-                    figures.append(self._together(batch, share))
+                    metrics.append(self._together(batch, share))
                 else:
-                    figures.append(self._apart(batch, batch.held, share, retain_parts))
-            return torch.stack(figures).sum(0), retain_parts
+                    metrics.append(self._apart(batch, batch.held, share, retain_parts))
+            return torch.stack(metrics).sum(0), retain_parts
 
         # Processes that share a denoiser out must call it equally often.
         shares_out = self.performance.shard and self.processes.count > 1
@@ -242,9 +242,9 @@ class TrainingLoop:
         """Gradients of the whole objective, in one pass."""
         answer = answer_batch(self.model, batch, self.autocast)
         self._update_critic(answer[: batch.size], batch)
-        value, figures = self.objective(answer, batch)
+        value, metrics = self.objective(answer, batch)
         self._backward(value, share)
-        return figures * share
+        return metrics * share
 
     def _apart(
         self, batch: Batch, held: Batch, share: float, retain_parts: list[list[Tensor]]
@@ -252,7 +252,7 @@ class TrainingLoop:
         """Gradients of the two parts: those of what is held are added to `retain_parts`."""
         answer = answer_batch(self.model, batch, self.autocast)
         self._update_critic(answer, batch)
-        unlearn, figures = self.objective.unlearn(answer, batch)
+        unlearn, metrics = self.objective.unlearn(answer, batch)
         self._backward(unlearn, share)
         unlearn_gradients = [optim.gradient_of(p) for p in self.parameters]
         self.optimizer.zero_grad()
@@ -264,7 +264,7 @@ class TrainingLoop:
         for parameter, gradient in zip(self.parameters, unlearn_gradients, strict=True):
             parameter.grad = gradient
         objective = unlearn.detach() + retain.detach()
-        return share * self.objective.metrics(objective, figures, retain.detach())
+        return share * self.objective.metrics(objective, metrics, retain.detach())
 
     def _operate(self, retain_parts: list[list[Tensor]]) -> None:
         """Surgery on the whole step's gradients, which then are the sum of both roles'."""

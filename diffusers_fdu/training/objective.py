@@ -68,12 +68,12 @@ class Objective:
 
     def __call__(self, answer: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The objective of the student's predictions (B, ...) on a batch, and its `metrics`."""
-        objective, figures = self.unlearn(answer[: batch.size], batch)
+        objective, metrics = self.unlearn(answer[: batch.size], batch)
         retain = torch.zeros_like(objective)
         if self._weight:
             retain = self.retain(answer[batch.size :], batch)
             objective = objective + retain
-        return objective, self.metrics(objective, figures, retain)
+        return objective, self.metrics(objective, metrics, retain)
 
     def unlearn(self, answer: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The part of the rows to unlearn, predicted as (size, ...), and (mean phi, mean s)."""
@@ -140,8 +140,8 @@ class Objective:
         bound = critic(answer, target, batch.timestep[: batch.size])
         distance = self._unlearn.distance(answer.detach(), target)
         sigmas = self.sigmas[0] if self._sigmas is None else self._sigmas[batch.concept]
-        figures = torch.stack([bound, (distance / sigmas**2).mean()]).detach()
-        return self._force * bound, figures
+        metrics = torch.stack([bound, (distance / sigmas**2).mean()]).detach()
+        return self._force * bound, metrics
 
     def _scaled(self, value: Tensor, batch: Batch) -> Tensor:
         assert self._sigmas is not None

@@ -1,1 +1,1 @@
-"""Metrics: from pictures to figures with intervals."""
+"""Metrics: from pictures to numbers with intervals."""

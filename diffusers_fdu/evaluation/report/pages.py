@@ -48,7 +48,7 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "title": ", ".join(map(cleaned, evaluation.targets)),
         "headline": _headline(evaluation),
-        "figures": [metric_report(*item) for item in evaluation.metrics.items()],
+        "metrics": [metric_report(*item) for item in evaluation.metrics.items()],
         "attacks": evaluation.attacks,
         "about": _about(evaluation),
         "recipe": recipe_rows(evaluation.recipe),
