@@ -19,6 +19,7 @@ from diffusers_fdu.evaluation.emoji import (
     judge_cells,
     scores,
 )
+from examples.emoji_training.art import COLOURS
 
 DRAWING = {"num_inference_steps": 15}  # the stated figures are of 25, and hold with these
 HALF = [i for i in range(len(cells())) if (i + i // len(STYLES)) % 2]  # of every row and column
@@ -70,14 +71,7 @@ def test_backgrounds_have_their_colour() -> None:
     pipe = load_emoji_pipeline()
     names = ["white", "black", "red", "green", "blue", "yellow"]
     images = draw(pipe, [caption("apple", "noto", name) for name in names], [3] * len(names))
-    wanted = {
-        "white": (255, 255, 255),
-        "black": (16, 16, 16),
-        "red": (214, 48, 49),
-        "green": (39, 154, 80),
-        "blue": (52, 110, 219),
-        "yellow": (250, 214, 72),
-    }
+    wanted = {name: COLOURS[name] for name in names}
     for name, image in zip(names, images, strict=True):
         corner = image.crop((0, 0, 6, 6)).resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
         nearest = min(
