@@ -99,9 +99,8 @@ def _list_concepts(command: Unlearn, details: dict[str, Any]) -> list[ListedConc
         {"target": target, "anchor": anchor, "kind": command.kind, **details}
         for target, anchor in zip(targets, anchors, strict=True)
     ]
-    return [
-        ListedConcept("", concept) for concept in make_concepts(list(map(make_concept, entries)))
-    ]
+    concepts = make_concepts([make_concept(entry) for entry in entries])
+    return [ListedConcept("", concept) for concept in concepts]
 
 
 def launched() -> bool:

@@ -79,7 +79,7 @@ class DivergenceLoss(nn.Module):
         if sigma != "auto" and not (isinstance(sigma, int | float) and 0 < sigma < inf):
             raise ValueError(f"sigma must be a positive number or 'auto', got {sigma!r}")
         self.sigma, self.reduction, self.kernel = sigma, reduction, kernel
-        self._compiled = torch.compile(self._eager) if kernel == "compile" else None
+        self._compiled: Any = None
         self._table: Table | None = None
 
     def distance(self, pred: Tensor, target: Tensor, mask: Weights = None) -> Tensor:
@@ -138,7 +138,7 @@ class DivergenceLoss(nn.Module):
         kernel = self._choose_kernel(pred, target)
         if kernel == "eager":
             return self._eager(pred, target, mask, weights)
-        compute: Any = self._fused if kernel == "triton" else self._compiled
+        compute: Any = self._fused if kernel == "triton" else self._under_compile
         if torch.compiler.is_compiling():
             return compute(pred, target, mask, weights)
         try:
@@ -180,6 +180,10 @@ class DivergenceLoss(nn.Module):
         if weights is not None:
             phi = phi * weights.to(phi.dtype)
         return phi.mean(), s.detach()
+
+    def _under_compile(self, *args: Any) -> Parts:
+        self._compiled = self._compiled or torch.compile(self._eager)
+        return self._compiled(*args)
 
     def _fused(self, pred: Tensor, target: Tensor, mask: Weights, weights: Weights) -> Parts:
         from .triton.launch import fused_loss  # Triton is for Linux alone

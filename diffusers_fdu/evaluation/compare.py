@@ -87,6 +87,8 @@ def compare(
     total, quiet = len(names) * len(workers), not options.get("progress", True)
     with tqdm(total=total, desc="compare", disable=quiet, unit="run") as bar:
         for worker in workers:
+            # What the seed before recorded is let go before more is recorded.
+            buffer = judge = None  # type: Any
             if cache is not None:
                 results.key = _cache_key(worker, concept_list, strengths, measure)
             before = before or results.get(None)
@@ -104,8 +106,7 @@ def compare(
                 bar.update()
             points += [Point(**row) for rows in rows_by_f.values() for row in rows]
     title = " + ".join(concept.target for concept in concept_list)
-    erased, kept = before  # type: ignore[misc]
-    return Comparison(title, tuple(points), (erased, kept))
+    return Comparison(title, tuple(points), tuple(before))  # type: ignore[arg-type]
 
 
 def _train_and_measure(

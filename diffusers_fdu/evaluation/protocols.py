@@ -8,9 +8,11 @@ from itertools import chain
 from typing import Any
 
 from ..data.templates import fill
+from ..settings import check_names
 from .images import Request
 from .prompt_grid import PromptGrid
 
+OPTIONS = ("seeds", "num_inference_steps", "guidance_scale", "extra", "metrics")
 FIRST_SEED = 1000  # of the pictures where a publication names no seeds
 QUICK_TARGET, QUICK_OTHERS, QUICK_SYNONYMS = 32, 62, 8
 
@@ -85,6 +87,7 @@ def resolve_protocol(protocol: str | Protocol = "quick", **options: Any) -> Prot
         if protocol not in PROTOCOLS:
             raise ValueError(f"unknown protocol {protocol!r}: choose {', '.join(PROTOCOLS)}")
         protocol = PROTOCOLS[protocol]
+    check_names(options, OPTIONS)
     options = {key: value for key, value in options.items() if value is not None}
     if "seeds" in options and not options["seeds"]:
         raise ValueError("seeds must name at least one")

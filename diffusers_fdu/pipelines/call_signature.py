@@ -63,7 +63,7 @@ def check_arguments(pipe: Any, kwargs: Mapping[str, Any]) -> None:
     parameters = inspect.signature(pipe.__call__).parameters
     for name, value in kwargs.items():
         if name in RESERVED:
-            raise ValueError(f"pipeline_kwargs may not hold {name!r}: recording sets it")
+            raise ValueError(f"pipeline_kwargs may not hold {name!r}: it is set here")
         if name not in parameters:  # what `**kwargs` would swallow, too
             near = difflib.get_close_matches(name, parameters, n=1)
             advice = f": did you mean {near[0]}?" if near else ""

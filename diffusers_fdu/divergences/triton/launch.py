@@ -136,8 +136,6 @@ torch.library.define(
 torch.library.define(
     BACKWARD, "(Tensor pred, Tensor target, Tensor? mask, Tensor slope, Tensor upstream) -> Tensor"
 )
-
-
 DEVICES = ("cpu", "cuda")
 # What an operator returns may not share memory.
 torch.library.impl(FORWARD, DEVICES, lambda *args: tuple(x.clone() for x in _forward(*args)))

@@ -40,9 +40,7 @@ class Judged:
 
     def __post_init__(self) -> None:
         if not self.right("target", self.domain):
-            raise ValueError(
-                f"no picture was asked to show a target of the {self.domain!r} domain"
-            )
+            raise ValueError(f"no picture asks for a target of the {self.domain!r} domain")
 
     def right(self, part: str, domain: str) -> list[float]:
         """1 where a picture of the part is judged right in the domain, else 0."""
