@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -112,8 +112,11 @@ def _check_output(folder: Path) -> None:
 
 def _copy(files: dict[str, Path], output: Path) -> Path:
     """Put all files into a folder in place of the adapter there, or none of them."""
+    undo = ExitStack()
+    if not output.exists():
+        undo.callback(shutil.rmtree, output, ignore_errors=True)
     writable_folder(output)
-    with tempfile.TemporaryDirectory(dir=output) as temporary:
+    with undo, tempfile.TemporaryDirectory(dir=output) as temporary:
         for name, path in files.items():
             (Path(temporary) / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, Path(temporary) / name)
@@ -126,4 +129,5 @@ def _copy(files: dict[str, Path], output: Path) -> Path:
         for name in files:
             (output / name).parent.mkdir(exist_ok=True)
             (Path(temporary) / name).replace(output / name)
+        undo.pop_all()
     return output

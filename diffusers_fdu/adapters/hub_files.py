@@ -59,7 +59,8 @@ def files_to_push(adapter_file: AdapterFile) -> dict[str, Path]:
     names += sorted(f"{PICTURES}/{path.name}" for path in (folder / PICTURES).glob("*.png"))
     files = {name: folder / name for name in names if (folder / name).is_file()}
     for name, path in files.items():
-        check_inside(path, folder)
+        if name != CARD_NAME:  # which is made anew when it is pushed
+            check_inside(path, folder)
         if not name.endswith(".png"):
             continue
         if not is_pushed(name):

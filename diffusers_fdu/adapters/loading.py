@@ -143,7 +143,8 @@ def _warn_of_another_model(adapter_file: AdapterFile, pipe: Any) -> None:
 
 def check_fits(adapter_file: AdapterFile, model: nn.Module) -> None:
     """Refuse an adapter whose layers the denoiser does not have, or has in other sizes."""
-    modules = dict(model.named_modules(remove_duplicate=False))
+    named = model.named_modules(remove_duplicate=False)
+    modules = {name.replace("_orig_mod.", ""): module for name, module in named}
     for name, (down, up, _) in adapter_file.layers.items():
         layer: Any = modules.get(name)
         base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
@@ -152,7 +153,8 @@ def check_fits(adapter_file: AdapterFile, model: nn.Module) -> None:
             for side in ("in", "out")
         ]
         kernel = tuple(getattr(base, "kernel_size", ()))
-        if features == [down.shape[1], up.shape[0]] and kernel == tuple(down.shape[2:]):
+        shape, expected = (*features, *kernel), (down.shape[1], up.shape[0], *down.shape[2:])
+        if hasattr(base, "weight") and shape == expected:
             continue
         here = f"it takes {features[0]} and gives {features[1]} here"
         here = here if hasattr(base, "weight") else "there is no such layer here"

@@ -41,7 +41,7 @@ def read_adapter(directory: str | Path) -> AdapterFile:
         raise ValueError(f"{str(folder)!r} {without_weights(p.name for p in folder.iterdir())}")
     format = formats[0]
     path = folder / FILE_NAMES[format][-1]
-    for name in (path.name, RECIPE_NAME, PEFT_CONFIG_NAME):
+    for name in (*FILE_NAMES[format], RECIPE_NAME):
         check_inside(folder / name, folder)
     try:
         recipe = read_json(folder / RECIPE_NAME) if (folder / RECIPE_NAME).exists() else {}

@@ -1,13 +1,14 @@
 """Adapters written as diffusers and PEFT read them."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
 
-from ..utils.io import atomic_write, write_json
+from ..utils.io import atomic_write, json_text
 from .adapter_file import FILE_NAMES, PEFT_CONFIG_NAME, PEFT_PREFIX, Format
 from .read import METADATA_NAME
 
@@ -27,11 +28,12 @@ def write_adapter(
     if format == "diffusers":
         prefixed = {f"{prefix}{key}": value for key, value in config.items()}
         metadata[METADATA_NAME] = json.dumps(prefixed, indent=2, sort_keys=True)
-    with atomic_write(folder / FILE_NAMES[format][-1]) as file:
+    with ExitStack() as files:  # both are whole before either takes its place
+        file = files.enter_context(atomic_write(folder / FILE_NAMES[format][-1]))
         file.write(with_sorted_header(save(tensors, metadata)))
-    if format == "peft":
-        config = {"peft_type": "LORA", "inference_mode": True, **config}
-        write_json(folder / PEFT_CONFIG_NAME, config)
+        if format == "peft":
+            text = json_text({"peft_type": "LORA", "inference_mode": True, **config})
+            files.enter_context(atomic_write(folder / PEFT_CONFIG_NAME)).write(text.encode())
     # What the folder holds in the other format is another adapter.
     for other in FILE_NAMES["diffusers" if format == "peft" else "peft"]:
         (folder / other).unlink(missing_ok=True)

@@ -80,12 +80,8 @@ class Merge(PlacementOptions):
 
         if self.refine and self.model is None:
             raise ValueError("--refine needs --model, what the adapters were trained on")
-        merged = merge_adapters(
-            self.adapters,
-            self.weight,
-            method=self.method,  # type: ignore[arg-type]  # checked there
-            rank=self.rank,
-        )
+        method: Any = self.method  # checked there
+        merged = merge_adapters(self.adapters, self.weight, method=method, rank=self.rank)
         if self.refine:
             from ..retraining import refine
 

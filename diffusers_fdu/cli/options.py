@@ -143,7 +143,9 @@ def named_options(
         _update(values, value)
     check_names(values, known)
     for name in MAPPINGS:
-        if not isinstance(values.get(name, {}), dict):
+        if values.get(name, {}) is None:  # as YAML reads a name without a value
+            del values[name]
+        elif not isinstance(values.get(name, {}), dict):
             raise ValueError(f"{name} must be a mapping of names, got {values[name]!r}")
     return values
 

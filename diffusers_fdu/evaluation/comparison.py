@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import NamedTuple
 
 from ..divergences.choice import AutoDivergence, Preference
@@ -39,8 +40,7 @@ class Average(NamedTuple):
     @property
     def harmonic(self) -> float:
         """The harmonic mean of erased and kept."""
-        a, b = self.erased.mean, self.kept.mean
-        return 2 * a * b / (a + b) if a + b > 0 else 0.0
+        return harmonic_mean((self.erased.mean, self.kept.mean))
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,10 @@ from .metrics.clip import ClipScorer
 
 Answers = list[dict[str, str]]
 
-NUDITY = (
-    "FEMALE_BREAST_EXPOSED",
-    "FEMALE_GENITALIA_EXPOSED",
-    "MALE_GENITALIA_EXPOSED",
-    "BUTTOCKS_EXPOSED",
-    "ANUS_EXPOSED",
+NUDITY = tuple(  # the classes of NudeNet that count
+    "FEMALE_BREAST_EXPOSED FEMALE_GENITALIA_EXPOSED MALE_GENITALIA_EXPOSED BUTTOCKS_EXPOSED "
+    "ANUS_EXPOSED".split()
 )
-"""The classes of NudeNet that count as nudity."""
 
 
 class Judge(Protocol):

@@ -38,9 +38,8 @@ def plot_profiles(path: str | Path, fs: Sequence[str] = PROFILES) -> None:
         style = "--" if i >= 5 else "-"
         left.plot(distance, d.phi(s), style, label=d.name)
         right.plot(distance, d.dphi(s) / d.dphi(one), style, label=d.name)
-    x_label = "distance √s"
-    left.set(xlabel=x_label, ylabel="φ(s)", ylim=(0, 3), title="the divergence")
-    right.set(xlabel=x_label, ylabel="φ′(s) / φ′(1)", yscale="log", ylim=(3e-2, 3e1))
+    left.set(xlabel="distance √s", ylabel="φ(s)", ylim=(0, 3), title="the divergence")
+    right.set(xlabel="distance √s", ylabel="φ′(s) / φ′(1)", yscale="log", ylim=(3e-2, 3e1))
     right.set_title("the pull on a sample, relative to kl")
     left.legend()
     figure.savefig(path, dpi=150)

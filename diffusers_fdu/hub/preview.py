@@ -27,8 +27,7 @@ TEMPLATES = {
     "style": ("a picture in {} style", "a drawing of a house in {} style"),
     "prompt": ("{}",),
 }
-FALLBACK = ("tree", "house", "bicycle", "mountain", "cup", "bridge")
-"""What else is drawn where no tokenizer has words."""
+FALLBACK = ("tree", "house", "bicycle", "mountain", "cup", "bridge")  # where there are no words
 
 
 def draw_pictures(

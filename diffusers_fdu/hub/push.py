@@ -75,7 +75,7 @@ def push(
         info = api.model_info(repo_id)
         if private is not None and info.private is not None and info.private != private:
             state = "private" if info.private else "public"
-            raise ValueError(f"{repo_id!r} is {state} already: change that in its settings")
+            raise ValueError(f"{repo_id!r} is {state} already: change it there, or omit `private`")
         pushed_before = {file.rfilename for file in info.siblings or []}
         stale = sorted(name for name in pushed_before - contents.keys() if is_pushed(name))
         additions = [CommitOperationAdd(name, content) for name, content in contents.items()]

@@ -13,7 +13,6 @@ from .checkpoint import Checkpoints
 from .robust import Adversary
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
-PROJECT = "diffusers-fdu"
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def tracked(
         name: value if isinstance(value, int | float | str | bool) else str(value)
         for name, value in as_json(config or {}).items()
     }
-    accelerator.init_trackers(PROJECT, plain)
+    accelerator.init_trackers("diffusers-fdu", plain)
 
     def log(record: StepRecord) -> None:
         values = asdict(record)

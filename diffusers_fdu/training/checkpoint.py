@@ -18,7 +18,6 @@ from ..utils.io import UNFINISHED, atomic_write, writable_folder
 KEPT = 2  # checkpoints of a training: the last, and one should the last be damaged
 NAME = "step-{:06d}.state"
 RECORDED = "recorded.state"
-ABOUT, STATE = "about", "state"
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ class Checkpoints:
 
     def _write(self, path: Path, state: dict[str, Any]) -> bool:
         try:
-            write(path, {ABOUT: self.fingerprint, STATE: state})
+            write(path, {"about": self.fingerprint, "state": state})
         except OSError as error:
             message = f"no checkpoint {str(path)!r}: {error.strerror or error}; training goes on"
             warnings.warn(message, RuntimeWarning, stacklevel=3)
@@ -173,9 +172,9 @@ class Checkpoints:
                     advice = f"go on from {str(other)!r}"
             raise ValueError(f"{error}; {advice}") from error
         for name, value in self.fingerprint.items():
-            if (other := content[ABOUT].get(name)) != value:
+            if (other := content["about"].get(name)) != value:
                 raise ValueError(
                     f"{str(path)!r} is of a training with {name}={other!r}, this one "
                     f"has {value!r}: use another folder for checkpoints, or do not resume"
                 )
-        return content[STATE]
+        return content["state"]

@@ -43,9 +43,8 @@ def project(gradient: Sequence[Tensor], other: Sequence[Tensor]) -> None:
     2001.06782, here in one direction: the retain gradient stays whole). Both have to be complete
     gradients, summed over micro-batches and processes before.
     """
-    dot = torch.stack(
-        [(g.float() * h.float()).sum() for g, h in zip(gradient, other, strict=True)]
-    ).sum()
+    products = [(g.float() * h.float()).sum() for g, h in zip(gradient, other, strict=True)]
+    dot = torch.stack(products).sum()
     square = torch.stack(torch._foreach_norm(list(other))).float().norm().square()
     share = dot.clamp(max=0) / square.clamp(min=torch.finfo(torch.float32).tiny)
     torch._foreach_sub_(list(gradient), [h * share for h in other])

@@ -9,6 +9,7 @@ import torch
 from local_hub import FIXTURES, content, refused
 from safetensors.torch import load_file, save_file
 
+from diffusers_fdu.adapters import download
 from diffusers_fdu.adapters.hub_files import PNG, files_to_pull, files_to_push, is_repo_id
 from diffusers_fdu.adapters.read import read_adapter
 
@@ -224,3 +225,23 @@ def test_names_of_repositories() -> None:
         assert is_repo_id(good)
     for bad in ("dog", "/dog", "./dog", "../dog", "a/b/c", "a/b.git", "a/b-", "~/dog", "a/", ""):
         assert not is_repo_id(bad)
+
+
+def test_a_copy_that_fails_leaves_no_folder(folder, tmp_path, monkeypatch) -> None:
+    def full(*_):
+        raise OSError("No space left on device")
+
+    files = files_to_push(read_adapter(folder))
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space"):
+        download._copy(files, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_card_elsewhere_is_no_reason_to_refuse(folder, tmp_path) -> None:
+    """It is made anew."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "notes.md").write_text("mine")
+    (copy / "README.md").unlink(missing_ok=True)
+    (copy / "README.md").symlink_to(tmp_path / "notes.md")
+    files_to_push(read_adapter(copy))

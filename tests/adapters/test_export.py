@@ -11,7 +11,9 @@ from diffusers.utils import convert_state_dict_to_kohya
 from exporting import EVERYTHING, build, error, expected, latents, updates, write_random
 from safetensors.torch import load_file, save_file
 
+from diffusers_fdu.adapters.adapter_file import Layer
 from diffusers_fdu.adapters.export.export import export, read_exported
+from diffusers_fdu.adapters.export.layers import _join
 from diffusers_fdu.adapters.read import read_adapter
 from diffusers_fdu.adapters.write import write_adapter
 from diffusers_fdu.emoji.loading import load_emoji_pipeline
@@ -196,6 +198,13 @@ def test_layers_of_one_matrix_may_have_ranks_and_alphas_of_their_own(tmp_path) -
     assert error(latents(pipe, "flux"), wanted, without) < 1e-4
     header = read_exported(path).header
     assert (header["ss_network_dim"], header["ss_network_alpha"]) == ("Dynamic", "6")
+
+
+def test_parts_that_do_not_fit_their_matrix_are_refused() -> None:
+    heights = {"attn.to_q": 8, "attn.to_k": 4}
+    parts = {n: Layer(torch.ones(2, 8), torch.ones(h, 2), 2.0) for n, h in heights.items()}
+    with pytest.raises(ValueError, match="attn.to_k has 4 rows"):
+        _join(parts, ("attn.to_q", "attn.to_k", "attn.to_v"))
 
 
 def test_layers_of_a_unet_share_one_alpha(tmp_path) -> None:

@@ -242,3 +242,12 @@ def test_a_denoiser_compiled_since_is_saved_by_its_own_names(tmp_path, pipe) -> 
     (tmp_path / "again").mkdir()
     save_adapter(pipe, "unet", "made", tmp_path / "again")
     assert read_adapter(tmp_path / "again").state.keys() == state().keys()
+
+
+def test_what_cannot_be_written_leaves_the_older_adapter(tmp_path, pipe) -> None:
+    """Its weights as well as its config, of which the second is written last."""
+    write_adapter(tmp_path, "peft", "unet", state(), CONFIG)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(TypeError):
+        write_adapter(tmp_path, "peft", "unet", state(3), {**CONFIG, "r": object()})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

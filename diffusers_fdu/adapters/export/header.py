@@ -61,7 +61,8 @@ def family_of(adapter_file: AdapterFile, family: str | None = None) -> str:
             raise ValueError(f"{folder} has no recipe: pass family, one of {choices}")
     expected = "unet" if family in ("sd", "sdxl") else "transformer"
     if component != expected:
-        raise ValueError(f"{folder} is for a {component}, and {family} has a {expected}")
+        message = f"{folder} is for a {component}, and {family} has a {expected}"
+        raise ValueError(f"{message}: exported are adapters for {WORKS}")
     return family
 
 

@@ -134,6 +134,8 @@ def _join(parts: Mapping[str, Layer], order: Sequence[str]) -> Layer:
     # Where scales differ there is no one alpha: they go into the weights.
     is_one_scale = len({layer.alpha / layer.rank for layer in parts.values()}) == 1
     for name, part in parts.items():
+        if len(part.up) != len(ups[name]):
+            raise ValueError(f"{name} has {len(part.up)} rows, which do not fit its matrix")
         ups[name] = part.up if is_one_scale else _scaled(part.up, part.alpha / part.rank)
     down = torch.cat([parts[name].down for name in order if name in parts])
     alpha = sum(layer.alpha for layer in parts.values()) if is_one_scale else float(len(down))
