@@ -151,3 +151,11 @@ def test_help_imports_neither_torch_nor_diffusers() -> None:
     code += "except SystemExit: print([n for n in ('torch', 'diffusers') if n in sys.modules])"
     done = run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n") and not done.stderr
+
+
+def test_a_mapping_without_names_is_as_if_it_was_not_there(tmp_path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("pipeline_kwargs:\nsteps: 3\n")
+    assert resolved(path) == {"steps": 3}
+    scale = {"pipeline_kwargs.guidance_scale": 2.0}
+    assert resolved(path, scale)["pipeline_kwargs"] == {"guidance_scale": 2.0}
