@@ -145,7 +145,7 @@ def test_what_departs_from_the_publication_is_said() -> None:
 def test_unknown_protocols_and_options_are_refused() -> None:
     with pytest.raises(ValueError, match="choose unlearncanvas"):
         resolve_protocol("slow")
-    with pytest.raises(TypeError, match="argument 'step'"):
+    with pytest.raises(TypeError, match="unknown option 'step': choose seeds"):
         resolve_protocol("quick", step=3)
     with pytest.raises(ValueError, match="at least 1"):
         resolve_protocol("quick", num_inference_steps=0)
