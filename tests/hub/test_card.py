@@ -4,28 +4,21 @@ import json
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
 import yaml
-from conftest import build_tiny_pipe, latents
+from conftest import build_tiny_pipe
 from families import FAMILIES
 from hostile import HOSTILE
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from PIL import Image
-from tiny import add_other_adapter, state, unlearner
+from tiny import unlearner
 
-from diffusers_fdu import Concept, FDUnlearner, NegativeGuidance, render_card
+from diffusers_fdu import FDUnlearner, render_card
 from diffusers_fdu.adapters.evaluation_file import read_evaluation, write_evaluation
-from diffusers_fdu.cli.demo_job import demo_evaluation
-from diffusers_fdu.evaluation.emoji import Scores
 from diffusers_fdu.hub.card import seeds_text
-from diffusers_fdu.hub.preview import card_prompts, draw_pictures, prompt_of
-from diffusers_fdu.utils.markup import cleaned, escaped, slug
-from diffusers_fdu.utils.statistics import wilson
+from diffusers_fdu.utils.markup import cleaned
 
 DOCS = Path(__file__).parents[2] / "docs"
 EVALUATION = {
@@ -264,105 +257,6 @@ def test_an_evaluation_belongs_to_its_weights(folder) -> None:
     assert read_evaluation(weights) is None
     write_evaluation(EVALUATION, folder)
     assert read_evaluation(weights) == EVALUATION
-
-
-def test_slugs_are_short_and_differ() -> None:
-    assert slug("Mickey  Mouse!") == slug("mickey-mouse") == "mickey-mouse"
-    names = ["🦊", "🐶", "x" * 50, "x" * 51, "皮卡丘", "Ångström", "a_b"]
-    slugs = [slug(name) for name in names]
-    assert len(set(slugs)) == len(names) and max(map(len, slugs)) <= 40
-    assert all(re.fullmatch(r"[\w-]+", each) for each in slugs)
-    assert slug("皮卡丘") == "皮卡丘" and slug("Ångström") == "ångström"
-
-
-def test_text_is_cleaned_and_escaped() -> None:
-    assert cleaned(" a\n\tb\u202e \x00c\ud800 ") == "a b c"
-    assert cleaned("👩‍🚀") == "👩‍🚀"
-    assert len(cleaned("y" * 500)) == 100
-    assert escaped("www.x.y https://z a@b") == "www\\.x.y https\\://z a\\@b"
-    assert escaped("a|b *c* snake_case <i> St. Basil") == (
-        "a\\|b \\*c\\* snake_case \\<i> St. Basil"
-    )
-    assert [escaped(text) for text in ("> a", "- a", "-1", "a -> b")] == [
-        "\\> a",
-        "\\- a",
-        "-1",
-        "a -> b",
-    ]
-
-
-def test_wilson_against_known_intervals() -> None:
-    # R: prop.test(hits, total, correct = FALSE)
-    assert wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
-    assert wilson(0, 20) == pytest.approx((0.0, 0.1611252), abs=1e-6)
-    assert wilson(40, 40) == pytest.approx((0.9123785, 1.0), abs=1e-6)
-    for bad in ((1, 0), (3, 2), (-1, 5)):
-        with pytest.raises(ValueError, match="no share"):
-            wilson(*bad)
-
-
-@pytest.mark.parametrize(("target", "drawn"), [("dog", 40), ("blob", 64)])
-def test_the_demo_says_what_it_measured(tmp_path, target, drawn) -> None:
-    before, after = Scores(0.05, 0.996, 0.9, 288), Scores(0.975, 0.9879, 1.0, 288)
-    found = demo_evaluation(target, before, after)
-    write_evaluation(found, tmp_path)
-    ua, cra = found["metrics"]["ua"], found["metrics"]["cra"]
-    assert ua["low"] < ua["value"] < ua["high"] and ua["before"] == 0.05
-    assert cra["low"] < cra["value"] == cra["high"] == 1
-    assert f"{drawn} pictures of the target" in found["protocol"]
-    own = "style" if target == "blob" else "concept"
-    assert f"the right {own}; CRA" in found["protocol"]
-    assert len(found["seeds"]) == (10 if target == "dog" else 2)
-
-
-def test_pictures_show_both_and_leave_the_pipe_alone(pipe, tmp_path) -> None:
-    worker = unlearner(pipe, steps=6)
-    worker.unlearn(["dog", "tree"], ["cat", "house"])
-    name = worker.adapter_name
-    add_other_adapter(pipe)  # and it alone is active
-    pipe.set_progress_bar_config(desc="mine")
-    drawn = latents(pipe)
-    before, bar = state(pipe), dict(pipe._progress_bar_config)
-    paths = draw_pictures(pipe, "unet", name, worker.recipe, worker.pipeline_kwargs, tmp_path)
-    assert state(pipe) == before and pipe._progress_bar_config == bar
-    assert pipe.get_active_adapters() == ["other"] and torch.equal(latents(pipe), drawn)
-    prompts = [prompt_of(path) for path in paths]
-    assert [p.name for p in paths] == ["0.png", "1.png", "2.png", "3.png"]
-    assert prompts[:2] == ["a dog", "a photo of a tree"]
-    assert not any(word in p.split() for p in prompts[2:] for word in ("dog", "tree", "cat"))
-    # The halves are what the pipe draws at strengths 0 and 1 with that seed.
-    for strength, left in ((0.0, 0), (1.0, 16 + 8)):
-        pipe.set_adapters([name], [strength])
-        drawn = pipe(prompts[1], num_inference_steps=3, generator=torch.manual_seed(1)).images[0]
-        with Image.open(paths[1]) as both:
-            half = both.crop((left, 0, left + 16, 16))
-        assert half.tobytes() == drawn.convert("RGB").tobytes()
-
-
-def test_own_prompts_and_retained_ones_are_shown(pipe, tmp_path) -> None:
-    worker = unlearner(pipe, steps=1, retain=["a red house", "blue", "photo"])
-    concept = Concept("dog", NegativeGuidance(), prompts=["a {} and a {word}", "the {} runs"])
-    worker.unlearn(concept)
-    paths = draw_pictures(pipe, "unet", worker.adapter_name, worker.recipe, {}, tmp_path)
-    assert [prompt_of(p) for p in paths] == ["the dog runs"] * 2 + ["a red house", "blue"]
-
-
-@pytest.mark.parametrize("target", ["house", "tree"])
-def test_without_a_vocabulary_there_are_others_to_draw(target) -> None:
-    recipe = {"concepts": [{"target": target, "anchor": None}]}
-    found = card_prompts(SimpleNamespace(), recipe)
-    assert len(found) == 4 and len(set(found[2:])) == 2
-    assert [target in prompt.split() for prompt in found] == [True, True, False, False]
-    words = "tree house bicycle mountain cup bridge".split()
-    recipe["concepts"][0]["aliases"] = words
-    assert len(card_prompts(SimpleNamespace(), recipe)) == 2
-
-
-def test_videos_are_not_drawn(tmp_path) -> None:
-    pipe = next(f for f in FAMILIES.values() if f.name == "LTX-Video").build()
-    with pytest.warns(UserWarning, match="LTXPipeline draws videos"):
-        assert draw_pictures(pipe, "transformer", "x", {}, {}, tmp_path) == []
-    assert not list(tmp_path.iterdir())
 
 
 def test_the_example_is_what_the_template_renders_today(tmp_path) -> None:

@@ -85,3 +85,13 @@ def test_groups_are_drawn_independently() -> None:
     assert high - low == pytest.approx(
         2 * 1.96 * math.sqrt(2) * np.std(a) / math.sqrt(200), rel=0.2
     )
+
+
+def test_wilson_against_known_intervals() -> None:
+    # R: prop.test(hits, total, correct = FALSE)
+    assert wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611252), abs=1e-6)
+    assert wilson(40, 40) == pytest.approx((0.9123785, 1.0), abs=1e-6)
+    for bad in ((1, 0), (3, 2), (-1, 5)):
+        with pytest.raises(ValueError, match="no share"):
+            wilson(*bad)
